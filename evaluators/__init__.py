@@ -1,0 +1,1 @@
+"""How we judge: scores, calibration, the gate, drift, sequential tests."""

@@ -1,0 +1,1 @@
+"""When: Prefect flows, wiring, command line, demo."""

@@ -1,0 +1,81 @@
+"""The command line ``nightschool``. Commands are loaded when called, so that help is instant."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+COMMANDS = {
+    "up": "flows.cli.run:up",
+    "demo": "flows.cli.run:demo",
+    "night": "flows.cli.run:night",
+    "gateway": "flows.cli.run:gateway",
+    "status": "flows.cli.read:status",
+    "tasks": "flows.cli.read:tasks",
+    "adapters": "flows.cli.read:adapters",
+    "rollouts": "flows.cli.read:rollouts",
+    "events": "flows.cli.read:events",
+    "rollback": "flows.cli.act:rollback",
+    "retrain": "flows.cli.act:retrain",
+    "keys": "flows.cli.act:keys",
+    "notify": "flows.cli.act:notify",
+    "config": "flows.cli.configure:config",
+    "db": "flows.cli.configure:db",
+}
+SUMMARIES = {
+    "up": "Start everything on this machine and keep it running.",
+    "demo": "Play one day, one night and the next day on real input.",
+    "night": "Run the night now: learn from the logs, judge, open rollouts.",
+    "gateway": "Run the gateway alone.",
+    "status": "What runs, what is served, what is being rolled out.",
+    "tasks": "The tasks found in the logs.",
+    "adapters": "The adapters and their scores.",
+    "rollouts": "The rollouts and their verdicts.",
+    "events": "Who changed what, when and why.",
+    "rollback": "Put a task's previous champion, or the teacher, back.",
+    "retrain": "Ask Prefect for a training of one task now.",
+    "keys": "API keys: create, list, revoke.",
+    "notify": "Send a test message to the configured channels.",
+    "config": "The effective settings and where each came from.",
+    "db": "Database: upgrade the schema.",
+}
+EPILOG = """\b
+Examples:
+  nightschool up                        start the stack, open the Prefect UI
+  nightschool tasks --json              the tasks, for a script
+  nightschool rollback invoice-fields   the previous champion answers again
+Exit status: 0 done, 1 it failed, 2 wrong usage or settings, 3 not found."""
+
+
+class LazyGroup(click.Group):
+    """Lists commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        target = COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, name = target.partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES[name]) for name in COMMANDS])
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"max_content_width": 100})
+@click.version_option(package_name="nightschool")
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    help="TOML file with settings (default: nightschool.toml, or $NIGHTSCHOOL_CONFIG).",
+)
+@click.pass_context
+def main(ctx: click.Context, config: str | None) -> None:
+    """Night School: small models learn by night what your agents ask for by day."""
+    ctx.obj = config

@@ -1,0 +1,1 @@
+"""Signed webhooks in: a retraining or a rollback asked for from outside."""

@@ -1,0 +1,123 @@
+"""Talk to the Prefect server over its HTTP API: start a deployment's run, ask how it went.
+
+Plain HTTP, so that a webhook or the command line answers without importing the whole of Prefect.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+REQUEST_SECONDS = 10.0
+TERMINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "CRASHED"})
+
+
+class OrchestratorDown(Exception):
+    """Prefect could not be reached; what was asked for can be asked again later."""
+
+
+class OrchestratorRefused(Exception):
+    """Prefect answered with an error: unknown deployment, wrong parameters, wrong credentials."""
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    id: str
+    name: str
+    state: str
+    """Prefect's state type in capitals, e.g. RUNNING, COMPLETED."""
+    message: str
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
+
+
+class Orchestrator:
+    """The Prefect server at ``api_url`` (ending in /api)."""
+
+    def __init__(self, api_url: str) -> None:
+        self._api = api_url.rstrip("/")
+
+    def start(
+        self, flow: str, parameters: Mapping[str, Any], *, idempotency_key: str | None = None
+    ) -> FlowRun:
+        """Start the deployment named like its flow. The same key twice is the same run.
+
+        Raises:
+            OrchestratorDown, OrchestratorRefused.
+        """
+        name = quote(flow, safe="")
+        deployment = self._ask("GET", f"/deployments/name/{name}/{name}")
+        body: dict[str, Any] = {
+            "parameters": dict(parameters),
+            "state": {"type": "SCHEDULED", "message": "asked for through Night School"},
+        }
+        if idempotency_key is not None:
+            body["idempotency_key"] = idempotency_key
+        return _flow_run(
+            self._ask("POST", f"/deployments/{deployment['id']}/create_flow_run", body)
+        )
+
+    def run(self, run_id: str) -> FlowRun:
+        """Raises OrchestratorDown, OrchestratorRefused (no such run)."""
+        return _flow_run(self._ask("GET", f"/flow_runs/{quote(run_id, safe='')}"))
+
+    def has_deployment(self, flow: str) -> bool:
+        name = quote(flow, safe="")
+        try:
+            self._ask("GET", f"/deployments/name/{name}/{name}")
+        except OrchestratorRefused:
+            return False
+        return True
+
+    def task_runs(self, run_id: str) -> list[dict[str, Any]]:
+        """The task runs of a flow run: name, state_type, total_run_time (seconds)."""
+        body = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
+        answer = self._ask("POST", "/task_runs/filter", body)
+        return list(answer)
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(
+            self._api + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"content-type": "application/json", **_credentials()},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = error.read(2000).decode(errors="replace")
+            if error.code >= 500:
+                raise OrchestratorDown(f"Prefect failed ({error.code}) on {path}: {said}") from None
+            raise OrchestratorRefused(f"Prefect refused {path} ({error.code}): {said}") from None
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            raise OrchestratorDown(
+                f"no Prefect server answers at {self._api} ({error}): start one with nightschool up"
+            ) from None
+
+
+def _flow_run(value: Mapping[str, Any]) -> FlowRun:
+    state = value.get("state") or {}
+    return FlowRun(
+        str(value["id"]),
+        str(value.get("name") or ""),
+        str(value.get("state_type") or state.get("type") or "PENDING"),
+        str(state.get("message") or ""),
+    )
+
+
+def _credentials() -> dict[str, str]:
+    """Prefect's own variable for basic authentication, ``user:password``."""
+    pair = os.environ.get("PREFECT_API_AUTH_STRING")
+    if not pair:
+        return {}
+    return {"authorization": "Basic " + base64.b64encode(pair.encode()).decode()}

@@ -1,0 +1,1 @@
+"""The processes of one machine: which there are, how they start, how they all stop."""

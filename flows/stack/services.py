@@ -1,0 +1,143 @@
+"""Which processes one machine runs, as data. Pure: settings in, list of services out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infra.settings.model import Settings
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process of the stack."""
+
+    name: str
+    what: str
+    """One phrase for the screen."""
+    argv: tuple[str, ...]
+    host: str | None = None
+    port: int | None = None
+    ready_url: str | None = None
+    """Answers 200 once the service can be used."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ready_seconds: float = 120
+
+
+def prefect_api_url(settings: Settings) -> str:
+    server = settings.prefect
+    return server.api_url or f"http://{server.host}:{server.port}/api"
+
+
+def prefect_ui_url(settings: Settings) -> str:
+    return prefect_api_url(settings).removesuffix("/api")
+
+
+def prefect_environment(settings: Settings) -> dict[str, str]:
+    """What every process that talks to Prefect needs; explicit variables of the caller win."""
+    defaults = {
+        "PREFECT_API_URL": prefect_api_url(settings),
+        "PREFECT_HOME": str(settings.prefect.home.absolute()),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_CLI_COLORS": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def services(settings: Settings, *, base_model: Path | None) -> list[Service]:
+    """The stack in starting order.
+
+    Args:
+        base_model: folder of the prepared base model; needed when the engine is the embedded one.
+    """
+    stack: list[Service] = []
+    python = sys.executable
+    if settings.prefect.api_url is None:
+        server = settings.prefect
+        stack.append(
+            Service(
+                "prefect",
+                "Prefect server and its UI",
+                (
+                    *(python, "-m", "prefect", "server", "start"),
+                    *("--host", server.host, "--port", str(server.port)),
+                ),
+                server.host,
+                server.port,
+                f"{prefect_api_url(settings)}/health",
+                prefect_environment(settings),
+            )
+        )
+    if settings.engine.kind == "embedded":
+        if base_model is None:
+            raise ValueError("the embedded engine needs the folder of a prepared base model")
+        stack.append(_embedded_engine(settings, base_model, python))
+    gateway = settings.gateway
+    stack.append(
+        Service(
+            "gateway",
+            "OpenAI-compatible gateway",
+            (python, "-m", "serving.gateway"),
+            gateway.host,
+            gateway.port,
+            f"http://{gateway.host}:{gateway.port}/healthz",
+        )
+    )
+    hooks = settings.hooks
+    stack.append(
+        Service(
+            "hooks",
+            "signed webhooks in, reports out",
+            (python, "-m", "flows.hooks"),
+            hooks.host,
+            hooks.port,
+            f"http://{hooks.host}:{hooks.port}/healthz",
+            prefect_environment(settings),
+        )
+    )
+    stack.append(
+        Service(
+            "flows",
+            "the flows, served to Prefect",
+            (python, "-m", "flows.serve"),
+            environment=prefect_environment(settings),
+        )
+    )
+    return stack
+
+
+def _embedded_engine(settings: Settings, base_model: Path, python: str) -> Service:
+    engine = settings.engine
+    host, _, port = engine.url.removeprefix("http://").partition(":")
+    options = {
+        "--model": str(base_model),
+        "--served-name": engine.base_model,
+        "--host": host,
+        "--port": port,
+        "--max-adapters": str(engine.max_adapters),
+        "--max-rank": str(engine.max_rank),
+        "--threads": str(engine.threads),
+        "--batch-size": str(engine.batch_size),
+        "--batch-window-seconds": str(engine.batch_window_seconds),
+        "--max-prompt-tokens": str(engine.max_prompt_tokens),
+    }
+    return Service(
+        "engine",
+        "embedded engine with the base model",
+        (
+            python,
+            "-m",
+            "serving.engines.embedded",
+            *(word for pair in options.items() for word in pair),
+        ),
+        host,
+        int(port),
+        f"{engine.url}/health",
+        {"HF_HUB_OFFLINE": "1"},
+    )

@@ -1,0 +1,1 @@
+"""Adapter folders as immutable, verified artifacts; readable without torch."""

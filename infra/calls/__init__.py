@@ -1,0 +1,1 @@
+"""The call record: the one declared shape of what the gateway logs."""

@@ -1,0 +1,143 @@
+"""Read a small model's text back into an OpenAI assistant message, and check what can be checked.
+
+The checks need no right answer: the text parses, the tool is one the caller offered, the arguments
+fit the tool's schema, the content fits the response format. Serving refuses what fails them;
+judging counts it as wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+
+from infra.calls.record import Checks, new_id
+
+MAX_ANSWER_CHARACTERS = 200_000
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    message: dict[str, Any]
+    """An OpenAI assistant message: content, or content None and tool_calls."""
+    checks: Checks
+
+
+def parse_answer(text: str, request: Mapping[str, Any], *, complete: bool = True) -> ParsedAnswer:
+    """Turn generated text (without the stop token) into a message and its checks.
+
+    Args:
+        text: what the model generated.
+        request: the OpenAI request it answers; its tools and response format are what is checked.
+        complete: False when generation stopped at the token limit: such an answer never passes.
+    """
+    text = text.strip()
+    calls = _tool_calls(text) if request.get("tools") else None
+    if calls is not None:
+        message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": calls}
+    else:
+        message = {"role": "assistant", "content": text}
+    if not complete or not text or len(text) > MAX_ANSWER_CHARACTERS:
+        reason = "no text" if not text else "cut off at the token limit"
+        return ParsedAnswer(message, Checks(parsed=False, reason=reason))
+    return ParsedAnswer(message, check_answer(message, request))
+
+
+def check_answer(message: Mapping[str, Any], request: Mapping[str, Any]) -> Checks:
+    """Check any assistant message (small model's or teacher's) against what the caller asked for."""
+    if message.get("tool_calls"):
+        return _check_calls(message["tool_calls"], request)
+    content = message.get("content") or ""
+    schema = _schema(request)
+    if schema is not None:
+        try:
+            value = json.loads(content)
+        except ValueError:
+            return Checks(parsed=False, schema_valid=False, reason="content is not JSON")
+        problem = _schema_problem(value, schema)
+        return Checks(schema_valid=problem is None, reason=problem or "")
+    if request.get("tools") and content.lstrip()[:1] in ("{", "["):
+        return Checks(parsed=False, reason="looks like a tool call but does not parse as one")
+    if request.get("tools") and request.get("tool_choice") == "required":
+        return Checks(parsed=False, reason="a tool call was required and none was made")
+    return Checks(parsed=bool(content), reason="" if content else "empty answer")
+
+
+def mean_log_probability(token_log_probabilities: Sequence[float]) -> float:
+    """Length-normalized log-probability of the answer, in (-inf, 0]; -inf when there are no tokens."""
+    if not token_log_probabilities:
+        return -math.inf
+    return sum(token_log_probabilities) / len(token_log_probabilities)
+
+
+def _tool_calls(text: str) -> list[dict[str, Any]] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(
+        isinstance(item, dict)
+        and set(item) == {"name", "arguments"}
+        and isinstance(item["name"], str)
+        and isinstance(item["arguments"], dict)
+        for item in items
+    ):
+        return None
+    return [
+        {
+            "id": f"call_{new_id().replace('-', '')[-24:]}",
+            "type": "function",
+            "function": {
+                "name": item["name"],
+                "arguments": json.dumps(item["arguments"], ensure_ascii=False),
+            },
+        }
+        for item in items
+    ]
+
+
+def _check_calls(calls: Sequence[Mapping[str, Any]], request: Mapping[str, Any]) -> Checks:
+    offered = {
+        tool["function"]["name"]: tool["function"].get("parameters") or {}
+        for tool in request.get("tools") or []
+        if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)
+    }
+    for call in calls:
+        function = call.get("function") or {}
+        name = function.get("name")
+        if name not in offered:
+            return Checks(tool_known=False, reason=f"no tool named {str(name)[:80]!r} was offered")
+        try:
+            arguments = json.loads(function.get("arguments") or "{}")
+        except ValueError:
+            return Checks(parsed=False, tool_known=True, reason=f"arguments of {name} are not JSON")
+        problem = _schema_problem(arguments, offered[name])
+        if problem:
+            return Checks(tool_known=True, schema_valid=False, reason=f"{name}: {problem}")
+    return Checks(tool_known=True, schema_valid=True)
+
+
+def _schema(request: Mapping[str, Any]) -> Any:
+    form = request.get("response_format")
+    if not isinstance(form, Mapping):
+        return None
+    if form.get("type") == "json_schema":
+        return (form.get("json_schema") or {}).get("schema") or {}
+    return {"type": "object"} if form.get("type") == "json_object" else None
+
+
+def _schema_problem(value: Any, schema: Any) -> str | None:
+    try:
+        Draft202012Validator(schema).validate(value)
+    except ValidationError as error:
+        # The message quotes the value, which may be personal: name the rule and the place instead.
+        return f"breaks {error.validator} at {'/'.join(map(str, error.absolute_path)) or 'top'}"
+    except SchemaError:
+        return "the caller's schema is not valid JSON Schema"
+    return None

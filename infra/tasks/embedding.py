@@ -1,0 +1,126 @@
+"""Hashed n-gram embeddings: deterministic everywhere, numpy only, fast enough for the hot path.
+
+The hashing trick with signs (Weinberger et al., "Feature Hashing for Large Scale Multitask
+Learning", 2009) over words, word pairs and character n-grams inside words. Such vectors know
+spelling, not meaning: they tell apart *kinds* of prompt inside one structural signature, which
+already fixes tools, format and system prompt.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.tasks.masking import stable_words
+from infra.tasks.signature import items, message_text, role_of
+
+DIMENSIONS = 512
+MAX_PROMPT_WORDS = 400
+MAX_PROMPT_CHARACTERS = 20_000
+_PIECES = re.compile(r"[^\W_]+", re.UNICODE)
+
+Vector = NDArray[np.float32]
+
+
+def prompt_text(request: Any) -> str:
+    """The text a call is assigned by: its last run of user messages.
+
+    All steps of an agent's loop answer the same user message, so they get the same embedding and
+    stay in one task. Never raises; a request without user messages gives the empty string.
+    """
+    messages = items(request.get("messages")) if isinstance(request, Mapping) else []
+    last: list[str] = []
+    for message in reversed(messages):
+        role = role_of(message)
+        if role == "user":
+            last.append(message_text(message))
+        elif last and role:
+            break
+    return "\n".join(reversed(last))[:MAX_PROMPT_CHARACTERS]
+
+
+def embed(texts: Iterable[str], dimensions: int = DIMENSIONS) -> Vector:
+    """Unit vectors, float32, shape (number of texts, dimensions).
+
+    A text without stable words (empty, or only numbers and placeholders) is the zero vector, whose
+    cosine distance to everything is 1.
+    """
+    rows = [_row(text, dimensions) for text in texts]
+    return np.stack(rows) if rows else np.zeros((0, dimensions), dtype=np.float32)
+
+
+def cosine_distances(vectors: Vector, centroid: Vector | Sequence[float]) -> NDArray[np.float64]:
+    """1 - cosine of each unit row of ``vectors`` to the unit vector ``centroid``; 0 to 2."""
+    centre = np.asarray(centroid, dtype=np.float64)
+    return 1.0 - np.asarray(vectors, dtype=np.float64) @ centre
+
+
+class Centred(Protocol):
+    """What a task needs to be found by embedding."""
+
+    @property
+    def centroid(self) -> Sequence[float]: ...
+
+    @property
+    def radius(self) -> float: ...
+
+
+T = TypeVar("T", bound=Centred)
+
+
+def nearest(embedding: Vector | Sequence[float], tasks: Iterable[T]) -> T | None:
+    """The task whose centroid is closest, among those whose radius the embedding lies within.
+
+    Ties go to the first task given. None: nobody claims it (the caller then asks the teacher).
+    Tasks without a centroid, or with one of another dimension, are passed over.
+    """
+    vector = np.asarray(embedding, dtype=np.float64)
+    best: T | None = None
+    best_distance = math.inf
+    for task in tasks:
+        if len(task.centroid) != vector.shape[0]:
+            continue
+        distance = 1.0 - float(vector @ np.asarray(task.centroid, dtype=np.float64))
+        if distance <= task.radius + 1e-9 and distance < best_distance:
+            best, best_distance = task, distance
+    return best
+
+
+def _row(text: str, dimensions: int) -> Vector:
+    words: list[str] = []
+    for token in stable_words(text, MAX_PROMPT_WORDS):
+        words += _PIECES.findall(token)
+    counts: Counter[str] = Counter(words)
+    pairs: Counter[str] = Counter(f"{a} {b}" for a, b in pairwise(words))
+    sums = [0.0] * dimensions
+    for word, count in counts.items():
+        # Short words are mostly function words; a repeated word says little more than one.
+        weight = (1 + math.log(count)) * min(len(word), 6) / 6
+        _add(sums, f"w {word}", weight)
+        grams = _grams(word[:40])
+        for gram in grams:
+            _add(sums, f"c {gram}", 0.7 * weight / math.sqrt(len(grams)))
+    for pair, count in pairs.items():
+        _add(sums, f"p {pair}", 0.4 * (1 + math.log(count)))
+    vector = np.asarray(sums, dtype=np.float64)
+    norm = float(np.linalg.norm(vector))
+    return (vector / norm if norm > 0 else vector).astype(np.float32)
+
+
+def _grams(word: str) -> list[str]:
+    marked = f"^{word}$"
+    return [marked[i : i + n] for n in (3, 4) for i in range(len(marked) - n + 1)]
+
+
+def _add(sums: list[float], feature: str, weight: float) -> None:
+    # crc32 is linear in its input; the multiplication (Knuth's constant) spreads it over all bits.
+    value = (zlib.crc32(feature.encode("utf-8", "surrogatepass")) * 2654435761) & 0xFFFFFFFF
+    sums[(value >> 1) % len(sums)] += weight if value >> 31 else -weight

@@ -1,0 +1,67 @@
+"""Words of a text without what changes from call to call.
+
+A structural signature must not depend on today's date, an order number or an e-mail address, and it
+must come out alike for the live request (original values) and the logged one (placeholders). So a
+whitespace-delimited token that carries *any* variable is dropped whole: ``mail:ann@example.org,``
+and ``mail:<EMAIL_1>,`` both vanish, and so do all the tokens of ``+1 (555) 123-4567``. Dropping
+rather than replacing makes the number of tokens of a value irrelevant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+MAX_WORDS = 4000
+
+_KEY_BLOCK = re.compile(
+    r"-----BEGIN [A-Z0-9 ]{1,60}-----.*?(?:-----END [A-Z0-9 ]{1,60}-----|\Z)", re.S
+)
+_VARIABLE = re.compile(
+    r"""\d                                   # numbers, dates, times, ids, most keys
+    |@|://                                   # addresses
+    |<\s?[A-Z][A-Z_]*(?:[_:-][0-9A-Za-z]+)?> # placeholders, numbered, hashed or bare
+    |\[(?:REDACTED|REMOVED)\]
+    |[0-9a-fA-F]{0,4}:[0-9a-fA-F]{0,4}:      # addresses of machines without a decimal digit
+    |[A-Za-z_+/=-]{28}                       # keys and tokens without a digit
+    """,
+    re.VERBOSE,
+)
+# fmt: off
+_CALENDAR = frozenset({
+    "monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "mon", "tue",
+    "wed", "thu", "fri", "sat", "sun", "january", "february", "march", "april", "may", "june",
+    "july", "august", "september", "october", "november", "december", "jan", "feb", "mar", "apr",
+    "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "am", "pm", "utc", "gmt", "ext",
+    "extension",
+})
+# fmt: on
+_TOKEN = re.compile(r"\S+")
+_EDGE = " \t\r\n.,;:!?\"'`()[]{}*#-"
+
+
+def stable_words(text: str, limit: int = MAX_WORDS) -> Iterator[str]:
+    """Lower-case words of ``text`` that are no per-call variables, at most ``limit`` of them.
+
+    Punctuation at a word's edges is cut off, so that a value's disappearance leaves no trace. Time
+    is linear in the text.
+    """
+    kept = 0
+    if "-----BEGIN" in text:
+        text = _KEY_BLOCK.sub(" ", text)
+    for match in _TOKEN.finditer(text):
+        token = match.group()
+        if _VARIABLE.search(token):
+            continue
+        word = token.strip(_EDGE).lower()
+        if not word or word in _CALENDAR:
+            continue
+        yield word
+        kept += 1
+        if kept >= limit:
+            return
+
+
+def mask(text: str, limit: int = MAX_WORDS) -> str:
+    """The stable words of a text, joined by single spaces."""
+    return " ".join(stable_words(text, limit))

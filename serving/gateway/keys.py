@@ -1,0 +1,46 @@
+"""API keys to tenants. Only hashes are known here; the keys themselves are never kept or logged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from serving.gateway.problems import unauthorized
+
+DEFAULT_TENANT = "default"
+
+
+@dataclass(frozen=True)
+class Caller:
+    tenant: str
+    key_known: bool
+    """Whether the key is one of ours, which must therefore never be forwarded."""
+
+
+def hash_key(key: str) -> str:
+    """sha256 of the key, 64 hex characters: what the ``api_keys`` table holds."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def bearer(headers: Mapping[str, str]) -> str | None:
+    """The key in ``Authorization: Bearer`` or, as some clients send it, ``x-api-key``."""
+    scheme, _, key = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return headers.get("x-api-key") or None
+
+
+def identify(headers: Mapping[str, str], tenants: Mapping[str, str], require: bool) -> Caller:
+    """Who calls. Raises GatewayError 401 where a key is required and none that is known was sent.
+
+    Args:
+        tenants: key hash to tenant, without revoked keys.
+    """
+    key = bearer(headers)
+    tenant = tenants.get(hash_key(key)) if key else None
+    if tenant is not None:
+        return Caller(tenant, key_known=True)
+    if require:
+        raise unauthorized()
+    return Caller(DEFAULT_TENANT, key_known=False)

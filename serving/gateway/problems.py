@@ -1,0 +1,95 @@
+"""Every refusal of the gateway, in OpenAI's error shape, so that their clients raise the right class."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aiohttp import web
+
+
+class GatewayError(Exception):
+    """An answer to the caller that is an error.
+
+    ``message`` says what is wrong and what to do; it never quotes the caller's text.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.retry_after_seconds = retry_after_seconds
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": None,
+                "code": self.code,
+            }
+        }
+
+    def response(self, headers: dict[str, str] | None = None) -> web.Response:
+        headers = dict(headers or {})
+        if self.retry_after_seconds is not None:
+            headers["Retry-After"] = str(self.retry_after_seconds)
+        return web.Response(
+            status=self.status,
+            body=json.dumps(self.body()).encode(),
+            content_type="application/json",
+            headers=headers,
+        )
+
+
+def bad_request(message: str, code: str | None = None) -> GatewayError:
+    return GatewayError(400, message, code=code)
+
+
+def too_large(limit_bytes: int) -> GatewayError:
+    return GatewayError(
+        413,
+        f"the request body is larger than {limit_bytes} bytes: shorten it, "
+        "or raise gateway.max_body_bytes",
+        code="request_too_large",
+    )
+
+
+def unauthorized() -> GatewayError:
+    return GatewayError(
+        401,
+        "no API key, or one that is not known here: send 'Authorization: Bearer <key>'",
+        kind="authentication_error",
+        code="invalid_api_key",
+    )
+
+
+def overloaded() -> GatewayError:
+    return GatewayError(
+        429,
+        "too many calls are being answered at once: wait a moment and try again",
+        kind="rate_limit_error",
+        code="overloaded",
+        retry_after_seconds=1,
+    )
+
+
+def teacher_unavailable(reason: str, status: int = 502) -> GatewayError:
+    """``reason``: ours, never the upstream's text. 502 unreachable, 503 circuit open, 504 timeout."""
+    return GatewayError(
+        status,
+        f"the large model cannot be asked: {reason}",
+        kind="api_error",
+        code="upstream_unavailable",
+        retry_after_seconds=2 if status == 503 else None,
+    )

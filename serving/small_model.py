@@ -1,0 +1,116 @@
+"""Ask the small model, read its answer, and decide whether it may be shown.
+
+The gateway and the judge both go through here, so what is judged is what is served.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from infra.calls.record import Checks
+from infra.prompting.answers import mean_log_probability, parse_answer
+from infra.prompting.template import FULL, PromptFormat, render_prompt
+from serving.engines.protocol import Engine
+
+BELOW_THRESHOLD = "confidence below the threshold"
+
+
+@dataclass(frozen=True)
+class SmallAnswer:
+    """What the small model said, and whether the caller may see it."""
+
+    message: dict[str, Any]
+    """An OpenAI assistant message."""
+    text: str
+    """The generated text as it came, without the stop token."""
+    checks: Checks
+    confidence: float
+    """Mean natural log-probability of the answer's tokens, in (-inf, 0]."""
+    accepted: bool
+    reason: str
+    """Why it was not accepted; empty when it was. Holds no text of the answer's values."""
+    latency_seconds: float
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class SmallModel:
+    """The small model behind one engine.
+
+    Args:
+        engine: where it runs.
+        timeout_seconds: for one answer, when the call gives none.
+    """
+
+    def __init__(self, engine: Engine, *, timeout_seconds: float = 20) -> None:
+        self.engine = engine
+        self._timeout_seconds = timeout_seconds
+
+    async def answer(
+        self,
+        request: Mapping[str, Any],
+        *,
+        adapter: str | None,
+        form: PromptFormat = FULL,
+        threshold: float | None = None,
+        max_tokens: int = 160,
+        timeout_seconds: float | None = None,
+    ) -> SmallAnswer:
+        """Answer an OpenAI chat request, already anonymized.
+
+        Args:
+            request: the chat-completion request.
+            adapter: the adapter's name; None asks the base model.
+            form: which parts of the request the adapter was trained without.
+            threshold: least confidence to accept; None accepts whatever passes the checks.
+            max_tokens: the answer's limit; one that runs into it is never accepted. A smaller
+                limit of the caller's own (``max_completion_tokens``, ``max_tokens``) holds.
+
+        Raises:
+            EngineError: no answer; the teacher must answer instead.
+        """
+        started = time.perf_counter()
+        completion = await self.engine.complete(
+            adapter,
+            render_prompt(request, form),
+            max_tokens=answer_limit(request, max_tokens),
+            timeout_seconds=timeout_seconds or self._timeout_seconds,
+        )
+        latency_seconds = time.perf_counter() - started
+        parsed = parse_answer(completion.text, request, complete=completion.finish_reason == "stop")
+        confidence = mean_log_probability(completion.token_logprobs)
+        reason = refusal(parsed.checks, confidence, threshold)
+        return SmallAnswer(
+            message=parsed.message,
+            text=completion.text,
+            checks=parsed.checks,
+            confidence=confidence,
+            accepted=not reason,
+            reason=reason,
+            latency_seconds=latency_seconds,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
+        )
+
+
+def refusal(checks: Checks, confidence: float, threshold: float | None) -> str:
+    """Why an answer must not be shown, or the empty string: the rule of the cascade.
+
+    A confidence that is not a number never reaches a threshold.
+    """
+    if not checks.passed:
+        return checks.reason or "checks failed"
+    if threshold is not None and not confidence >= threshold:
+        return BELOW_THRESHOLD
+    return ""
+
+
+def answer_limit(request: Mapping[str, Any], max_tokens: int) -> int:
+    """The answer's token limit: ours, or the caller's where that is smaller."""
+    wanted = request.get("max_completion_tokens") or request.get("max_tokens")
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0:
+        return min(wanted, max_tokens)
+    return max_tokens

@@ -1,0 +1,166 @@
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.settings.model import Gate, Night, Settings, Training
+from trainers.plan import Measured, night_window, plan
+
+NOW = datetime(2026, 3, 2, 23, 0, tzinfo=UTC)
+SETTINGS = Settings(
+    training=Training(workers=1, batch_size=10, epochs=1, max_steps=100, min_examples=60),
+    night=Night(seconds_per_step=1.0),
+    gate=Gate(min_rows=30),
+)
+FREE = Measured(overhead_seconds=0)
+
+
+@dataclass(frozen=True)
+class Task:
+    id: str
+    tokens: float = 1e6
+    state: str = "candidate"
+    policy: str = "specialize"
+
+    @property
+    def details(self):
+        return {"volume": {"tokens_per_day": self.tokens}}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    digest: str = "d"
+    train: int = 1000
+    validation: int = 50
+    test: int = 100
+    agreement: dict = field(default_factory=lambda: {"value": 0.9, "prompts": 50})
+
+    @property
+    def manifest(self):
+        counts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {"counts": counts, "agreement": self.agreement}
+
+
+def one(task=None, dataset=None, settings=SETTINGS, measured=FREE, **more):
+    task = task or Task("a")
+    datasets = {} if dataset is None else {task.id: dataset}
+    return plan([task], datasets, settings, NOW, measured, **more)
+
+
+def test_a_good_task_is_planned_with_its_estimate():
+    found = one(dataset=Dataset(), measured=Measured(seconds_per_step=3.0, overhead_seconds=10))
+    assert [(run.task_id, run.dataset, run.steps) for run in found.runs] == [("a", "d", 100)]
+    assert found.runs[0].estimated_seconds == 310
+    assert found.runs[0].saving == pytest.approx(1e6 * 0.5 * 5 / 1e6)
+    assert found.deadline == datetime(2026, 3, 3, 6, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("task", "dataset", "words"),
+    [
+        (Task("a", state="retired"), Dataset(), "retired"),
+        (Task("a", policy="teacher"), Dataset(), "policy"),
+        (Task("a", state="observed"), Dataset(), "fewer than 40 calls"),
+        (Task("a"), None, "no data set"),
+        (Task("a"), Dataset(train=2, validation=1, test=1), "2 training examples"),
+        (Task("a"), Dataset(test=29), "29 test examples"),
+        (Task("a"), Dataset(validation=0), "no validation"),
+        (Task("a"), Dataset(agreement={"value": 0.3, "prompts": 40}), "only 30% of 40"),
+        (Task("a"), Dataset(digest="old"), "nothing new"),
+    ],
+)
+def test_what_is_not_worth_a_run_is_skipped_with_its_reason(task, dataset, words):
+    found = one(task, dataset, measured=Measured(trained=frozenset({"old"})))
+    assert found.runs == ()
+    assert found.skipped[0][0] == "a"
+    assert words in found.skipped[0][1]
+
+
+def test_a_few_repeated_prompts_prove_no_disagreement():
+    assert one(dataset=Dataset(agreement={"value": 0.0, "prompts": 3})).runs
+    assert one(dataset=Dataset(agreement={"value": None, "prompts": 0})).runs
+
+
+def test_the_largest_saving_goes_first_and_the_rest_waits_or_is_skipped():
+    tasks = [Task("small", 1e3), Task("big", 9e6), Task("middle", 5e6), Task("tiny", 1.0)]
+    settings = SETTINGS.model_copy(update={"night": Night(seconds_per_step=1, max_tasks=3)})
+    found = plan(tasks, {t.id: Dataset(t.id) for t in tasks}, settings, NOW, FREE)
+    assert [(run.task_id, run.starts_after_seconds) for run in found.runs] == [
+        ("big", 0),
+        ("middle", 100),
+        ("small", 200),
+    ]
+    assert found.skipped == (("tiny", "3 tasks with more saving come first"),)
+    assert found.estimated_seconds == 300
+
+
+def test_two_workers_share_the_night():
+    settings = SETTINGS.model_copy(update={"training": SETTINGS.training.model_copy(update={"workers": 2})})
+    tasks = [Task(name) for name in "abc"]
+    found = plan(tasks, {t.id: Dataset(t.id) for t in tasks}, settings, NOW, FREE)
+    assert [run.starts_after_seconds for run in found.runs] == [0, 0, 100]
+    assert found.estimated_seconds == 200
+
+
+def test_a_run_is_cut_to_fit_but_not_to_nothing():
+    short = one(dataset=Dataset(), deadline=NOW + timedelta(seconds=60))
+    assert short.runs[0].steps == 60
+    assert "cut from 100" in short.runs[0].reason
+    none = one(dataset=Dataset(), deadline=NOW + timedelta(seconds=20))
+    assert none.runs == ()
+    assert "does not fit" in none.skipped[0][1]
+
+
+def test_outside_the_night_nothing_is_trained():
+    found = plan([Task("a")], {"a": Dataset()}, SETTINGS, NOW.replace(hour=12), FREE)
+    assert found.runs == ()
+    assert "starts at 22:00 UTC" in found.skipped[0][1]
+
+
+def test_a_measured_coverage_counts():
+    tasks = [Task("a", 1e6), Task("b", 1e6)]
+    found = plan(
+        tasks,
+        {t.id: Dataset(t.id) for t in tasks},
+        SETTINGS,
+        NOW,
+        Measured(overhead_seconds=0, coverage={"b": 0.9}),
+    )
+    assert [run.task_id for run in found.runs] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("night", "now", "start", "end"),
+    [
+        (Night(), "2026-03-02T23:00", "2026-03-02T22:00", "2026-03-03T06:00"),
+        (Night(), "2026-03-03T05:59", "2026-03-02T22:00", "2026-03-03T06:00"),
+        (Night(), "2026-03-03T06:00", "2026-03-03T22:00", "2026-03-04T06:00"),
+        (Night(start="01:00", end="05:00"), "2026-03-03T06:00", "2026-03-04T01:00", "2026-03-04T05:00"),
+        (Night(timezone="Europe/Berlin"), "2026-07-01T03:00", "2026-06-30T20:00", "2026-07-01T04:00"),
+    ],
+)
+def test_the_night_that_now_lies_in_or_the_next(night, now, start, end):
+    def moment(text):
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+    assert night_window(night, moment(now)) == (moment(start), moment(end))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1e7), st.integers(0, 3000)), max_size=12),
+    st.integers(1, 4),
+    st.integers(0, 4000),
+)
+def test_every_task_is_planned_or_explained_and_all_ends_in_time(shapes, workers, seconds):
+    tasks = [Task(f"t{index}", tokens) for index, (tokens, _) in enumerate(shapes)]
+    datasets = {f"t{index}": Dataset(str(index), rows) for index, (_, rows) in enumerate(shapes)}
+    settings = SETTINGS.model_copy(
+        update={"training": SETTINGS.training.model_copy(update={"workers": workers})}
+    )
+    found = plan(tasks, datasets, settings, NOW, FREE, deadline=NOW + timedelta(seconds=seconds))
+    named = [run.task_id for run in found.runs] + [name for name, _ in found.skipped]
+    assert sorted(named) == sorted(task.id for task in tasks)
+    assert all(run.starts_after_seconds + run.estimated_seconds <= seconds + 1e-6 for run in found.runs)
+    assert len(found.runs) <= settings.night.max_tasks

@@ -1,0 +1,1 @@
+"""How we learn: logs to data sets to adapters."""

@@ -1,0 +1,1 @@
+"""From calls to tasks: structure first, then density inside it; ids stay from night to night."""
