@@ -16,7 +16,9 @@ def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, 
     """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
+    # A row count is not kept for inserts by every driver; a returned row is.
+    inserted = connection.execute(statement.returning(*table.primary_key))
+    return inserted.one_or_none() is not None
 
 
 def compare_and_swap(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from infra.calls.record import Checks, Usage
+from serving.engines.protocol import EngineError, EngineOverloaded, EngineTimeout, EngineUnavailable
+from serving.small_model import SmallAnswer
 
 MAX_REASON_CHARACTERS = 120
 # What an anonymizer leaves behind, e.g. <EMAIL_1>.
@@ -23,8 +25,6 @@ _UNKNOWN_OPTIONS = (
     "functions",
     "function_call",
 )
-# Refused by the checks or by the engine: the adapter's own fault.
-HARD = ("checks", "engine_error", "engine_timeout")
 
 
 @dataclass(frozen=True)
@@ -77,24 +77,21 @@ def beyond_small_model(request: Mapping[str, Any]) -> str | None:
     return None
 
 
-def answer_limit(request: Mapping[str, Any], most_tokens: int) -> int:
-    """Tokens that the small model may generate: the caller's limit within the engine's."""
-    asked = request.get("max_completion_tokens") or request.get("max_tokens")
-    if isinstance(asked, int) and not isinstance(asked, bool) and asked > 0:
-        return min(asked, most_tokens)
-    return most_tokens
-
-
-def judged(adapter: str, answer: Any, known_placeholders: Iterable[str]) -> Small:
-    """Decide over a small model's answer (a ``serving.small_model.SmallAnswer``).
+def judged(
+    adapter: str, answer: SmallAnswer, known_placeholders: Iterable[str], *, limited: bool = False
+) -> Small:
+    """Decide over a small model's answer.
 
     On top of its own checks: a placeholder that the prompt never had would reach the caller as it
     stands, so such an answer counts as failed checks.
+
+    Args:
+        limited: the caller's own token limit was below ours: an answer cut off by it is refused,
+            and not held against the adapter.
     """
-    checks: Checks = answer.checks
-    accepted = bool(answer.accepted)
-    strange = placeholders(answer.message) - set(known_placeholders)
-    if strange:
+    checks = answer.checks
+    accepted = answer.accepted
+    if placeholders(answer.message) - set(known_placeholders):
         checks = Checks(parsed=False, reason="names a placeholder that the prompt does not have")
         accepted = False
     if accepted:
@@ -107,27 +104,30 @@ def judged(adapter: str, answer: Any, known_placeholders: Iterable[str]) -> Smal
         adapter=adapter,
         message=answer.message,
         checks=checks,
-        confidence=answer.confidence,
+        confidence=answer.confidence if math.isfinite(answer.confidence) else None,
         accepted=accepted,
         escalation=escalation,
-        hard_failure=not checks.passed,
+        hard_failure=not checks.passed and not limited,
         latency_seconds=answer.latency_seconds,
-        usage=answer.usage,
+        usage=Usage(
+            prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens
+        ),
     )
 
 
-def failed(adapter: str, error: BaseException, latency_seconds: float) -> Small:
-    """What an error of the engine means: names are the engine protocol's error classes."""
-    name = type(error).__name__
-    if isinstance(error, (asyncio.TimeoutError, TimeoutError)) or name == "EngineTimeout":
+def failed(adapter: str, error: EngineError | TimeoutError, latency_seconds: float) -> Small:
+    """What an error of the engine means for the caller and for the adapter.
+
+    Only a timeout and a failure inside the engine count against the adapter. No engine at all, a
+    full queue, and a refusal (prompt too long, adapter gone after a restart) say nothing about it.
+    """
+    if isinstance(error, (EngineTimeout, TimeoutError)):
         reason, hard = "engine_timeout", True
-    elif name == "EngineOverloaded":
+    elif isinstance(error, EngineOverloaded):
         reason, hard = "overloaded", False
-    elif name == "EngineUnavailable":
-        # The engine is gone for every adapter: no evidence against this one.
-        reason, hard = "engine_unavailable", False
     else:
-        reason, hard = "engine_unavailable", True
+        inside = isinstance(error, EngineUnavailable) and error.status is not None
+        reason, hard = "engine_unavailable", inside
     return Small(
         adapter=adapter, escalation=reason, hard_failure=hard, latency_seconds=latency_seconds
     )

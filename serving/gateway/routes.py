@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,13 +119,13 @@ class Snapshot:
 
 def read_token(database: Database) -> tuple[Any, ...]:
     """A cheap value that differs whenever a snapshot read now would differ."""
-    with database.begin() as connection:
+    with database.read() as connection:
         return _token(connection)
 
 
 def read_snapshot(database: Database, now: datetime | None = None) -> Snapshot:
     """The snapshot as the database has it. Raises whatever the database raises."""
-    with database.begin() as connection:
+    with database.read() as connection:
         known = {
             row.name: row
             for row in connection.execute(
@@ -278,8 +278,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(type(value).__name__)
-
-
-def names(snapshot: Snapshot) -> Iterable[str]:
-    """Model names that callers may use for our tasks."""
-    return (task.id for task in snapshot.tasks)

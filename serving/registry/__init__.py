@@ -1,0 +1,1 @@
+"""The registry: data sets, adapters, scorecards, rollouts, routes and their history."""

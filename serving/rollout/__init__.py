@@ -1,0 +1,1 @@
+"""Bringing an adapter in safely: assignment, state machine, controller."""

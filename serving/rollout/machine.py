@@ -36,12 +36,19 @@ Kind = Literal["claim", "shadow", "canary", "raise", "promote", "roll_back", "gi
 
 OPEN: frozenset[State] = frozenset({"pending", "shadow", "canary"})
 ENDED: frozenset[State] = frozenset({"promoted", "rolled_back", "inconclusive", "superseded"})
-_ENDS_WITHOUT_PROMOTION: frozenset[State] = ENDED - {"promoted"}
+_KEEPS_CHAMPION: frozenset[State] = frozenset({"rolled_back", "inconclusive", "superseded"})
+_AFTER_PENDING: frozenset[State] = frozenset({"pending", "shadow", "canary"})
+_AFTER_SHADOW: frozenset[State] = frozenset({"canary"})
+_AFTER_CANARY: frozenset[State] = frozenset({"canary", "promoted"})
+_NOTHING: frozenset[State] = frozenset()
 ALLOWED: Mapping[State, frozenset[State]] = {
-    "pending": frozenset({"pending", "shadow", "canary"}) | _ENDS_WITHOUT_PROMOTION,
-    "shadow": frozenset({"canary"}) | _ENDS_WITHOUT_PROMOTION,
-    "canary": frozenset({"canary", "promoted"}) | _ENDS_WITHOUT_PROMOTION,
-    **{state: frozenset() for state in ENDED},
+    "pending": _AFTER_PENDING | _KEEPS_CHAMPION,
+    "shadow": _AFTER_SHADOW | _KEEPS_CHAMPION,
+    "canary": _AFTER_CANARY | _KEEPS_CHAMPION,
+    "promoted": _NOTHING,
+    "rolled_back": _NOTHING,
+    "inconclusive": _NOTHING,
+    "superseded": _NOTHING,
 }
 """Which state may follow which; the write to the database checks it once more."""
 
@@ -215,7 +222,8 @@ def _from_canary(now_is: RolloutState, seen: Observation) -> Transition | None:
             f"not worse than the champion by {policy.margin:g} or more, shown after "
             f"{seen.canary_sessions} canary sessions ({seen.labels} with a label)",
         )
-    if seen.canary_sessions >= policy.max_sessions and seen.verdict != "good":
+    shown_good = seen.verdict == "good" and seen.labels > 0
+    if seen.canary_sessions >= policy.max_sessions and not shown_good:
         return end(
             "give_up",
             "inconclusive",

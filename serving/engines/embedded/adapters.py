@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.artifacts.manifest import ArtifactError
-from serving.engines.embedded.mixed_lora import BASE_SLOT, AdapterWeights
+from serving.engines.embedded.mixed_lora import AdapterWeights
 from serving.engines.protocol import ADAPTER_NAME
 
 Call = Callable[[Callable[[], Any]], Any]
@@ -134,6 +134,3 @@ class Adapters:
             await held.idle.wait()
         await self._in_model_thread(lambda: self._remove(held.slot))
         del self._held[held.name]
-
-
-__all__ = ["BASE_SLOT", "AdapterProblem", "Adapters", "Held"]

@@ -26,6 +26,10 @@ class BaseModel:
     end_tokens: frozenset[int]
     """Tokens that end any answer."""
     pad_token: int
+    special_tokens: dict[str, int]
+    """Text of each control token to its id."""
+    longest_token: int
+    """Characters of the vocabulary's longest token: no text has fewer than length / this tokens."""
     max_tokens: int
     """Prompt and answer together."""
     precision: str
@@ -81,6 +85,12 @@ def load_base_model(folder: Path, precision: Precision = "auto") -> BaseModel:
         tokenizer=tokenizer,
         end_tokens=ends,
         pad_token=config.pad_token_id if config.pad_token_id is not None else 0,
+        special_tokens={
+            token.content: number
+            for number, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        },
+        longest_token=max(map(len, tokenizer.get_vocab())),
         max_tokens=int(config.max_position_embeddings),
         precision=str(dtype).removeprefix("torch."),
         folder=folder,

@@ -32,12 +32,13 @@ class BatcherClosed(Exception):
 class Job:
     """One request on its way through the batcher.
 
-    ``report`` is called in the model's thread after each token that ``every_token`` asks for, and
-    once at the end (with the error, if there was one). It must return at once.
+    ``report(tokens, done, error)`` is called in the model's thread: with ``every_token`` after each
+    token but the last, and always once at the end, after which the row is out of the batch. It must
+    return at once.
     """
 
     row: Row
-    report: Callable[[Job, Exception | None], None]
+    report: Callable[[int, bool, Exception | None], None]
     every_token: bool = False
     cancelled: bool = False
     submitted: float = field(default_factory=time.monotonic)
@@ -165,7 +166,7 @@ class Batcher:
                 self._run_calls()
                 try:
                     self._pass()
-                except Exception as error:  # noqa: BLE001 - one bad batch must not end the engine
+                except Exception as error:
                     log.exception("a pass of the model failed")
                     self._fail(error)
         finally:
@@ -217,13 +218,13 @@ class Batcher:
         for row in rows:
             job = self._jobs.get(id(row))
             if job is not None and job.every_token:
-                job.report(job, None)
+                job.report(len(row.tokens), False, None)
 
     def _take(self) -> list[Job]:
         with self._wake:
             for job in [job for job in self._waiting if job.cancelled]:
                 self._waiting.remove(job)
-                job.report(job, None)
+                job.report(0, True, None)
             waiting = list(self._waiting)
             free = self._batch_size - len(self._batch.rows)
             numbers = choose([len(job.row.prompt) for job in waiting], free, self._prefill_tokens)
@@ -235,7 +236,8 @@ class Batcher:
     def _finish(self, rows: Sequence[Row]) -> None:
         for row in rows:
             job = self._jobs.pop(id(row))
-            job.report(job, None)
+            error = RuntimeError(row.error) if row.error else None
+            job.report(len(row.tokens), True, error)
 
     def _fail(self, error: Exception, *, also_waiting: bool = False) -> None:
         self._batch.reset()
@@ -250,4 +252,4 @@ class Batcher:
             for _, future in calls:
                 future.set_exception(error)
         for job in jobs:
-            job.report(job, error)
+            job.report(len(job.row.tokens), True, error)

@@ -81,6 +81,22 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
+def settled(text: str, stops: Sequence[str]) -> str:
+    """The part of unfinished text that later tokens cannot change: without the beginning of a stop
+    string or of a character at its end."""
+    text = text.rstrip("\ufffd")
+    held = max(
+        (
+            length
+            for stop in stops
+            for length in range(1, min(len(stop), len(text)) + 1)
+            if text.endswith(stop[:length])
+        ),
+        default=0,
+    )
+    return text[: len(text) - held]
+
+
 def choice(
     text: str,
     finish_reason: FinishReason | None,
@@ -96,9 +112,7 @@ def choice(
         else {
             "tokens": list(tokens),
             "token_logprobs": list(logprobs),
-            "top_logprobs": [
-                {token: value} for token, value in zip(tokens, logprobs, strict=True)
-            ],
+            "top_logprobs": [{token: value} for token, value in zip(tokens, logprobs, strict=True)],
             "text_offset": _offsets(tokens),
         },
         "finish_reason": finish_reason,

@@ -1,0 +1,250 @@
+"""Judge one adapter through the serving engine: replay, calibrate, score, decide. No Prefect here.
+
+The judgement is written once, as an immutable object, before anything acts on it; a night that is
+killed and run again reads it instead of asking the engine twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluators.calibration import calibrate_outcomes
+from evaluators.gate import TEACHER, GateEvidence, GatePolicy, decide
+from evaluators.replay import Outcome, replay
+from evaluators.scorecard import make_scorecard
+from evaluators.served import gate_rows, serve
+from flows.wiring import Context
+from infra.artifacts.folder import pull, read_manifest
+from infra.objects.store import ObjectExists, ObjectMissing
+from infra.prompting.template import FULL, PromptFormat
+from serving.small_model import SmallAnswer, SmallModel
+from trainers.datasets.versions import DatasetVersion, Example, read_split
+
+JUDGE_PREFIX = "judge."
+"""The engine holds an adapter under judgement by a name that the gateway does not look after."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How an adapter was judged. Scores are mean correctness on the test split, 0 to 1."""
+
+    adapter: str
+    task_id: str
+    dataset_digest: str
+    threshold: float | None
+    coverage: float
+    base_score: float
+    adapter_score: float
+    teacher_score: float
+    served_score: float
+    verdict: str
+    reasons: tuple[str, ...]
+    scorecards: Mapping[str, Any]
+    gate: Mapping[str, Any]
+    report: str
+    """Key of this judgement in the object store."""
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Judgement:
+        value = json.loads(data)
+        return cls(**{**value, "reasons": tuple(value["reasons"])})
+
+
+def judge(
+    context: Context, location: str, dataset: DatasetVersion, *, say: Say = lambda _: None
+) -> Judgement:
+    """Judge the adapter stored at ``location`` on the data set's held-out sessions.
+
+    Raises:
+        ArtifactError: the stored adapter is damaged. EngineError: no engine answers.
+    """
+    folder = pull(context.store, location, context.settings.gateway.adapters)
+    manifest = read_manifest(folder)
+    key = f"reports/{manifest.name}/judgement-{dataset.digest[:16]}.json"
+    try:
+        return Judgement.from_json(context.store.get(key))
+    except ObjectMissing:
+        pass
+    judgement = asyncio.run(_judge(context, folder, dataset, key, say))
+    try:
+        context.store.create(key, judgement.to_json())
+    except ObjectExists:
+        # Another run was faster; its word is the one that is acted on.
+        return Judgement.from_json(context.store.get(key))
+    return judgement
+
+
+async def _judge(
+    context: Context, folder: Path, dataset: DatasetVersion, key: str, say: Say
+) -> Judgement:
+    manifest = read_manifest(folder)
+    gate = context.settings.gate
+    form = PromptFormat.from_dict(manifest.format)
+    validation = read_split(context.store, dataset, "validation")[: gate.max_test_rows]
+    test = read_split(context.store, dataset, "test")[: gate.max_test_rows]
+    async with context.engine() as engine:
+        await _unload_leftovers(engine)
+        name = JUDGE_PREFIX + manifest.name
+        await engine.ensure_loaded(name, folder)
+        try:
+            await engine.probe(name)
+            small = SmallModel(engine)
+
+            async def adapter(request: Mapping[str, Any]) -> SmallAnswer:
+                return await small.answer(
+                    request,
+                    adapter=name,
+                    form=form,
+                    max_tokens=context.settings.engine.max_answer_tokens,
+                )
+
+            async def base(request: Mapping[str, Any]) -> SmallAnswer:
+                return await small.answer(
+                    request,
+                    adapter=None,
+                    form=FULL,
+                    max_tokens=context.settings.engine.max_answer_tokens,
+                )
+
+            concurrency = context.settings.engine.batch_size
+            calibration_rows = await replay(
+                adapter,
+                validation,
+                concurrency=concurrency,
+                progress=_progress(say, f"{manifest.name}: validation"),
+            )
+            rows = await replay(
+                adapter,
+                test,
+                concurrency=concurrency,
+                progress=_progress(say, f"{manifest.name}: test"),
+            )
+            base_rows = await _base_outcomes(
+                context, manifest.base_digest, dataset, test[: gate.max_base_rows], base, say
+            )
+        finally:
+            await engine.ensure_unloaded(name)
+    champion, incumbent = await _incumbent(context, manifest.task_id, manifest.name, test, say)
+    threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
+    shown_from = math.inf if threshold.value is None else threshold.value
+    evidence = GateEvidence(
+        candidate=manifest.name,
+        incumbent=incumbent,
+        rows=gate_rows(rows, shown_from, champion=champion, base=base_rows),
+        calibration=threshold.to_dict(),
+    )
+    result = decide(GatePolicy.from_settings(gate), evidence)
+    served = serve(rows, shown_from)
+    cards = {
+        "adapter": make_scorecard(manifest.name, dataset.digest, rows),
+        "base": make_scorecard(manifest.base_model, dataset.digest, base_rows),
+    }
+    return Judgement(
+        adapter=manifest.name,
+        task_id=manifest.task_id,
+        dataset_digest=dataset.digest,
+        threshold=threshold.value,
+        coverage=sum(row.accepted for row in served) / len(served),
+        base_score=cards["base"].mean,
+        adapter_score=cards["adapter"].mean,
+        teacher_score=teacher_score(test),
+        served_score=sum(row.correct for row in served) / len(served),
+        verdict=result.verdict,
+        reasons=result.reasons,
+        scorecards={name: card.to_dict() for name, card in cards.items()},
+        gate={
+            **result.to_dict(),
+            "policy": GatePolicy.from_settings(gate).to_dict(),
+            "evidence": evidence.to_dict(),
+        },
+        report=key,
+    )
+
+
+def teacher_score(examples: Sequence[Example]) -> float:
+    """How often the teacher's own answer is the label: below 1 only where feedback corrected it."""
+    return sum(not example.corrected for example in examples) / max(1, len(examples))
+
+
+async def _base_outcomes(
+    context: Context,
+    base_digest: str,
+    dataset: DatasetVersion,
+    examples: Sequence[Example],
+    answerer: Any,
+    say: Say,
+) -> list[Outcome]:
+    """The base model's answers: asked once per data set and base, slow as its full prompts are."""
+    key = f"reports/base/{dataset.digest[:16]}-{base_digest[:16]}-{len(examples)}.json"
+    try:
+        return [Outcome.from_dict(row) for row in json.loads(context.store.get(key))]
+    except ObjectMissing:
+        pass
+    outcomes = await replay(
+        answerer,
+        examples,
+        concurrency=context.settings.engine.batch_size,
+        progress=_progress(say, "base model"),
+    )
+    context.store.put(key, json.dumps([row.to_dict() for row in outcomes]).encode())
+    return outcomes
+
+
+async def _incumbent(
+    context: Context, task_id: str, candidate: str, test: Sequence[Example], say: Say
+) -> tuple[Any, str]:
+    """The champion adapter as served on the same rows, or None when the teacher is the champion."""
+    champion = context.registry.route(task_id).champion
+    if champion in (TEACHER, candidate):
+        return None, TEACHER
+    registered = context.registry.adapter(champion)
+    folder = await asyncio.to_thread(
+        pull, context.store, registered.location, context.settings.gateway.adapters
+    )
+    form = PromptFormat.from_dict(read_manifest(folder).format)
+    async with context.engine() as engine:
+        await engine.ensure_loaded(champion, folder)
+        small = SmallModel(engine)
+
+        async def answer(request: Mapping[str, Any]) -> SmallAnswer:
+            return await small.answer(
+                request,
+                adapter=champion,
+                form=form,
+                max_tokens=context.settings.engine.max_answer_tokens,
+            )
+
+        rows = await replay(
+            answer,
+            test,
+            concurrency=context.settings.engine.batch_size,
+            progress=_progress(say, f"incumbent {champion}"),
+        )
+    return serve(rows, registered.threshold), champion
+
+
+async def _unload_leftovers(engine: Any) -> None:
+    """A judge that was killed left its adapter loaded; nobody else looks after that name."""
+    for name in await engine.loaded():
+        if name.startswith(JUDGE_PREFIX):
+            await engine.ensure_unloaded(name)
+
+
+def _progress(say: Say, what: str) -> Callable[[int, int], None]:
+    """Say how far a replay is, about every tenth of it."""
+
+    def report(done: int, total: int) -> None:
+        if done == total or done % max(1, total // 10) == 0:
+            say(f"judging {what}: {done} of {total}")
+
+    return report

@@ -1,0 +1,66 @@
+"""The only place where settings turn into objects and the rooms are introduced to each other."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from flows.orchestrator import Orchestrator
+from flows.stack.services import prefect_api_url
+from infra.artifacts.base import BaseShape
+from infra.database.open import Database, open_database
+from infra.notify.channels import Channel, open_channels
+from infra.objects.open import open_store
+from infra.objects.store import ObjectStore
+from infra.settings.model import Settings
+from infra.settings.sources import load_settings
+from serving.engines.client import EngineClient
+from serving.registry.registry import Registry
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step of a flow needs, opened once per process."""
+
+    settings: Settings
+    store: ObjectStore
+    database: Database
+    registry: Registry
+    channels: Mapping[str, Channel]
+    holder: str
+    """Unique per process: who holds a lease or a claim."""
+
+    def engine(self, base: BaseShape | None = None) -> EngineClient:
+        """A client of the configured engine; use it as an async context manager."""
+        engine = self.settings.engine
+        return EngineClient(
+            engine.url,
+            api_key=engine.api_key.get_secret_value() if engine.api_key else None,
+            base=base,
+            max_rank=engine.max_rank,
+        )
+
+    def orchestrator(self) -> Orchestrator:
+        return Orchestrator(prefect_api_url(self.settings))
+
+
+@contextmanager
+def open_context(settings: Settings | None = None) -> Iterator[Context]:
+    """Open store and database. Raises SchemaOutdated when the tables are not this release's."""
+    settings = settings or load_settings()
+    database = open_database(settings.database)
+    try:
+        database.check()
+        yield Context(
+            settings,
+            open_store(settings.storage),
+            database,
+            Registry(database),
+            open_channels(settings.notify),
+            f"{socket.gethostname()}:{os.getpid()}",
+        )
+    finally:
+        database.close()

@@ -1,0 +1,100 @@
+"""Which task a call belongs to: the caller's tag, then structure and prompt, else none. Pure.
+
+The router abstains readily: a call without a task goes to the teacher and is still logged, so the
+price of abstaining is a missed saving, and the price of guessing is a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from infra.tasks.embedding import embed, nearest, prompt_text
+from infra.tasks.signature import signature
+from serving.gateway.routes import Snapshot, TaskRoute
+
+MODEL_PREFIX = "nightschool/"
+How = Literal["tag", "model", "signature", "centroid"]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A call's task and how it was found."""
+
+    task: TaskRoute
+    how: How
+    same_signature: bool
+    """Whether the call has the very structure that the task was discovered with. Only then may an
+    adapter answer that was trained without the constant parts of the prompt."""
+
+
+class Router:
+    """An index over one snapshot; made anew for each."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._by_tag: dict[str, TaskRoute] = {}
+        self._by_id: dict[str, TaskRoute] = {}
+        self._by_signature: dict[str, list[TaskRoute]] = defaultdict(list)
+        self._by_kind: dict[str, list[TaskRoute]] = defaultdict(list)
+        for task in snapshot.tasks:
+            self._by_id[task.id] = task
+            if task.tag:
+                self._by_tag[task.tag] = task
+                continue
+            # Tagged tasks are made of tagged calls only; an untagged call is not one of theirs.
+            self._by_signature[task.signature].append(task)
+            if task.response_kind:
+                self._by_kind[task.response_kind].append(task)
+
+    def named(self, model: str) -> TaskRoute | None:
+        """The task that a model name of ours stands for: ``<task>`` or ``nightschool/<task>``."""
+        return self._by_id.get(model.removeprefix(MODEL_PREFIX))
+
+    def route(self, request: Mapping[str, Any], tag: str | None, tenant: str) -> Routed | None:
+        """The call's task, or None. ``request`` may be as sent or anonymized: the parts that are
+        looked at are masked alike."""
+        task, how = self._explicit(request, tag)
+        if tag is not None and task is None:
+            return None  # a tag of its own: discovery will make a task of it
+        if not self._by_id or (task is not None and not task.adapters()):
+            return _for(Routed(task, how, False), tenant) if task is not None else None
+        digest = signature(request)
+        if task is not None:
+            return _for(Routed(task, how, task.signature == digest.digest), tenant)
+        alike = self._by_signature.get(digest.digest)
+        if alike:
+            found = _nearest(request, alike)
+            return _for(Routed(found, "signature", True), tenant) if found else None
+        kind = response_kind(digest.response_kind, bool(digest.tools))
+        found = _nearest(request, self._by_kind.get(kind) or [])
+        return _for(Routed(found, "centroid", False), tenant) if found else None
+
+    def _explicit(
+        self, request: Mapping[str, Any], tag: str | None
+    ) -> tuple[TaskRoute | None, How]:
+        if tag is not None:
+            return self._by_tag.get(tag) or self._by_id.get(tag), "tag"
+        model = request.get("model")
+        return (self.named(model) if isinstance(model, str) else None), "model"
+
+
+def response_kind(kind: str, tools: bool) -> str:
+    """The coarse kind of answer inside which centroids may be compared across signatures."""
+    return "tools" if tools else kind
+
+
+def _nearest(request: Mapping[str, Any], tasks: list[TaskRoute]) -> TaskRoute | None:
+    with_centroid = [task for task in tasks if task.centroid]
+    if not with_centroid:
+        # A task known by its structure alone claims all of that structure.
+        return tasks[0] if len(tasks) == 1 else None
+    dimensions = len(with_centroid[0].centroid)
+    vector = embed([prompt_text(request)], dimensions)[0]
+    return nearest(vector, with_centroid)
+
+
+def _for(routed: Routed, tenant: str) -> Routed | None:
+    owner = routed.task.tenant
+    return routed if owner is None or owner == tenant else None

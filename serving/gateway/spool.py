@@ -1,0 +1,367 @@
+"""An append-only spool on local disk: a record is safe when ``append`` returns.
+
+One folder per running gateway, held by a file lock, so that two gateways on one machine never write
+into the same files, and so that what a dead one left behind is found and shipped by the next::
+
+    <spool>/<writer>/lock            held while the gateway lives
+                    /sequence        the next object number, raised before it is used
+                    /open-<n>.log    framed lines, appended
+                    /ready-<n>-<hour>.jsonl.zst    the very bytes of the object to create
+
+A line is ``<crc32> <kind> <json>``. A call whose second opinion (shadow, audit) is still being
+gathered is written at once as *provisional* and again as *final*; sealing keeps the final one, or
+carries the provisional one over into the next file while its final one may still come. After a crash
+a provisional record counts as final. ``kill -9`` at any point loses nothing that was appended, and
+nothing is shipped twice: an object's bytes are fixed on disk before the first attempt to create it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from infra.calls.codec import encode_line, encode_lines, log_key, parse_line
+from infra.calls.record import CallRecord, LogRecord, utc_now
+
+logger = logging.getLogger(__name__)
+
+FINAL, PROVISIONAL = b"F", b"P"
+FSYNC_SECONDS = 0.2
+MAX_OBJECT_RECORDS = 20_000
+
+
+class SpoolError(Exception):
+    """The record could not be written: disk full or gone. The message says which."""
+
+
+class Spool:
+    """One gateway's part of the spool. ``append`` and ``seal`` are safe from several threads.
+
+    Args:
+        root: the spool folder, shared by all gateways of this machine.
+
+    Raises:
+        OSError: the folder cannot be made or locked.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._lock = threading.Lock()
+        self.folder, self._guard = _claim_any(root)
+        self.root = root
+        self.writer = self.folder.name
+        self._file: int | None = None
+        self._number = -1
+        self._size = 0
+        self._count = 0
+        self._torn = False
+        self._pending: set[str] = set()
+        self._synced = time.monotonic()
+        _recover(self.folder)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the open file."""
+        return self._size
+
+    @property
+    def count(self) -> int:
+        """Lines in the open file."""
+        return self._count
+
+    def waiting(self) -> int:
+        """Objects made and not yet shipped."""
+        return len(ready_files(self.folder))
+
+    def append(self, record: LogRecord, *, provisional: bool = False) -> None:
+        """Write one record. When this returns, a crash of this process does not lose it.
+
+        Raises SpoolError when the disk will not take it; the spool stays usable.
+        """
+        line = _frame(encode_line(record), PROVISIONAL if provisional else FINAL)
+        with self._lock:
+            if provisional:
+                self._pending.add(record.id)
+            else:
+                self._pending.discard(record.id)
+            try:
+                self._write(line)
+                self._sync(force=False)
+            except OSError as error:
+                raise SpoolError(f"the spool at {self.folder} takes no record: {error}") from error
+
+    def sync(self) -> None:
+        """Push what was appended to the disk itself (a power cut, not just a crash)."""
+        with self._lock:
+            self._sync(force=True)
+
+    def seal(self, *, last: bool = False) -> Path | None:
+        """Turn the open file into an object ready to ship; None when there is nothing in it.
+
+        Args:
+            last: nothing more will come: provisional records are final as they are.
+
+        Raises SpoolError when the disk will not take it; nothing is lost, try again later.
+        """
+        with self._lock:
+            if self._file is None or self._count == 0:
+                return None
+            try:
+                return self._seal(last)
+            except OSError as error:
+                raise SpoolError(f"the spool at {self.folder} is stuck: {error}") from error
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+            self._guard.release()
+
+    def _seal(self, last: bool) -> Path | None:
+        old_file, old_number = self._file, self._number
+        assert old_file is not None
+        os.fsync(old_file)
+        records, carried = _settled(
+            _read(self.folder / _open_name(old_number)), set() if last else self._pending
+        )
+        # The carried records are safe in the next file before the old one is given up.
+        self._file = None
+        if carried:
+            try:
+                for record in carried:
+                    self._write(_frame(encode_line(record), PROVISIONAL))
+                assert self._file is not None
+                os.fsync(self._file)
+            except OSError:
+                if self._file is not None:
+                    os.close(self._file)
+                    (self.folder / _open_name(self._number)).unlink(missing_ok=True)
+                self._file, self._number = old_file, old_number
+                raise
+        else:
+            self._number, self._size, self._count = -1, 0, 0
+        os.close(old_file)
+        return _make_ready(self.folder, old_number, records)
+
+    def _write(self, line: bytes) -> None:
+        if self._file is None:
+            self._number = _next_number(self.folder)
+            path = self.folder / _open_name(self._number)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            self._size, self._count, self._torn = 0, 0, False
+        if self._torn:
+            line = b"\n" + line  # ends what an earlier failure left half-written
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError:
+            if written:
+                try:
+                    os.ftruncate(self._file, self._size)
+                except OSError:
+                    self._size += written
+                    self._torn = True
+            raise
+        self._torn = False
+        self._size += len(line)
+        self._count += 1
+
+    def _sync(self, force: bool) -> None:
+        now = time.monotonic()
+        if self._file is not None and (force or now - self._synced >= FSYNC_SECONDS):
+            os.fsync(self._file)
+            self._synced = now
+
+
+def ready_files(folder: Path) -> list[Path]:
+    """Objects of one writer's folder that wait to be shipped, oldest first."""
+    return sorted(folder.glob("ready-*.jsonl.zst"))
+
+
+def object_key(path: Path) -> str:
+    """The key of a ready file: fixed by its name and its writer's."""
+    _, number, hour = path.name.removesuffix(".jsonl.zst").split("-")
+    return log_key(datetime.strptime(hour, "%Y%m%dT%H").replace(tzinfo=UTC), path.parent.name, int(number))
+
+
+def renumber(path: Path) -> Path:
+    """Give a ready file the next free number, for when its key is taken by other content."""
+    _, _, hour = path.name.removesuffix(".jsonl.zst").split("-")
+    return path.rename(path.with_name(_ready_name(_next_number(path.parent), hour)))
+
+
+def adopt_orphans(root: Path) -> Iterator[tuple[Path, FolderLock]]:
+    """Folders of gateways that are gone, recovered and locked; the caller releases each lock."""
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        guard = FolderLock.take(folder) if folder.is_dir() else None
+        if guard is not None:
+            try:
+                _recover(folder)
+            except BaseException:
+                guard.release()
+                raise
+            yield folder, guard
+
+
+class FolderLock:
+    """An exclusive lock on a folder that ends with the process, however that ends."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    @classmethod
+    def take(cls, folder: Path) -> FolderLock | None:
+        """None when somebody else holds it."""
+        file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return None
+        except BaseException:
+            os.close(file)
+            raise
+        return cls(file)
+
+    def release(self) -> None:
+        os.close(self._file)
+
+
+def _claim_any(root: Path) -> tuple[Path, FolderLock]:
+    """The folder of a writer that is gone, or a new one. Its name is unique over all machines."""
+    root.mkdir(parents=True, exist_ok=True)
+    for folder in sorted(root.glob("gateway-*")):
+        if folder.is_dir() and (guard := FolderLock.take(folder)) is not None:
+            return folder, guard
+    folder = root / f"gateway-{secrets.token_hex(6)}"
+    folder.mkdir(mode=0o700)
+    guard = FolderLock.take(folder)
+    if guard is None:
+        # Another gateway came by between the two steps and took it for an orphan.
+        return _claim_any(root)
+    return folder, guard
+
+
+def _recover(folder: Path) -> None:
+    """Make what a crash left into ready objects. Nobody else writes: the lock is held."""
+    for part in folder.glob("*.part"):
+        part.unlink()
+    done = {int(path.name.split("-")[1]) for path in ready_files(folder)}
+    left: list[tuple[int, list[tuple[bytes, LogRecord]]]] = []
+    for path in sorted(folder.glob("open-*.log")):
+        number = int(path.name.removeprefix("open-").removesuffix(".log"))
+        if number in done:
+            # Made ready already, and what had to be carried over is in a later file.
+            path.unlink()
+            continue
+        left.append((number, list(_read(path))))
+    # A record carried over but not yet given up is in two files: the later one has the last word.
+    latest: dict[str, tuple[int, bytes]] = {}
+    for number, lines in left:
+        for kind, record in lines:
+            if kind == FINAL or latest.get(record.id, (0, PROVISIONAL))[1] == PROVISIONAL:
+                latest[record.id] = (number, kind)
+    for number, lines in left:
+        records = [
+            record for kind, record in lines if latest[record.id] == (number, kind)
+        ]
+        _make_ready(folder, number, list({record.id: record for record in records}.values()))
+
+
+def _settled(
+    lines: Iterator[tuple[bytes, LogRecord]], pending: set[str]
+) -> tuple[list[LogRecord], list[LogRecord]]:
+    """Records to ship now, in the order of their first line, and those still waited for."""
+    last: dict[str, tuple[bytes, LogRecord]] = {}
+    for kind, record in lines:
+        if kind == FINAL or last.get(record.id, (PROVISIONAL, record))[0] == PROVISIONAL:
+            last[record.id] = (kind, record)
+    ship = [r for kind, r in last.values() if kind == FINAL or r.id not in pending]
+    carry = [r for kind, r in last.values() if kind == PROVISIONAL and r.id in pending]
+    return ship, carry
+
+
+def _make_ready(folder: Path, number: int, records: list[LogRecord]) -> Path | None:
+    """Fix the object's bytes on disk, then give up the open file."""
+    path = None
+    if records:
+        hour = _hour(records[0])
+        path = folder / _ready_name(number, hour)
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            file.write(encode_lines(records))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync_folder(folder)
+    (folder / _open_name(number)).unlink(missing_ok=True)
+    return path
+
+
+def _hour(record: LogRecord) -> str:
+    moment = record.time if isinstance(record, CallRecord) else utc_now()
+    return moment.astimezone(UTC).strftime("%Y%m%dT%H")
+
+
+def _next_number(folder: Path) -> int:
+    """A number never used before by this writer: raised on disk before it is used."""
+    path = folder / "sequence"
+    try:
+        number = int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        used = [int(name.name.split("-")[1].split(".")[0]) for name in folder.glob("*-[0-9]*")]
+        number = max(used, default=-1) + 1
+    part = folder / "sequence.part"
+    with part.open("w") as file:
+        file.write(str(number + 1))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    return number
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _open_name(number: int) -> str:
+    return f"open-{number:010d}.log"
+
+
+def _ready_name(number: int, hour: str) -> str:
+    return f"ready-{number:010d}-{hour}.jsonl.zst"
+
+
+def _frame(line: bytes, kind: bytes) -> bytes:
+    body = kind + b" " + line
+    return b"%08x " % zlib.crc32(body) + body
+
+
+def _read(path: Path) -> Iterator[tuple[bytes, LogRecord]]:
+    """The whole lines of an open file. What was torn by a crash was never acknowledged."""
+    damaged = 0
+    with path.open("rb") as file:
+        for line in file:
+            crc, _, body = line.partition(b" ")
+            if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
+                damaged += line.strip() != b""
+                continue
+            try:
+                yield body[:1], parse_line(body[2:])
+            except ValueError:
+                damaged += 1
+    if damaged:
+        logger.warning("%s has %d half-written lines, left out", path.name, damaged)

@@ -1,0 +1,69 @@
+"""The registry's view of tasks: their state and how far an operator lets them go.
+
+Discovery makes tasks; this changes only their ``state`` and ``policy``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from infra.database.events import record_event
+from infra.database.tables import tasks
+from infra.database.writes import compare_and_swap
+from serving.registry.errors import RegistryError, UnknownTask
+from serving.registry.records import Task
+
+
+def read_task(connection: Connection, task_id: str, *, lock: bool = False) -> Task:
+    """Raises UnknownTask.
+
+    Args:
+        lock: keep other writers of this task out until the transaction ends. It serializes what
+            rests on more than one row on PostgreSQL; SQLite's transactions are serial already.
+    """
+    query = select(tasks).where(tasks.c.id == task_id)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise UnknownTask(f"no task {task_id!r}: `nightschool tasks` lists those there are")
+    return Task.from_row(row)
+
+
+def read_tasks(connection: Connection, state: str | None = None) -> list[Task]:
+    query = select(tasks).order_by(tasks.c.id)
+    if state is not None:
+        query = query.where(tasks.c.state == state)
+    return [Task.from_row(row) for row in connection.execute(query)]
+
+
+def change_task(
+    connection: Connection,
+    current: Task,
+    changes: dict[str, Any],
+    *,
+    what: str,
+    actor: str,
+    why: str,
+    now: datetime,
+) -> Task:
+    """Change ``state`` or ``policy``, with an event; no change leaves everything as it is."""
+    previous = {name: getattr(current, name) for name in changes}
+    if previous == changes:
+        return current
+    expected = {"id": current.id, "version": current.version}
+    values = {**changes, "version": current.version + 1, "updated": now}
+    if not compare_and_swap(connection, tasks, expected, values):
+        raise RegistryError(f"task {current.id} changed meanwhile: try again")
+    record_event(
+        connection,
+        actor=actor,
+        what=what,
+        subject=current.id,
+        why=why,
+        previous=previous,
+        current=changes,
+        time=now,
+    )
+    return read_task(connection, current.id)

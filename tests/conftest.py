@@ -1,0 +1,96 @@
+"""Fixtures that every room's tests share, and the environment they run in."""
+
+from __future__ import annotations
+
+import os
+
+# Before any test module imports torch, ray or prefect, which read these once.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    DO_NOT_TRACK="1",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    HF_HUB_OFFLINE="1",
+    RAY_AUTH_MODE="disabled",
+    AWS_EC2_METADATA_DISABLED="true",
+    TOKENIZERS_PARALLELISM="false",
+)
+for _name in [name for name in os.environ if name.startswith("NIGHTSCHOOL_")]:
+    del os.environ[_name]
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1", "localhost"]))
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.database.open import Database, open_database
+from infra.objects.open import open_store
+from infra.objects.store import ObjectStore
+from infra.settings.model import Settings
+from tests.contracts.servers import PostgresServer, S3Server, start_postgres, start_s3
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings with every path under the test's own folder."""
+    return Settings.model_validate(
+        {
+            "storage": {"url": str(tmp_path / "objects")},
+            "database": {"url": f"sqlite:///{tmp_path}/nightschool.db"},
+            "gateway": {
+                "spool": tmp_path / "spool",
+                "snapshot": tmp_path / "routes.json",
+                "adapters": tmp_path / "adapters",
+            },
+            "engine": {"models": tmp_path / "models"},
+            "training": {"runs": tmp_path / "runs"},
+            "prefect": {"home": tmp_path / "prefect"},
+        }
+    )
+
+
+@pytest.fixture
+def store(settings: Settings) -> ObjectStore:
+    return open_store(settings.storage)
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """The test's own SQLite database, with its tables."""
+    opened = open_database(settings.database)
+    opened.upgrade()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL of this test session's own."""
+    with start_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real server process that speaks the S3 protocol over HTTP."""
+    with start_s3() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Database]:
+    """A database without tables, once of each kind."""
+    if request.param == "sqlite":
+        opened = open_database(settings.database)
+    else:
+        opened = Database(request.getfixturevalue("postgres").new_database())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def each_database(empty_database: Database) -> Database:
+    """A database with its tables, once of each kind: SQLite and PostgreSQL."""
+    empty_database.upgrade()
+    return empty_database

@@ -1,0 +1,52 @@
+"""The second look for personal data, at logs that may come from other writers than our gateway.
+
+Our own gateway has redacted already and this finds nothing more. What it does find is replaced the
+same way, with placeholders that are consistent within a session (as far as the object shows it).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+
+from infra.anonymize.anonymizer import Anonymizer, Scope
+from infra.calls.codec import Problem
+from infra.calls.record import CallRecord, FeedbackRecord, LogRecord
+
+MAX_SCOPES = 1024
+
+
+class PrivacyCheck:
+    """One per object, so that doing an object again gives the same placeholders.
+
+    Args:
+        anonymizer: None: the check is switched off; counts still come from the records.
+    """
+
+    def __init__(self, anonymizer: Anonymizer | None) -> None:
+        self._anonymizer = anonymizer
+        self._scopes: OrderedDict[tuple[str, str], Scope] = OrderedDict()
+        self.counts: Counter[str] = Counter()
+        """All personal data: what the record says was replaced, and what was found here."""
+        self.found_here: Counter[str] = Counter()
+
+    def check(self, record: LogRecord) -> LogRecord | Problem:
+        """The record without personal data."""
+        before = Counter(record.anonymization.counts)
+        checked = record
+        if self._anonymizer is not None:
+            session = record.session if isinstance(record, CallRecord) else record.call_id
+            scope = self._scope(self._anonymizer, (record.tenant, session))
+            checked = scope.record(record)
+        after = Counter(checked.anonymization.counts)
+        self.counts.update(after)
+        self.found_here.update(after - before)
+        return checked
+
+    def _scope(self, anonymizer: Anonymizer, key: tuple[str, str]) -> Scope:
+        scope = self._scopes.get(key)
+        if scope is None:
+            scope = self._scopes[key] = anonymizer.scope()
+            if len(self._scopes) > MAX_SCOPES:
+                self._scopes.popitem(last=False)
+        self._scopes.move_to_end(key)
+        return scope

@@ -1,0 +1,237 @@
+"""The folder of one training run: what was asked, how far it is, what came out.
+
+``spec.json``, ``request.json``, ``train.jsonl``, ``validation.jsonl`` go in; ``events.jsonl``,
+``checkpoints/``, ``adapter/`` and then ``result.json`` or ``error.json`` come out. The folder is all
+that a run and those who watch it share, so on several machines it must lie on shared storage. It is
+read here without torch, by executors and command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainers.spec import TrainSpec
+
+BackendName = Literal["auto", "peft", "unsloth"]
+_TAIL_BYTES = 64 << 10
+
+
+class RunRequest(BaseModel):
+    """How a run is to be carried out, beside its spec; does not change what is learnt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_folder: Path
+    backend: BackendName = "auto"
+    deadline: float | None = Field(None, description="Seconds since the epoch: stop, keep the best")
+    allow_cpu: bool = Field(True, description="False: a worker without a GPU fails, not crawls")
+
+
+class TrainResult(BaseModel):
+    """What a finished run reports. ``adapter/`` of the run folder holds the weights."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    backend: str
+    steps: int
+    """Optimizer steps done."""
+    kept_step: int
+    """The step whose weights were kept: lowest validation loss, or the last."""
+    loss: float
+    """Mean training loss of the last steps, nats per answer token."""
+    validation_loss: float | None = None
+    stopped: str | None = None
+    """Why it ended before its last step: ``deadline`` or ``asked``."""
+    seconds: float
+    """Training time of the last attempt, seconds."""
+    examples: int
+    too_long: int
+    finished: float
+    """Seconds since the epoch."""
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    step: int
+    steps: int
+    loss: float | None = None
+    seconds_per_step: float | None = None
+    validation_loss: float | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.seconds_per_step is None:
+            return None
+        return self.seconds_per_step * (self.steps - self.step)
+
+
+class RunFolder:
+    """Names, reads and writes of one run folder. Writes are atomic; flags are empty files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path).absolute()
+        self.spec_file = self.path / "spec.json"
+        self.request_file = self.path / "request.json"
+        self.events_file = self.path / "events.jsonl"
+        self.attempts_file = self.path / "attempts.jsonl"
+        self.result_file = self.path / "result.json"
+        self.error_file = self.path / "error.json"
+        self.log_file = self.path / "output.log"
+        self.lock_file = self.path / "lock"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+        self.adapter = self.path / "adapter"
+        self._stop = self.path / "stop"
+        self._cancel = self.path / "cancel"
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        spec: TrainSpec,
+        request: RunRequest,
+        train: Iterable[Mapping[str, Any]],
+        validation: Iterable[Mapping[str, Any]] = (),
+    ) -> RunFolder:
+        """Write the inputs of a run; one that is there already (same spec) keeps its progress.
+
+        Args:
+            train, validation: ``{"request": ..., "answer": ...}`` mappings.
+
+        Raises ValueError when the folder belongs to another spec.
+        """
+        folder = cls(path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if folder.spec_file.exists():
+            present = folder.spec()
+            if present.digest != spec.digest:
+                raise ValueError(
+                    f"{path} is the run of spec {present.digest[:12]}, not {spec.digest[:12]}: "
+                    "use one folder per spec"
+                )
+        else:
+            for name, examples in (("train", train), ("validation", validation)):
+                lines = (
+                    json.dumps({"request": item["request"], "answer": item["answer"]}) + "\n"
+                    for item in examples
+                )
+                write_atomically(folder.path / f"{name}.jsonl", "".join(lines))
+            # Last, so that a folder with a spec has its data.
+            write_atomically(folder.spec_file, spec.model_dump_json(indent=1))
+        write_atomically(folder.request_file, request.model_dump_json(indent=1))
+        return folder
+
+    def spec(self) -> TrainSpec:
+        return TrainSpec.model_validate_json(self.spec_file.read_text())
+
+    def request(self) -> RunRequest:
+        return RunRequest.model_validate_json(self.request_file.read_text())
+
+    def examples(self, name: Literal["train", "validation"]) -> list[dict[str, Any]]:
+        path = self.path / f"{name}.jsonl"
+        if not path.exists():
+            return []
+        with path.open() as stream:
+            return [json.loads(line) for line in stream]
+
+    def result(self) -> TrainResult | None:
+        if not self.result_file.exists():
+            return None
+        return TrainResult.model_validate_json(self.result_file.read_text())
+
+    def error(self) -> str | None:
+        """The message of a run that failed by itself; None when it did not."""
+        if not self.error_file.exists():
+            return None
+        return str(json.loads(self.error_file.read_text())["message"])
+
+    def progress(self) -> Progress:
+        """How far the run is, from the end of ``events.jsonl``; step 0 before the first event."""
+        events = read_tail(self.events_file)
+        last = next((event for event in reversed(events) if "loss" in event), None)
+        if last is None:
+            return Progress(0, self.spec().steps)
+        recent = [event["seconds"] for event in events if "seconds" in event][-10:]
+        checked = [event for event in events if event.get("validation_loss") is not None]
+        return Progress(
+            step=last["step"],
+            steps=last["steps"],
+            loss=last["loss"],
+            seconds_per_step=sum(recent) / len(recent),
+            validation_loss=checked[-1]["validation_loss"] if checked else None,
+        )
+
+    def request_stop(self) -> None:
+        """Ask the run to end after its present step and keep the best so far."""
+        self._stop.touch()
+
+    def request_cancel(self) -> None:
+        """Ask whoever supervises the run to end it at once; its checkpoints stay."""
+        self._cancel.touch()
+
+    @property
+    def stop_requested(self) -> bool:
+        return self._stop.exists()
+
+    @property
+    def cancel_requested(self) -> bool:
+        return self._cancel.exists()
+
+    def renew(self) -> None:
+        """Forget flags, errors and attempts of earlier submissions; keeps checkpoints and results."""
+        for path in (self._stop, self._cancel, self.error_file, self.attempts_file):
+            path.unlink(missing_ok=True)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """One entry per process started since the last submission, oldest first."""
+        return read_tail(self.attempts_file)
+
+
+def append_line(path: Path, event: Mapping[str, Any]) -> None:
+    """Append one JSON line in a single write, so that a reader sees it whole or not at all."""
+    with path.open("ab", buffering=0) as stream:
+        stream.write((json.dumps(event) + "\n").encode())
+
+
+def read_tail(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines in the last 64 KiB of a file; half-written lines are passed over."""
+    if not path.exists():
+        return []
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _TAIL_BYTES))
+        lines = stream.read().split(b"\n")
+    if size > _TAIL_BYTES:
+        lines = lines[1:]
+    events: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old text or the new one, whole, even after a crash."""
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with scratch.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(path)
+
+
+def now() -> float:
+    """Seconds since the epoch."""
+    return time.time()
