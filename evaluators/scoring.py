@@ -20,8 +20,6 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from referencing.exceptions import Unresolvable
-
 from infra.prompting.answers import check_answer
 from infra.prompting.template import content_text
 
@@ -131,7 +129,7 @@ def _score_structured(
     value = _json(_text(got)) if got is not None and not _calls(got) else _BROKEN
     if value is _BROKEN:
         return CallScore("structured", 0.0, dict.fromkeys(_STRUCTURED_STAGES, 0.0))
-    valid = float(_schema_valid(got or {}, request))
+    valid = float(check_answer(got or {}, request).passed)
     right = _json(_text(expected))
     exact = float(right is not _BROKEN and canonical(value) == canonical(right))
     fields = exact or (0.0 if right is _BROKEN else _f1(_fields(right), _fields(value)))
@@ -156,13 +154,6 @@ def _plain_numbers(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
-
-
-def _schema_valid(message: Message, request: Mapping[str, Any]) -> bool:
-    try:
-        return check_answer(message, request).passed
-    except (Unresolvable, RecursionError):
-        return False
 
 
 def _calls(message: Message | None) -> list[Any]:

@@ -61,14 +61,13 @@ class Judgement:
 
 
 def judge(
-    context: Context, location: str, dataset: DatasetVersion, *, say: Say = lambda _: None
+    context: Context, folder: Path, dataset: DatasetVersion, *, say: Say = lambda _: None
 ) -> Judgement:
-    """Judge the adapter stored at ``location`` on the data set's held-out sessions.
+    """Judge the packaged adapter in ``folder`` on the data set's held-out sessions.
 
     Raises:
-        ArtifactError: the stored adapter is damaged. EngineError: no engine answers.
+        ArtifactError: the folder is no sound adapter. EngineError: no engine answers.
     """
-    folder = pull(context.store, location, context.settings.gateway.adapters)
     manifest = read_manifest(folder)
     key = f"reports/{manifest.name}/judgement-{dataset.digest[:16]}.json"
     try:
@@ -173,7 +172,7 @@ async def _judge(
 
 def teacher_score(examples: Sequence[Example]) -> float:
     """How often the teacher's own answer is the label: below 1 only where feedback corrected it."""
-    return sum(not example.corrected for example in examples) / max(1, len(examples))
+    return sum(example.source != "correction" for example in examples) / max(1, len(examples))
 
 
 async def _base_outcomes(

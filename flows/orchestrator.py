@@ -84,6 +84,16 @@ class Orchestrator:
         answer = self._ask("POST", "/task_runs/filter", body)
         return list(answer)
 
+    def logs(self, run_id: str, offset: int) -> list[str]:
+        """Log lines of a flow run and its tasks, oldest first, from the given offset on."""
+        body = {
+            "logs": {"flow_run_id": {"any_": [run_id]}, "level": {"ge_": 20}},
+            "sort": "TIMESTAMP_ASC",
+            "offset": offset,
+            "limit": 200,
+        }
+        return [str(line["message"]) for line in self._ask("POST", "/logs/filter", body)]
+
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(
             self._api + path,

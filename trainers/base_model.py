@@ -75,7 +75,7 @@ def prepare_base(
     name = settings.base_model
     if name in PACKAGED:
         folder = _packaged(name, PACKAGED[name], settings.models, progress)
-    elif Path(name).is_dir():
+    elif name and Path(name).is_dir():
         folder = Path(name)
     elif _HUB_ID.match(name) and not name.startswith("."):
         folder = _from_hub(name, progress)
@@ -142,7 +142,7 @@ def _from_hub(name: str, progress: Callable[[str], None]) -> Path:
         return Path(
             snapshot_download(identifier, revision=revision or None, allow_patterns=_FETCHED)
         )
-    except Exception as error:  # noqa: BLE001 - the hub client raises many unrelated kinds
+    except Exception as error:  # the hub client raises many unrelated kinds
         raise BaseModelError(
             f"engine.base_model {name!r} could not be fetched from the model hub "
             f"({type(error).__name__}); download it to a folder and name that folder instead"

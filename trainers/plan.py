@@ -148,7 +148,9 @@ def plan(
     runs: list[PlannedRun] = []
     for saving, task, dataset in feasible:
         if len(runs) >= settings.night.max_tasks:
-            skipped.append((task.id, f"{settings.night.max_tasks} tasks with more saving come first"))
+            skipped.append(
+                (task.id, f"{settings.night.max_tasks} tasks with more saving come first")
+            )
             continue
         free_at = workers[0]
         wanted = wanted_steps(dataset, settings)

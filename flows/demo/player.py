@@ -106,7 +106,7 @@ async def _ask(
         answer = await client.chat.completions.with_raw_response.create(
             **request, stream=stream, extra_headers=headers
         )
-        parsed = answer.parse()
+        parsed: Any = answer.parse()
         message = await _assembled(parsed) if stream else parsed.choices[0].message.model_dump()
     except APIError:
         tally.failed += 1

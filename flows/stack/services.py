@@ -50,6 +50,17 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
+def addresses(settings: Settings) -> dict[str, str]:
+    """Where each part can be asked whether it is well; for people and for `nightschool status`."""
+    gateway, hooks = settings.gateway, settings.hooks
+    return {
+        "prefect": f"{prefect_api_url(settings)}/health",
+        "engine": f"{settings.engine.url}/health",
+        "gateway": f"http://{gateway.host}:{gateway.port}/healthz",
+        "hooks": f"http://{hooks.host}:{hooks.port}/healthz",
+    }
+
+
 def services(settings: Settings, *, base_model: Path | None) -> list[Service]:
     """The stack in starting order.
 

@@ -177,7 +177,10 @@ class DirectoryStore:
             cached = self._etags.get(key)
         if cached is not None and cached[0] == stamp:
             return cached[1]
-        etag = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        etag = digest.hexdigest()
         if time.time() - found.st_mtime < SETTLED_SECONDS:
             # File times are coarse: a quick rewrite could look like this same file.
             return etag

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from infra.calls.record import Checks, new_id
 
 MAX_ANSWER_CHARACTERS = 200_000
+# The default registry would fetch whatever URL a caller's schema refers to.
+_NO_FETCHING: Registry[Any] = Registry()
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,11 @@ def _schema(request: Mapping[str, Any]) -> Any:
 
 def _schema_problem(value: Any, schema: Any) -> str | None:
     try:
-        Draft202012Validator(schema).validate(value)
+        Draft202012Validator(schema, registry=_NO_FETCHING).validate(value)
     except ValidationError as error:
         # The message quotes the value, which may be personal: name the rule and the place instead.
         return f"breaks {error.validator} at {'/'.join(map(str, error.absolute_path)) or 'top'}"
-    except SchemaError:
+    except (SchemaError, Unresolvable, re.error, RecursionError, AttributeError, TypeError):
+        # The library does not check a schema before it uses it, so a broken one breaks anywhere.
         return "the caller's schema is not valid JSON Schema"
     return None

@@ -17,6 +17,10 @@ MAX_WORDS = 4000
 _KEY_BLOCK = re.compile(
     r"-----BEGIN [A-Z0-9 ]{1,60}-----.*?(?:-----END [A-Z0-9 ]{1,60}-----|\Z)", re.S
 )
+_SECRET = re.compile(
+    r"(?i)(?:pass(?:word|wd|phrase|code)|pwd|secret|api[_ -]?key|token)"
+    r"(?:[\"']?\s{0,3}[:=]\s{0,3}|\s{1,3}is:?\s{1,3})[\"']?[^\s\"',;]{1,200}"
+)
 _VARIABLE = re.compile(
     r"""\d                                   # numbers, dates, times, ids, most keys
     |@|://                                   # addresses
@@ -49,6 +53,7 @@ def stable_words(text: str, limit: int = MAX_WORDS) -> Iterator[str]:
     kept = 0
     if "-----BEGIN" in text:
         text = _KEY_BLOCK.sub(" ", text)
+    text = _SECRET.sub(" ", text)
     for match in _TOKEN.finditer(text):
         token = match.group()
         if _VARIABLE.search(token):

@@ -228,7 +228,8 @@ class EngineClient:
         self, model: str | None, prompt: str, max_tokens: int, stop: Sequence[str]
     ) -> dict[str, Any]:
         return {
-            "model": model if model is not None else await self.base_name(),
+            # vLLM's resolver takes a name for a path: only names that we may have given go there.
+            "model": await self.base_name() if model is None else check_adapter_name(model),
             "prompt": prompt,
             "max_tokens": max_tokens,
             "temperature": 0,

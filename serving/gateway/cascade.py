@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from infra.calls.record import Checks, Usage
@@ -14,7 +14,7 @@ from serving.small_model import SmallAnswer
 
 MAX_REASON_CHARACTERS = 120
 # What an anonymizer leaves behind, e.g. <EMAIL_1>.
-PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9_]*_\d+>")
+PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9_]{1,30}_(?:[0-9]{1,9}|h[0-9a-f]{16})>")
 # Options that change what an answer is, and that the small model does not know.
 _UNKNOWN_OPTIONS = (
     "logit_bias",
@@ -33,7 +33,7 @@ class Small:
 
     adapter: str
     message: dict[str, Any] | None = None
-    checks: Checks = Checks()
+    checks: Checks = field(default_factory=Checks)
     confidence: float | None = None
     accepted: bool = False
     escalation: str | None = None
@@ -42,7 +42,7 @@ class Small:
     hard_failure: bool = False
     """Whether it counts towards the kill switch: the adapter failed, not the road to it."""
     latency_seconds: float = 0.0
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
 
 
 def beyond_small_model(request: Mapping[str, Any]) -> str | None:
@@ -109,9 +109,7 @@ def judged(
         escalation=escalation,
         hard_failure=not checks.passed and not limited,
         latency_seconds=answer.latency_seconds,
-        usage=Usage(
-            prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens
-        ),
+        usage=Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
     )
 
 

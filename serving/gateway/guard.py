@@ -64,7 +64,9 @@ class KillSwitch:
     def killed(self, rollout_id: str | None) -> bool:
         return rollout_id is not None and rollout_id in self._kills
 
-    def report(self, route: TaskRoute, hard_failure: bool, passed: bool, reason: str) -> Kill | None:
+    def report(
+        self, route: TaskRoute, hard_failure: bool, passed: bool, reason: str
+    ) -> Kill | None:
         """Count one answer of the route's candidate; returns the kill when this one caused it.
 
         Args:

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,6 @@ OUR_METADATA = frozenset({"session_id", "task"})
 # OpenAI's own fields that identify the end user.
 END_USER_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
 _PLAIN_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:.-]{0,127}")
-_TELLING = re.compile(r"\d{7,}|\d+\.\d+\.\d+\.\d+|:.*:.*:")
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,40 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return value
 
 
+@dataclass(frozen=True)
+class SessionNames:
+    """How session ids become safe to log.
+
+    Args:
+        personal: whether a text holds personal data.
+        hash_key: key of the hash; empty for a plain one.
+    """
+
+    personal: Callable[[str], bool]
+    hash_key: bytes = b""
+
+    def safe(self, given: str, tenant: str) -> str:
+        """The id itself when it plainly is an identifier, else a hash of it."""
+        if _PLAIN_SESSION.fullmatch(given) and not self.personal(given):
+            return given
+        return self.hashed(given, tenant)
+
+    def hashed(self, value: str, tenant: str) -> str:
+        text = f"{len(tenant)}:{tenant}{value}".encode("utf-8", "surrogatepass")
+        key = self.hash_key
+        digest = hmac.new(key, text, hashlib.sha256) if key else hashlib.sha256(text)
+        return f"s-{digest.hexdigest()[:32]}"
+
+
 def parse_chat(
-    raw: bytes, headers: Mapping[str, str], tenant: str, hash_key: bytes = b""
+    raw: bytes, headers: Mapping[str, str], tenant: str, names: SessionNames
 ) -> ChatRequest:
     """Parse and bound a chat-completion body. Raises GatewayError 400 with what to change."""
     body = parse_object(raw)
     check_chat(body)
     return ChatRequest(
         body=body,
-        session=session_of(body, headers, tenant, hash_key),
+        session=session_of(body, headers, tenant, names),
         tag=_tag(body, headers),
         size_bytes=len(raw),
     )
@@ -126,33 +150,21 @@ def check_chat(body: Mapping[str, Any]) -> None:
 
 
 def session_of(
-    body: Mapping[str, Any], headers: Mapping[str, str], tenant: str, hash_key: bytes = b""
+    body: Mapping[str, Any], headers: Mapping[str, str], tenant: str, names: SessionNames
 ) -> str:
-    """The session: header, ``metadata.session_id``, ``user``, else a hash of the first messages.
-
-    A session id goes to the log as it is only when it plainly is an identifier; anything that could
-    be a person's name, address or number is hashed (keyed when the anonymizer has a key).
-    """
+    """The session: header, ``metadata.session_id``, ``user``, else a hash of the first messages."""
     given = headers.get(SESSION_HEADER) or (body.get("metadata") or {}).get("session_id")
     if isinstance(given, str) and given:
-        if _PLAIN_SESSION.fullmatch(given) and not _TELLING.search(given):
-            return given
-        return _hashed(given, tenant, hash_key)
+        return names.safe(given, tenant)
     user = body.get("user")
     if isinstance(user, str) and user:
-        return _hashed("user\0" + user, tenant, hash_key)
+        return names.hashed("user\0" + user, tenant)
     opening: list[Any] = []
     for message in body["messages"]:
         opening.append([message.get("role"), message.get("content")])
         if message.get("role") == "user":
             break
-    return _hashed(json.dumps(opening, sort_keys=True), tenant, hash_key)
-
-
-def _hashed(value: str, tenant: str, key: bytes) -> str:
-    text = f"{len(tenant)}:{tenant}{value}".encode("utf-8", "surrogatepass")
-    digest = hmac.new(key, text, hashlib.sha256) if key else hashlib.sha256(text)
-    return f"s-{digest.hexdigest()[:32]}"
+    return names.hashed(json.dumps(opening, sort_keys=True), tenant)
 
 
 def _tag(body: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
@@ -160,7 +172,9 @@ def _tag(body: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
     if tag is None or tag == "":
         return None
     if not isinstance(tag, str) or len(tag) > MAX_TAG_CHARACTERS or not tag.isprintable():
-        raise bad_request(f"a task tag is printable text of at most {MAX_TAG_CHARACTERS} characters")
+        raise bad_request(
+            f"a task tag is printable text of at most {MAX_TAG_CHARACTERS} characters"
+        )
     return tag
 
 

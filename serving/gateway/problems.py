@@ -29,6 +29,8 @@ class GatewayError(Exception):
         self.kind = kind
         self.code = code
         self.retry_after_seconds = retry_after_seconds
+        self.headers: dict[str, str] = {}
+        """More headers of the response, such as the call's id."""
 
     def body(self) -> dict[str, Any]:
         return {
@@ -40,8 +42,8 @@ class GatewayError(Exception):
             }
         }
 
-    def response(self, headers: dict[str, str] | None = None) -> web.Response:
-        headers = dict(headers or {})
+    def response(self) -> web.Response:
+        headers = dict(self.headers)
         if self.retry_after_seconds is not None:
             headers["Retry-After"] = str(self.retry_after_seconds)
         return web.Response(
@@ -50,6 +52,10 @@ class GatewayError(Exception):
             content_type="application/json",
             headers=headers,
         )
+
+
+class CallerGone(Exception):
+    """The caller closed the connection before its answer was complete."""
 
 
 def bad_request(message: str, code: str | None = None) -> GatewayError:

@@ -135,15 +135,14 @@ def read_snapshot(database: Database, now: datetime | None = None) -> Snapshot:
                 )
             )
         }
-        policies = dict(
-            connection.execute(
+        policies = {
+            row.id: row.policy
+            for row in connection.execute(
                 select(rollouts.c.id, rollouts.c.policy).where(
                     rollouts.c.id.in_(select(routes.c.rollout_id))
                 )
             )
-            .tuples()
-            .all()
-        )
+        }
         found = connection.execute(
             select(tasks, *(column.label(f"route_{column.name}") for column in routes.c))
             .outerjoin(routes, routes.c.task_id == tasks.c.id)
@@ -154,7 +153,8 @@ def read_snapshot(database: Database, now: datetime | None = None) -> Snapshot:
         keys = connection.execute(
             select(api_keys.c.hash, api_keys.c.tenant).where(api_keys.c.revoked.is_(None))
         )
-        return Snapshot(tuple(rows), dict(keys.tuples().all()), now or utc_now())
+        tenants = {row.hash: row.tenant for row in keys}
+        return Snapshot(tuple(rows), tenants, now or utc_now())
 
 
 def save_snapshot(snapshot: Snapshot, path: Path) -> None:
@@ -239,9 +239,7 @@ def _task(
     )
 
 
-def _adapter(
-    task_id: str, name: str | None, known: Mapping[str, Row[Any]]
-) -> AdapterRoute | None:
+def _adapter(task_id: str, name: str | None, known: Mapping[str, Row[Any]]) -> AdapterRoute | None:
     """The adapter if it may answer this task at all; else None, which is the teacher."""
     if name is None or name == TEACHER:
         return None

@@ -69,7 +69,8 @@ class Shipper:
         self._shipped = shipped or (lambda *_: None)
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._orphans_at = 0.0
+        self._orphans_at = -ORPHAN_SECONDS
+        self._reached = True
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -95,7 +96,8 @@ class Shipper:
         """One round. False when something is left because disk or store would not."""
         count, reached = 0, True
         try:
-            if not last or self._spool.count:
+            # While the store is away the open file grows, rather than thousands of small objects.
+            if last or self._reached or self._spool.size_bytes >= self._bytes:
                 self._spool.seal(last=last)
             if self._store is None:
                 self._store = self._open_store()
@@ -112,6 +114,7 @@ class Shipper:
             # Whatever a store's driver raises: the files are still there.
             logger.exception("logs wait in the spool")
             self._store, reached = None, False
+        self._reached = reached
         self._shipped(count, reached)
         return reached
 

@@ -24,7 +24,7 @@ import secrets
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 FINAL, PROVISIONAL = b"F", b"P"
 FSYNC_SECONDS = 0.2
-MAX_OBJECT_RECORDS = 20_000
 
 
 class SpoolError(Exception):
@@ -63,6 +62,8 @@ class Spool:
         self._count = 0
         self._torn = False
         self._pending: set[str] = set()
+        # A file that was given up for sealing and could not be made ready, with what was carried on.
+        self._stuck: tuple[int, frozenset[str]] | None = None
         self._synced = time.monotonic()
         _recover(self.folder)
 
@@ -111,9 +112,10 @@ class Spool:
         Raises SpoolError when the disk will not take it; nothing is lost, try again later.
         """
         with self._lock:
-            if self._file is None or self._count == 0:
-                return None
             try:
+                self._unstick()
+                if self._file is None or self._count == 0:
+                    return None
                 return self._seal(last)
             except OSError as error:
                 raise SpoolError(f"the spool at {self.folder} is stuck: {error}") from error
@@ -149,7 +151,18 @@ class Spool:
         else:
             self._number, self._size, self._count = -1, 0, 0
         os.close(old_file)
-        return _make_ready(self.folder, old_number, records)
+        self._stuck = old_number, frozenset(record.id for record in carried)
+        path = _make_ready(self.folder, old_number, records)
+        self._stuck = None
+        return path
+
+    def _unstick(self) -> None:
+        if self._stuck is not None:
+            number, carried = self._stuck
+            if (self.folder / _open_name(number)).exists():
+                records, _ = _settled(_read(self.folder / _open_name(number)), carried)
+                _make_ready(self.folder, number, records)
+            self._stuck = None
 
     def _write(self, line: bytes) -> None:
         if self._file is None:
@@ -157,6 +170,7 @@ class Spool:
             path = self.folder / _open_name(self._number)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
             self._size, self._count, self._torn = 0, 0, False
+            _sync_folder(self.folder)
         if self._torn:
             line = b"\n" + line  # ends what an earlier failure left half-written
         written = 0
@@ -190,7 +204,8 @@ def ready_files(folder: Path) -> list[Path]:
 def object_key(path: Path) -> str:
     """The key of a ready file: fixed by its name and its writer's."""
     _, number, hour = path.name.removesuffix(".jsonl.zst").split("-")
-    return log_key(datetime.strptime(hour, "%Y%m%dT%H").replace(tzinfo=UTC), path.parent.name, int(number))
+    moment = datetime.strptime(hour, "%Y%m%dT%H").replace(tzinfo=UTC)
+    return log_key(moment, path.parent.name, int(number))
 
 
 def renumber(path: Path) -> Path:
@@ -271,14 +286,12 @@ def _recover(folder: Path) -> None:
             if kind == FINAL or latest.get(record.id, (0, PROVISIONAL))[1] == PROVISIONAL:
                 latest[record.id] = (number, kind)
     for number, lines in left:
-        records = [
-            record for kind, record in lines if latest[record.id] == (number, kind)
-        ]
+        records = [record for kind, record in lines if latest[record.id] == (number, kind)]
         _make_ready(folder, number, list({record.id: record for record in records}.values()))
 
 
 def _settled(
-    lines: Iterator[tuple[bytes, LogRecord]], pending: set[str]
+    lines: Iterator[tuple[bytes, LogRecord]], pending: Set[str]
 ) -> tuple[list[LogRecord], list[LogRecord]]:
     """Records to ship now, in the order of their first line, and those still waited for."""
     last: dict[str, tuple[bytes, LogRecord]] = {}

@@ -125,7 +125,10 @@ def claim_route(
     )
     step = {"entered": now.isoformat(), "route_version": claimed.version}
     evidence = {**rollout.evidence, "champion": route.champion, "step": step}
-    return write_rollout(connection, rollout, {"evidence": evidence}, actor=actor, now=now)
+    # From here it has to get loaded; the time it waited in the queue does not count against it.
+    deadline = now + timedelta(seconds=rollout.policy.shadow_deadline_seconds)
+    changes = {"evidence": evidence, "deadline": deadline}
+    return write_rollout(connection, rollout, changes, actor=actor, now=now)
 
 
 def open_rollout(

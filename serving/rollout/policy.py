@@ -65,7 +65,7 @@ class RolloutPolicy:
 
     @property
     def pending_deadline_seconds(self) -> float:
-        """Time to be loaded and to start; long enough to outlast a rollout that is ahead of it."""
+        """Longest wait for its turn: as long as the states of a rollout ahead of it may last."""
         return self.shadow_deadline_seconds + self.canary_deadline_seconds
 
     @classmethod

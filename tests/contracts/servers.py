@@ -112,11 +112,11 @@ def start_postgres() -> Iterator[PostgresServer]:
 
 @contextmanager
 def start_s3() -> Iterator[S3Server]:
-    """An S3 server process (moto's), reached over HTTP like any other."""
+    """An S3 server process, reached over HTTP like any other."""
     folder = Path(tempfile.mkdtemp(prefix="nightschool-s3-"))
 
     def command(port: int) -> list[str]:
-        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        return [sys.executable, str(Path(__file__).with_name("s3_process.py")), str(port)]
 
     def answers(port: int) -> bool:
         try:

@@ -97,7 +97,9 @@ def test_the_largest_saving_goes_first_and_the_rest_waits_or_is_skipped():
 
 
 def test_two_workers_share_the_night():
-    settings = SETTINGS.model_copy(update={"training": SETTINGS.training.model_copy(update={"workers": 2})})
+    settings = SETTINGS.model_copy(
+        update={"training": SETTINGS.training.model_copy(update={"workers": 2})}
+    )
     tasks = [Task(name) for name in "abc"]
     found = plan(tasks, {t.id: Dataset(t.id) for t in tasks}, settings, NOW, FREE)
     assert [run.starts_after_seconds for run in found.runs] == [0, 0, 100]
@@ -137,8 +139,18 @@ def test_a_measured_coverage_counts():
         (Night(), "2026-03-02T23:00", "2026-03-02T22:00", "2026-03-03T06:00"),
         (Night(), "2026-03-03T05:59", "2026-03-02T22:00", "2026-03-03T06:00"),
         (Night(), "2026-03-03T06:00", "2026-03-03T22:00", "2026-03-04T06:00"),
-        (Night(start="01:00", end="05:00"), "2026-03-03T06:00", "2026-03-04T01:00", "2026-03-04T05:00"),
-        (Night(timezone="Europe/Berlin"), "2026-07-01T03:00", "2026-06-30T20:00", "2026-07-01T04:00"),
+        (
+            Night(start="01:00", end="05:00"),
+            "2026-03-03T06:00",
+            "2026-03-04T01:00",
+            "2026-03-04T05:00",
+        ),
+        (
+            Night(timezone="Europe/Berlin"),
+            "2026-07-01T03:00",
+            "2026-06-30T20:00",
+            "2026-07-01T04:00",
+        ),
     ],
 )
 def test_the_night_that_now_lies_in_or_the_next(night, now, start, end):
@@ -162,5 +174,7 @@ def test_every_task_is_planned_or_explained_and_all_ends_in_time(shapes, workers
     found = plan(tasks, datasets, settings, NOW, FREE, deadline=NOW + timedelta(seconds=seconds))
     named = [run.task_id for run in found.runs] + [name for name, _ in found.skipped]
     assert sorted(named) == sorted(task.id for task in tasks)
-    assert all(run.starts_after_seconds + run.estimated_seconds <= seconds + 1e-6 for run in found.runs)
+    assert all(
+        run.starts_after_seconds + run.estimated_seconds <= seconds + 1e-6 for run in found.runs
+    )
     assert len(found.runs) <= settings.night.max_tasks

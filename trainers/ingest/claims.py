@@ -54,13 +54,12 @@ def unfinished(database: Database, objects: Sequence[ObjectInfo]) -> list[Object
     """Those of a page of objects that no one has committed."""
     keys = [row_key(item.key) for item in objects]
     with database.read() as connection:
-        done = set(
-            connection.execute(
-                select(ingested_objects.c.key, ingested_objects.c.etag)
-                .where(ingested_objects.c.key.in_(keys))
-                .where(ingested_objects.c.state == DONE)
-            ).tuples()
+        query = (
+            select(ingested_objects.c.key, ingested_objects.c.etag)
+            .where(ingested_objects.c.key.in_(keys))
+            .where(ingested_objects.c.state == DONE)
         )
+        done = {(row.key, row.etag) for row in connection.execute(query)}
     return [item for item in objects if (row_key(item.key), item.etag) not in done]
 
 
@@ -78,8 +77,9 @@ def claim(
         if insert_if_absent(connection, table, {**wanted._row, "counts": {}, "finished": None}):
             return wanted
         found = connection.execute(
-            select(table.c.state, table.c.holder, table.c.claimed_until)
-            .where(table.c.key == wanted.key, table.c.etag == wanted.etag)
+            select(table.c.state, table.c.holder, table.c.claimed_until).where(
+                table.c.key == wanted.key, table.c.etag == wanted.etag
+            )
         ).one()
         if found.state != CLAIMED or (found.claimed_until > now and found.holder != holder):
             return None

@@ -37,7 +37,9 @@ class Exchange:
     """New messages and the answer."""
 
 
-def exchange(request: Mapping[str, Any], answer: Mapping[str, Any] | None, signature: str) -> Exchange:
+def exchange(
+    request: Mapping[str, Any], answer: Mapping[str, Any] | None, signature: str
+) -> Exchange:
     """The comparable form of one call. Total: odd messages count as empty."""
     messages = items(request.get("messages"))
     new: list[str] = []
@@ -119,7 +121,8 @@ def _shingles(text: str) -> list[bytes]:
     words = text.lower().split()[:MAX_WORDS]
     count = max(1, len(words) - SHINGLE_WORDS + 1)
     return [
-        " ".join(words[i : i + SHINGLE_WORDS]).encode("utf-8", "surrogatepass") for i in range(count)
+        " ".join(words[i : i + SHINGLE_WORDS]).encode("utf-8", "surrogatepass")
+        for i in range(count)
     ]
 
 

@@ -73,7 +73,9 @@ def tool_calls(message: Any) -> list[tuple[str, str]]:
     if not isinstance(message, Mapping):
         return []
     functions = (
-        call.get("function") for call in items(message.get("tool_calls")) if isinstance(call, Mapping)
+        call.get("function")
+        for call in items(message.get("tool_calls"))
+        if isinstance(call, Mapping)
     )
     return [
         (function["name"], str(function.get("arguments") or ""))
@@ -84,7 +86,9 @@ def tool_calls(message: Any) -> list[tuple[str, str]]:
 
 def columns(rows: Sequence[Features]) -> dict[str, list[Any]]:
     """Column name (``f_`` before the field's name) to its values."""
-    return {f"f_{field.name}": [getattr(row, field.name) for row in rows] for field in fields(Features)}
+    return {
+        f"f_{field.name}": [getattr(row, field.name) for row in rows] for field in fields(Features)
+    }
 
 
 FEATURE_COLUMNS = tuple(f"f_{field.name}" for field in fields(Features))

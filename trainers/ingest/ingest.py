@@ -151,10 +151,7 @@ def _object(
             repeated += 1
         else:
             ids.add(identity)
-            checked = privacy.check(record)
-            if isinstance(checked, Problem):
-                quarantine.add(line, checked)
-            elif files.add(checked, size):
+            if files.add(privacy.check(record), size):
                 renewed = claims.hold(database, held, ttl, clock())
                 if renewed is None:
                     return None
@@ -179,7 +176,11 @@ def _records(
     """(line number, bytes, record or what is wrong) of one object. Raises _Unreadable."""
     if item.size > settings.storage.max_object_bytes:
         limit = settings.storage.max_object_bytes
-        yield 0, 0, Problem(f"the object has {item.size} bytes, storage.max_object_bytes is {limit}")
+        yield (
+            0,
+            0,
+            Problem(f"the object has {item.size} bytes, storage.max_object_bytes is {limit}"),
+        )
         return
     try:
         stream = store.open(item.key)

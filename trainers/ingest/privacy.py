@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 from infra.anonymize.anonymizer import Anonymizer, Scope
-from infra.calls.codec import Problem
-from infra.calls.record import CallRecord, FeedbackRecord, LogRecord
+from infra.calls.record import CallRecord, LogRecord
 
 MAX_SCOPES = 1024
 
@@ -29,14 +28,17 @@ class PrivacyCheck:
         """All personal data: what the record says was replaced, and what was found here."""
         self.found_here: Counter[str] = Counter()
 
-    def check(self, record: LogRecord) -> LogRecord | Problem:
+    def check(self, record: LogRecord) -> LogRecord:
         """The record without personal data."""
         before = Counter(record.anonymization.counts)
-        checked = record
+        checked: LogRecord = record
         if self._anonymizer is not None:
-            session = record.session if isinstance(record, CallRecord) else record.call_id
-            scope = self._scope(self._anonymizer, (record.tenant, session))
-            checked = scope.record(record)
+            if isinstance(record, CallRecord):
+                scope = self._scope(self._anonymizer, (record.tenant, record.session))
+                checked = scope.record(record)
+            else:
+                scope = self._scope(self._anonymizer, (record.tenant, f"call:{record.call_id}"))
+                checked = scope.record(record)
         after = Counter(checked.anonymization.counts)
         self.counts.update(after)
         self.found_here.update(after - before)

@@ -39,7 +39,7 @@ class ParquetFiles:
         self.calls = self.feedback = self.duplicates = 0
 
     def add(self, record: LogRecord, size: int) -> bool:
-        """Take a record of about ``size`` bytes; True when a file was written (a good moment to renew a claim)."""
+        """Take a record of about ``size`` bytes; True when that filled a file and wrote it."""
         if isinstance(record, CallRecord):
             self._calls.append(record)
             self.calls += 1
@@ -150,4 +150,3 @@ def _feedback_parquet(records: list[FeedbackRecord]) -> bytes:
     from infra.calls.arrow import records_to_table
 
     return parquet_bytes(records_to_table(records, FeedbackRecord))
-

@@ -13,9 +13,17 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from infra.artifacts.base import BaseShape
+    from serving.engines.embedded.server import EmbeddedServer
 
 API_KEY_VARIABLE = "NIGHTSCHOOL_ENGINE__API_KEY"
 
@@ -62,60 +70,71 @@ class _CannotStart(Exception):
     pass
 
 
-async def _serve(options: argparse.Namespace) -> None:
-    import torch
-    from aiohttp import web
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before the slow start, so that a busy one is known at once."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise _CannotStart(
+            f"{host}:{port} cannot be used ({error.strerror}): is another engine running there?"
+        ) from error
+    return listener
 
+
+async def _serve(options: argparse.Namespace) -> None:
     from infra.artifacts.base import read_base_shape
     from infra.artifacts.manifest import ArtifactError
-    from serving.engines.embedded.base_model import BaseModelRefused, load_base_model
+
+    with _listen(options.host, options.port) as listener:
+        try:
+            shape = read_base_shape(options.model)
+            server = _load(options, shape)
+        except (ArtifactError, OSError, ValueError) as error:
+            raise _CannotStart(str(error)) from error
+        runner = web.AppRunner(
+            server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=10
+        )
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener).start()
+            host, port = listener.getsockname()[:2]
+            ready = {"event": "ready", "url": f"http://{host}:{port}", "base_digest": shape.digest}
+            print(json.dumps(ready), flush=True)
+            await stop.wait()
+        finally:
+            await runner.cleanup()
+
+
+def _load(options: argparse.Namespace, shape: BaseShape) -> EmbeddedServer:
+    import torch
+
+    from serving.engines.embedded.base_model import load_base_model
     from serving.engines.embedded.server import EmbeddedServer, Limits
 
     torch.set_num_threads(options.threads)
-    try:
-        shape = read_base_shape(options.model)
-        server = EmbeddedServer(
-            load_base_model(options.model, options.precision),
-            shape,
-            name=options.served_model_name,
-            limits=Limits(
-                max_adapters=options.max_adapters,
-                max_rank=options.max_rank,
-                batch_size=options.batch_size,
-                max_waiting=options.max_waiting,
-                window_seconds=options.batch_window_seconds,
-                max_prompt_tokens=options.max_prompt_tokens,
-                max_answer_tokens=options.max_answer_tokens,
-                threads=options.threads,
-                drain_seconds=options.drain_seconds,
-            ),
-            api_key=os.environ.get(API_KEY_VARIABLE) or None,
-        )
-    except (ArtifactError, BaseModelRefused, ValueError) as error:
-        raise _CannotStart(str(error)) from error
-    runner = web.AppRunner(
-        server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=10
+    return EmbeddedServer(
+        load_base_model(options.model, options.precision),
+        shape,
+        name=options.served_model_name,
+        limits=Limits(
+            max_adapters=options.max_adapters,
+            max_rank=options.max_rank,
+            batch_size=options.batch_size,
+            max_waiting=options.max_waiting,
+            window_seconds=options.batch_window_seconds,
+            max_prompt_tokens=options.max_prompt_tokens,
+            max_answer_tokens=options.max_answer_tokens,
+            threads=options.threads,
+            drain_seconds=options.drain_seconds,
+        ),
+        api_key=os.environ.get(API_KEY_VARIABLE) or None,
     )
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, options.host, options.port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise _CannotStart(
-                f"{options.host}:{options.port} cannot be used ({error.strerror}): "
-                "is another engine running there?"
-            ) from error
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        host, port = runner.addresses[0][:2]
-        ready = {"event": "ready", "url": f"http://{host}:{port}", "base_digest": shape.digest}
-        print(json.dumps(ready), flush=True)
-        await stop.wait()
-    finally:
-        await runner.cleanup()
 
 
 def _positive(text: str) -> int:

@@ -67,35 +67,43 @@ class Adapters:
         self._max_adapters = max_adapters
         self._drain_seconds = drain_seconds
         self._held: dict[str, Held] = {}
-        self._loading: set[str] = set()
+        self._loading: dict[str, asyncio.Event] = {}
 
     def listed(self) -> list[Held]:
         """The adapters that take requests."""
         return [held for held in self._held.values() if held.removal is None]
 
     async def load(self, name: str, folder: Path) -> None:
-        """Raises AdapterProblem: 400 bad name, duplicate or bad folder, 404 no folder, 409 full."""
+        """Raises AdapterProblem: 400 bad name, duplicate or bad folder, 404 no folder, 409 full,
+        503 the same adapter is just being unloaded."""
         if not ADAPTER_NAME.fullmatch(name):
             raise AdapterProblem(400, f"adapter name {name[:80]!r} is not allowed")
-        if name in self._held or name in self._loading:
-            raise AdapterProblem(400, f"adapter {name} is already loaded, or about to be")
+        while name in self._loading:
+            # Answered only once it is known whether the first loader succeeds.
+            await self._loading[name].wait()
+        held = self._held.get(name)
+        if held is not None and held.removal is not None:
+            raise AdapterProblem(503, f"adapter {name} is being unloaded; ask again")
+        if held is not None:
+            raise AdapterProblem(400, f"adapter {name} is already loaded")
         if len(self._held) + len(self._loading) >= self._max_adapters:
             raise AdapterProblem(
                 409,
                 f"{self._max_adapters} adapters are loaded, no more may be: "
                 "unload one that no route needs, or raise engine.max_adapters",
             )
-        self._loading.add(name)
+        loaded = self._loading[name] = asyncio.Event()
         try:
             if not await asyncio.to_thread(folder.is_dir):
                 raise AdapterProblem(404, f"no adapter folder {folder}")
             weights = await asyncio.to_thread(self._read, name, folder)
             slot = await self._in_model_thread(lambda: self._add(weights))
+            self._held[name] = Held(name, folder, slot)
         except ArtifactError as error:
             raise AdapterProblem(400, f"adapter {name} not loaded: {error}") from error
         finally:
-            self._loading.discard(name)
-        self._held[name] = Held(name, folder, slot)
+            del self._loading[name]
+            loaded.set()
 
     async def unload(self, name: str) -> None:
         """Refuse new requests at once, take the adapter out when its last one is done.

@@ -85,6 +85,7 @@ class RunningBatch:
 
     def _clear(self) -> None:
         self.rows = []
+        self._bank.select([], prompts=False)
         self._cache = DynamicCache()
         self._real = torch.zeros((0, 0), dtype=torch.bool)
         """[rows, columns of the cache]: False where a column is padding."""
@@ -174,6 +175,7 @@ class RunningBatch:
             self._clear()
             return gone
         self.rows = [self.rows[number] for number in keep]
+        self._bank.select([row.slot for row in self.rows], prompts=False)
         index = torch.tensor(keep)
         real = self._real[index]
         # Columns that are padding in every row that is left cost attention and hold nothing.

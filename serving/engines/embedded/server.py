@@ -216,6 +216,8 @@ class EmbeddedServer:
             )
             short = len(asked.prompt) < 1 << 14
             prompt = encode() if short else await asyncio.to_thread(encode)
+            if not prompt:
+                raise dialect.RequestProblem("the prompt has no tokens")
             if len(prompt) <= limit:
                 if len(prompt) + asked.max_tokens > self._max_tokens:
                     raise dialect.RequestProblem(

@@ -3,7 +3,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
+from infra.anonymize.anonymizer import Anonymizer as RealAnonymizer
+from infra.settings.model import Anonymizer
 from infra.tasks.masking import mask
 from infra.tasks.signature import Signature, signature
 
@@ -55,6 +58,22 @@ PAIRS = [
 @pytest.mark.parametrize(("raw", "logged"), PAIRS)
 def test_live_and_logged_request_share_a_signature(raw, logged):
     assert digest(system=f"{SYSTEM} {raw}") == digest(system=f"{SYSTEM} {logged}")
+
+
+@pytest.mark.parametrize("policy", ["replace", "drop", "hash"])
+def test_our_own_anonymizer_does_not_change_a_signature(policy):
+    raw = request(
+        system=f"""{SYSTEM} Ask ann@example.org or +1 415-555-0132, card 4111 1111 1111 1111.
+        Account DE89 3704 0044 0532 0130 00, host 10.0.0.7, {"https://bob:s3cret@example.org/x"}.
+        Your password: hunter!x. The api_key=sk-abcdefghijklmnopqrstuvwx stays secret.
+        -----BEGIN PRIVATE KEY-----\nMIIBVgIBADANBg\nkqhkiG==\n-----END PRIVATE KEY-----""",
+        response_format={"type": "json_object"},
+    )
+    settings = Anonymizer(policy=policy, hash_key=SecretStr("k"))
+    scope = RealAnonymizer(settings).scope()
+    logged = scope.request(raw)
+    assert sum(scope.counts.values()) >= 7
+    assert signature(logged) == signature(raw)
 
 
 def test_the_user_and_the_sampling_options_do_not_matter():

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +23,7 @@ from infra.artifacts.manifest import AdapterManifest, adapter_name
 from infra.prompting.template import FULL
 
 START_SECONDS = 120
+VLLM_START_SECONDS = 240
 
 
 def make_adapter(
@@ -118,3 +123,52 @@ def engine_process(
             process.kill()
             process.wait(10)
         process.stdout.close()
+
+
+@contextmanager
+def vllm_process(python: str, model: Path, log: Path) -> Iterator[str]:
+    """A real vLLM on a CPU, in its own environment; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--served-model-name", "base", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
+    command += ["--enable-lora", "--max-loras", "4", "--max-cpu-loras", "8"]
+    command += ["--max-lora-rank", "16", "--max-num-seqs", "16"]
+    environment = {
+        **os.environ,
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + VLLM_START_SECONDS
+        while not _answers(f"{url}/health"):
+            ended = process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                raise AssertionError(f"vLLM did not start:\n{log.read_text()[-4000:]}")
+            time.sleep(0.5)
+        yield url
+    finally:
+        # vLLM is several processes: the whole session that was started for it goes.
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False

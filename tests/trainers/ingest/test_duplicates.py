@@ -20,15 +20,24 @@ def test_exact_copies_point_to_the_first():
 
 
 def test_a_changed_word_in_a_long_text_is_a_near_copy():
-    assert group([call(STORY), call(STORY + " more"), call("else " + STORY[:200])], 0.9) == [0, 0, 2]
+    assert group([call(STORY), call(STORY + " more"), call("else " + STORY[:200])], 0.9) == [
+        0,
+        0,
+        2,
+    ]
 
 
 def test_another_answer_is_another_exchange():
-    assert group([call("turn on the light", answer="on"), call("turn on the light", answer="off")], 0.95) == [0, 1]
+    assert group(
+        [call("turn on the light", answer="on"), call("turn on the light", answer="off")], 0.95
+    ) == [0, 1]
 
 
 def test_short_texts_that_differ_stay_apart():
-    assert group([call("turn on the kitchen light"), call("turn on the office light")], 0.8) == [0, 1]
+    assert group([call("turn on the kitchen light"), call("turn on the office light")], 0.8) == [
+        0,
+        1,
+    ]
 
 
 def test_the_steps_of_an_agent_loop_are_no_duplicates():
@@ -66,5 +75,8 @@ def test_leaders_come_first_and_lead_themselves(texts):
 
 
 def test_odd_messages_are_no_obstacle():
-    odd = [exchange({"messages": m}, None, "s") for m in (3, None, [None], [{"role": 1}], [{"role": "user", "content": 3}])]
+    odd = [
+        exchange({"messages": m}, None, "s")
+        for m in (3, None, [None], [{"role": 1}], [{"role": "user", "content": 3}])
+    ]
     assert len(group(odd, 0.95)) == 5

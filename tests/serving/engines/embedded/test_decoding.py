@@ -167,5 +167,5 @@ def test_row_with_output_that_is_not_finite_fails_alone(decoder: Decoder, adapte
 
 
 def test_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelRefused, match="config.json"):
+    with pytest.raises(BaseModelRefused, match=r"config\.json"):
         load_base_model(tmp_path)

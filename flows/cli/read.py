@@ -1,0 +1,136 @@
+"""Commands that only look."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from flows.cli.common import JSON_OPTION, context_of, failing_clearly, show
+
+
+@click.command(epilog="\b\nExamples:\n  nightschool tasks\n  nightschool tasks --json")
+@JSON_OPTION
+@click.pass_context
+@failing_clearly
+def tasks(ctx: click.Context, as_json: bool) -> None:
+    """The tasks found in the logs, and who answers each."""
+    with context_of(ctx) as context:
+        routes = {route.task_id: route for route in context.registry.routes()}
+        rows = [
+            {
+                "id": task.id,
+                "name": task.name,
+                "state": task.state,
+                "policy": task.policy,
+                "calls": task.size,
+                "champion": routes[task.id].champion if task.id in routes else "teacher",
+            }
+            for task in context.registry.tasks()
+        ]
+    show(rows, as_json, "No tasks yet: they are found by night in the calls logged by day.")
+
+
+@click.command(epilog="\b\nExamples:\n  nightschool adapters\n  nightschool adapters TASK --json")
+@click.argument("task", required=False)
+@JSON_OPTION
+@click.pass_context
+@failing_clearly
+def adapters(ctx: click.Context, task: str | None, as_json: bool) -> None:
+    """The adapters, how they were judged, and their state."""
+    with context_of(ctx) as context:
+        if task is not None:
+            context.registry.task(task)
+        rows = []
+        for adapter in context.registry.adapters(task):
+            cards = context.registry.scorecards(adapter.name)
+            scores = cards[0].body.get("scores", {}) if cards else {}
+            rows.append(
+                {
+                    "adapter": adapter.name,
+                    "state": adapter.state,
+                    "gate": cards[0].verdict if cards else None,
+                    "base": scores.get("base"),
+                    "score": scores.get("adapter"),
+                    "served": scores.get("served"),
+                    "coverage": cards[0].body.get("coverage") if cards else None,
+                    "created": adapter.created,
+                }
+            )
+    show(rows, as_json, "No adapters yet: `nightschool night` trains them.")
+
+
+@click.command(epilog="\b\nExamples:\n  nightschool rollouts\n  nightschool rollouts --json")
+@JSON_OPTION
+@click.pass_context
+@failing_clearly
+def rollouts(ctx: click.Context, as_json: bool) -> None:
+    """The rollouts, newest last, with their verdicts and reasons."""
+    with context_of(ctx) as context:
+        rows = [
+            {
+                "id": rollout.id,
+                "adapter": rollout.adapter,
+                "state": rollout.state,
+                "step": rollout.step,
+                "sessions": rollout.sessions,
+                "since": rollout.entered,
+                "reason": rollout.reason,
+            }
+            for rollout in context.registry.rollouts()
+        ]
+    show(rows, as_json, "No rollouts yet: an adapter that passes the gate opens one.")
+
+
+@click.command(epilog="\b\nExamples:\n  nightschool events --limit 5\n  nightschool events TASK")
+@click.argument("subject", required=False)
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@JSON_OPTION
+@click.pass_context
+@failing_clearly
+def events(ctx: click.Context, subject: str | None, limit: int, as_json: bool) -> None:
+    """Who changed what, when and why; newest first. SUBJECT is a task, adapter or rollout."""
+    with context_of(ctx) as context:
+        rows = [
+            {
+                "time": event.time,
+                "actor": event.actor,
+                "what": event.what,
+                "subject": event.subject,
+                "why": event.why,
+            }
+            for event in context.registry.events(subject, limit)
+        ]
+    show(rows, as_json, "Nothing has happened yet.")
+
+
+@click.command(epilog="\b\nExample:\n  nightschool status --json")
+@JSON_OPTION
+@click.pass_context
+@failing_clearly
+def status(ctx: click.Context, as_json: bool) -> None:
+    """What runs on this machine, who answers each task, and what is being rolled out."""
+    from flows.stack.processes import answers
+    from flows.stack.services import addresses
+
+    with context_of(ctx) as context:
+        found: dict[str, dict[str, Any]] = {
+            "services": {
+                name: {"url": url, "up": answers(url)}
+                for name, url in addresses(context.settings).items()
+            },
+            "champions": {route.task_id: route.champion for route in context.registry.routes()},
+            "open_rollouts": {
+                rollout.adapter: rollout.state for rollout in context.registry.rollouts("open")
+            },
+        }
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for name, service in found["services"].items():
+        click.echo(f"{name:<9} {'up' if service['up'] else 'down':<5} {service['url']}")
+    for title in ("champions", "open_rollouts"):
+        click.echo(f"{title.replace('_', ' ')}: {len(found[title])}")
+        for key, value in found[title].items():
+            click.echo(f"  {key}: {value}")

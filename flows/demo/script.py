@@ -1,0 +1,279 @@
+"""One day, one night and the next day, on one machine, on real input."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flows.demo import summary as summaries
+from flows.demo.player import Tally, play
+from flows.demo.settings import demo_ports, demo_variables
+from flows.demo.stages import DemoFailed, PlayProgress, Stages, follow
+from flows.demo.traffic import TrafficSession, sessions
+from flows.reporting import report_url
+from flows.stack.processes import Stack, StackError, require_free_ports
+from flows.stack.services import Service, prefect_ui_url, services
+from flows.wiring import Context, open_context
+from infra.database.open import open_database
+from infra.settings.sources import load_settings
+from trainers.base_model import prepare_base
+from trainers.discover import assignments
+
+MARKER = ".nightschool-demo"
+DAY_ONE_SESSIONS = 760
+AGENTS = 12
+BATCH_SESSIONS = 40
+MAX_BATCHES = 60
+NIGHT_LIMIT_SECONDS = 3600.0
+DEPLOYED_SECONDS = 90.0
+OVERRIDE = "a drill: this adapter was trained on shuffled answers, to see it rolled back"
+
+
+def play_demo(folder: Path, port_base: int, seed: int, *, keep_running: bool) -> int:
+    """Play it all; the exit status: 0 only if one adapter was promoted and the bad one taken back.
+
+    Ctrl-C and SIGTERM stop every process that was started.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    stages = Stages(lambda line: print(line, flush=True))
+    try:
+        _empty(folder)
+        os.environ.update(demo_variables(folder, port_base, seed))
+        with Stack(folder / "log", stages.say) as stack:
+            demo = Demo(folder, port_base, seed, stages, stack)
+            status = demo.play()
+            if keep_running:
+                stages.say("The stack keeps running; Ctrl-C stops it.")
+                while True:
+                    stack.check()
+                    time.sleep(1)
+            return status
+    except (DemoFailed, StackError) as error:
+        print(f"nightschool demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nightschool demo: stopped; every process it started has ended", file=sys.stderr)
+        return 130
+
+
+class Demo:
+    """The stages in order; what one learns the next needs."""
+
+    def __init__(
+        self, folder: Path, port_base: int, seed: int, stages: Stages, stack: Stack
+    ) -> None:
+        self._folder = folder
+        self._ports = demo_ports(port_base)
+        self._seed = seed
+        self._stages = stages
+        self._stack = stack
+        self._settings = load_settings()
+        self._captured = Tally()
+        self._day_two = Tally()
+        self._batches = 0
+        self._reports: list[str] = []
+
+    def play(self) -> int:
+        stages = self._stages
+        with stages.stage(
+            "start", "Prefect, flows, object store, registry, engine, gateway, teacher"
+        ):
+            self._start()
+        with open_context(self._settings) as context:
+            with stages.stage("day one", "agents work; the teacher answers; calls are logged"):
+                self._day_one(context)
+            with stages.stage("night", "ingest, discover, plan, train, judge, gate, register"):
+                self._night(context, {"reason": "the demo's night", "by_hand": True})
+            with stages.stage("day two", "shadow, canary, promotion"):
+                self._play_rollouts(context, self._day_two, None)
+            with stages.stage("drill", "a deliberately bad adapter, and its rollback"):
+                bad = self._drill(context)
+            with stages.stage("evening", "the rest of the logs is taken in"):
+                self._run(context, "ingest", {})
+            return self._sum_up(context, bad)
+
+    def _start(self) -> None:
+        folder, stages = self._folder, self._stages
+        edges = [
+            self._edge("teacher", "the teacher's recorded answers", "--answers", "teacher.json"),
+            self._edge("slack", "a local end of Slack's webhook", "--file", "slack.jsonl"),
+        ]
+        # Before the long conversion: a busy port must not cost a newcomer a minute.
+        stack = [*edges, *services(self._settings, base_model=folder)]
+        require_free_ports(stack)
+        open_database(self._settings.database).upgrade()
+        base = prepare_base(self._settings.engine, stages.say)
+        answers = {
+            call.key: call.answer
+            for batch in range(MAX_BATCHES + 1)
+            for session in self._sessions(batch)
+            for call in session.calls
+        }
+        (folder / "teacher.json").write_text(json.dumps(answers))
+        self._stack.start([*edges, *services(self._settings, base_model=base.folder)])
+
+    def _edge(self, name: str, what: str, option: str, file: str) -> Service:
+        module = {"teacher": "flows.demo.teacher", "slack": "flows.demo.slack_inbox"}[name]
+        port = self._ports[name]
+        argv = (sys.executable, "-m", module, option, str(self._folder / file))
+        return Service(
+            name,
+            what,
+            (*argv, "--port", str(port)),
+            "127.0.0.1",
+            port,
+            f"http://127.0.0.1:{port}/health",
+        )
+
+    def _sessions(self, batch: int) -> list[TrafficSession]:
+        """Batch 0 is day one; the others are day two's, each of new texts."""
+        count = BATCH_SESSIONS if batch else DAY_ONE_SESSIONS
+        return sessions(1000 * self._seed + batch, count)
+
+    def _day_one(self, context: Context) -> None:
+        traffic = self._sessions(0)
+        total = sum(len(session.calls) for session in traffic)
+        self._captured.merge(self._play(traffic, "day one", total))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self._captured.by_kind.items())
+        self._stages.say(f"   {self._captured.calls} calls: {kinds}")
+        self._await_deployments(context)
+
+    def _night(self, context: Context, parameters: dict[str, Any]) -> None:
+        self._run(context, "night", parameters)
+        for version in (
+            v for task in context.registry.tasks() for v in context.registry.datasets(task.id)
+        ):
+            key = f"reports/drift/{version.task_id}-{version.digest[:16]}/drift.html"
+            if any(item.key == key for item in context.store.list(key)):
+                self._reports.append(report_url(context, key))
+        for adapter in context.registry.adapters():
+            card = context.registry.scorecards(adapter.name)[0]
+            self._stages.say(f"   {adapter.name}: gate {card.verdict}")
+            for reason in card.gate["reasons"][:3]:
+                self._stages.say(f"      {reason}")
+
+    def _play_rollouts(self, context: Context, into: Tally, kind: str | None) -> None:
+        """Play new traffic until no rollout is open any more, batch by batch."""
+        shown: dict[str, tuple[str, int]] = {}
+        while self._batches < MAX_BATCHES:
+            self._batches += 1
+            traffic = self._sessions(self._batches)
+            if kind is not None:
+                traffic = [session for session in traffic if session.kind == kind]
+            tally = self._play(traffic, "day two", None)
+            into.merge(tally)
+            self._captured.merge(tally)
+            open_left = False
+            for rollout in context.registry.rollouts():
+                if shown.get(rollout.id) != (rollout.state, rollout.step):
+                    shown[rollout.id] = (rollout.state, rollout.step)
+                    self._stages.say(f"   {rollout.adapter} is {rollout.state}: {rollout.reason}")
+                open_left = open_left or rollout.open
+            if not open_left:
+                return
+        self._stages.say("   the traffic of the day is used up with a rollout still open")
+
+    def _drill(self, context: Context) -> str | None:
+        """Train a bad adapter for a task that the small model answers, and let it past the gate."""
+        promoted = context.registry.rollouts("promoted")
+        if not promoted:
+            raise DemoFailed(
+                "no adapter was promoted, so there is nothing to put at risk in a drill"
+            )
+        task = promoted[0].task_id
+        before = {adapter.name for adapter in context.registry.adapters(task)}
+        parameters = {"reason": "drill", "only": task, "drill": True, "gate_override": OVERRIDE}
+        self._run(context, "night", parameters)
+        bad = next(a.name for a in context.registry.adapters(task) if a.name not in before)
+        self._stages.say(f"   {bad}: trained on shuffled answers, past the gate by a flag")
+        self._play_rollouts(context, Tally(), self._kind_of(context, task))
+        return bad
+
+    def _kind_of(self, context: Context, task: str) -> str:
+        pointer = assignments.latest(context.database)
+        members = assignments.read(context.store, pointer) if pointer else {}
+        kinds = Counter(
+            self._captured.call_kinds[call]
+            for call, owner in members.items()
+            if owner == task and call in self._captured.call_kinds
+        )
+        return kinds.most_common(1)[0][0]
+
+    def _run(self, context: Context, flow: str, parameters: dict[str, Any]) -> None:
+        orchestrator = context.orchestrator()
+        run = orchestrator.start(flow, parameters)
+        ui = prefect_ui_url(self._settings)
+        self._stages.say(f"   {flow} runs in Prefect: {ui}/runs/flow-run/{run.id}")
+        follow(
+            orchestrator,
+            run,
+            self._stages.say,
+            limit_seconds=NIGHT_LIMIT_SECONDS,
+            alive=lambda _: self._stack.check(),
+        )
+
+    def _await_deployments(self, context: Context) -> None:
+        orchestrator = context.orchestrator()
+        deadline = time.monotonic() + DEPLOYED_SECONDS
+        while not orchestrator.has_deployment("rollback"):
+            self._stack.check()
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"the flows were not deployed: see {self._folder}/log/flows.log")
+            time.sleep(1)
+
+    def _play(self, traffic: Iterable[TrafficSession], what: str, total: int | None) -> Tally:
+        self._stack.check()
+        tally = asyncio.run(
+            play(
+                f"http://127.0.0.1:{self._ports['gateway']}/v1",
+                traffic,
+                concurrency=AGENTS,
+                on_call=PlayProgress(self._stages.say, what, total),
+            )
+        )
+        if tally.failed:
+            raise DemoFailed(
+                f"{tally.failed} calls failed at the gateway: see {self._folder}/log/gateway.log"
+            )
+        return tally
+
+    def _sum_up(self, context: Context, bad: str | None) -> int:
+        links = {
+            "prefect": prefect_ui_url(self._settings),
+            "evidently": self._reports[0] if self._reports else "",
+            "gateway": f"http://127.0.0.1:{self._ports['gateway']}/v1",
+        }
+        found = summaries.summarize(
+            context, self._captured, self._day_two, self._stages.seconds, links
+        )
+        file = self._folder / "summary.json"
+        summaries.write(found, file)
+        self._stages.say("== summary")
+        for line in summaries.rendered(found):
+            print(f"  {line}", flush=True)
+        good = summaries.succeeded(found, bad)
+        verdict = "an adapter was promoted and the bad one was rolled back" if good else "FAILED"
+        self._stages.say(f"{verdict}; {file}")
+        return 0 if good else 1
+
+
+def _empty(folder: Path) -> None:
+    """Start clean, but never empty a folder that is not the demo's own."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise DemoFailed(f"{folder} holds something else than a demo: name another --folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,233 @@
+"""The night: ingest, discover, plan, then train, judge and release per task. A table of contents."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
+from pydantic import Field
+
+from flows.holding import TTL_SECONDS, hold
+from flows.judging import Judgement, judge
+from flows.learning import (
+    Trained,
+    dataset_of,
+    discover_tasks,
+    ingest_logs,
+    plan_night,
+    train,
+    train_spec,
+)
+from flows.orchestrator import OrchestratorDown, OrchestratorRefused
+from flows.releasing import Released, release
+from flows.reporting import drift_report, report_url
+from flows.wiring import open_context
+from infra.calls.record import utc_now
+from trainers.base_model import prepare_base
+from trainers.discover.discover import TaskSummary
+from trainers.executors.open import open_executor
+from trainers.executors.protocol import Executor
+from trainers.ingest.ingest import IngestReport
+from trainers.plan import Plan, PlannedRun
+
+NOW_SECONDS = 4 * 3600
+"""A night asked for by hand has this long, whatever the time of day."""
+
+
+class NightFailed(Exception):
+    """Some task could not be brought to an end; the others were."""
+
+
+@task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE, task_run_name="ingest")
+def ingest_task() -> IngestReport:
+    with open_context() as context:
+        return ingest_logs(context, get_run_logger().info)
+
+
+@task(retries=1, cache_policy=NO_CACHE, task_run_name="discover")
+def discover_task() -> list[TaskSummary]:
+    with open_context() as context:
+        return discover_tasks(context)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="plan")
+def plan_task(tasks: list[TaskSummary], only: str | None, by_hand: bool, drill: bool) -> Plan:
+    deadline = utc_now() + timedelta(seconds=NOW_SECONDS) if by_hand else None
+    with open_context() as context:
+        return plan_night(context, tasks, only=only, deadline=deadline, drill=drill)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="train {run.task_id}")
+def train_task(run: PlannedRun, plan: Plan, executor: Executor, drill: bool) -> Trained:
+    say = get_run_logger().info
+    with open_context() as context:
+        base = prepare_base(context.settings.engine, say)
+        dataset = dataset_of(context, run.dataset)
+        spec = train_spec(context, base, dataset, run.steps, shuffle_answers=drill)
+        return train(context, executor, spec, dataset, deadline=plan.deadline, say=say)
+
+
+@task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE, task_run_name="judge {trained.name}")
+def judge_task(trained: Trained) -> Judgement:
+    with (
+        open_context() as context,
+        # One engine, one judge: two would share its slots and spoil each other's latencies.
+        hold(context.database, "judge", context.holder, wait_seconds=3600),
+    ):
+        dataset = dataset_of(context, trained.dataset_digest)
+        return judge(context, trained.folder, dataset, say=get_run_logger().info)
+
+
+@task(retries=2, cache_policy=NO_CACHE, task_run_name="release {trained.name}")
+def release_task(trained: Trained, judgement: Judgement, gate_override: str | None) -> Released:
+    with open_context() as context:
+        # A drill is asked for now: it must not wait behind another rollout.
+        return release(
+            context,
+            trained,
+            judgement,
+            gate_override=gate_override,
+            when_open="supersede" if gate_override else "queue",
+        )
+
+
+@task(retries=1, cache_policy=NO_CACHE, task_run_name="drift {run.task_id}")
+def drift_task(run: PlannedRun) -> str:
+    with open_context() as context:
+        made = drift_report(context, dataset_of(context, run.dataset))
+        url = report_url(context, made.html_key)
+    create_link_artifact(
+        key=f"drift-{run.task_id}",
+        link=url,
+        link_text=f"drift of {run.task_id}: {made.summary.share:.0%} of the columns",
+    )
+    return url
+
+
+@flow(
+    name="night",
+    flow_run_name="night: {reason}",
+    task_runner=ThreadPoolTaskRunner(max_workers=8),  # type: ignore[arg-type]
+    timeout_seconds=12 * 3600,
+)
+def night(
+    reason: Annotated[str, Field(description="Why it runs; shown in the run's name")] = "schedule",
+    only: Annotated[str | None, Field(description="Train this task only (its id)")] = None,
+    by_hand: Annotated[
+        bool, Field(description="Ignore the configured night window and start now")
+    ] = False,
+    drill: Annotated[
+        bool,
+        Field(description="Train a deliberately bad adapter on shuffled answers, for a drill"),
+    ] = False,
+    gate_override: Annotated[
+        str | None, Field(description="A reason to let adapters past a gate that did not pass")
+    ] = None,
+) -> dict[str, Any]:
+    """Learn from the logs and bring in what is good enough."""
+    logger = get_run_logger()
+    with (
+        open_context() as context,
+        hold(context.database, "night", context.holder, wait_seconds=2 * TTL_SECONDS),
+    ):
+        ingested = ingest_task()
+        logger.info(
+            "ingested %d calls of %d objects, %d lines in quarantine",
+            ingested.calls,
+            ingested.objects,
+            ingested.quarantined,
+        )
+        tasks = discover_task()
+        plan = plan_task(tasks, only, by_hand or drill, drill)
+        _show_plan(plan)
+        drifts = [drift_task.submit(run) for run in plan.runs]
+        executor = open_executor(context.settings.training) if plan.runs else None
+        try:
+            trained = [_submit_training(run, plan, executor, drill) for run in plan.runs]
+            judged = [judge_task.submit(future) for future in trained]
+            released = [
+                release_task.submit(adapter, judgement, gate_override)  # type: ignore[call-overload]
+                for adapter, judgement in zip(trained, judged, strict=True)
+            ]
+            outcomes = [future.result(raise_on_failure=False) for future in released]
+        finally:
+            if executor is not None:
+                executor.close()
+        verdicts = [future.result(raise_on_failure=False) for future in judged]
+        reports = [future.result(raise_on_failure=False) for future in drifts]
+        _show_scores([verdict for verdict in verdicts if isinstance(verdict, Judgement)])
+        good = [outcome for outcome in outcomes if isinstance(outcome, Released)]
+        if any(outcome.rollout for outcome in good):
+            _start_tending(context.orchestrator())
+        failed = [
+            f"{run.task_id}: {outcome}"
+            for run, outcome in zip(plan.runs, outcomes, strict=True)
+            if not isinstance(outcome, Released)
+        ]
+        if failed:
+            raise NightFailed("; ".join(failed))
+        return {
+            "calls": ingested.calls,
+            "tasks": [found.id for found in tasks],
+            "released": [vars(outcome) for outcome in good],
+            "reports": reports,
+        }
+
+
+def _submit_training(run: PlannedRun, plan: Plan, executor: Any, drill: bool) -> Any:
+    # Quoted: Prefect looks into arguments for futures, and an executor is not to be looked into.
+    return train_task.submit(run, plan, quote(executor), drill)  # type: ignore[call-overload]
+
+
+def _start_tending(orchestrator: Any) -> None:
+    """The rollout flow also runs by schedule; this only saves the wait."""
+    try:
+        orchestrator.start("rollout", {})
+    except (OrchestratorDown, OrchestratorRefused) as error:
+        get_run_logger().warning("the rollout flow was not started at once: %s", error)
+
+
+def _show_plan(plan: Plan) -> None:
+    rows = [
+        {
+            "task": run.task_id,
+            "steps": run.steps,
+            "estimated minutes": round(run.estimated_seconds / 60, 1),
+            "why": run.reason,
+        }
+        for run in plan.runs
+    ] + [
+        {"task": task_id, "steps": 0, "estimated minutes": 0, "why": f"not tonight: {why}"}
+        for task_id, why in plan.skipped
+    ]
+    for row in rows:
+        get_run_logger().info("plan: %s, %d steps; %s", row["task"], row["steps"], row["why"])
+    create_table_artifact(key="plan", table=rows, description="What is trained, and what is not")
+
+
+def _show_scores(judgements: list[Judgement]) -> None:
+    lines = [
+        "| adapter | gate | base | adapter | teacher | served | coverage |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for judgement in judgements:
+        scores = (
+            judgement.base_score,
+            judgement.adapter_score,
+            judgement.teacher_score,
+            judgement.served_score,
+            judgement.coverage,
+        )
+        cells = " | ".join(f"{score:.3f}" for score in scores)
+        lines.append(f"| {judgement.adapter} | {judgement.verdict} | {cells} |")
+    reasons = [f"- {j.adapter}: {reason}" for j in judgements for reason in j.reasons]
+    create_markdown_artifact(
+        key="scorecards",
+        markdown="\n".join([*lines, "", *reasons]),
+        description="Mean correctness on held-out sessions",
+    )

@@ -1,0 +1,101 @@
+"""Enter a judged adapter and, if the gate lets it, open its rollout. No Prefect here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flows.judging import Judgement
+from flows.learning import Trained
+from flows.wiring import Context
+from serving.registry.errors import RolloutRefused
+from serving.registry.records import Rollout
+from serving.rollout.policy import RolloutPolicy, WhenOpen
+from trainers.artifact import publish
+
+ACTOR = "night"
+
+
+@dataclass(frozen=True)
+class Released:
+    """What became of a judged adapter."""
+
+    adapter: str
+    verdict: str
+    rollout: str | None
+    reason: str
+
+
+def release(
+    context: Context,
+    trained: Trained,
+    judgement: Judgement,
+    *,
+    gate_override: str | None = None,
+    when_open: WhenOpen = "queue",
+    actor: str = ACTOR,
+) -> Released:
+    """Publish and register the adapter with its scorecard; open a rollout if the gate passed.
+
+    Args:
+        gate_override: a person's reason to let it past the gate. Then every answer that passes its
+            checks is shown: an adapter that was not certified has no threshold to go by.
+    """
+    threshold = judgement.threshold if gate_override is None else None
+    scores = _body(judgement)
+    artifact = publish(context.store, trained.folder, threshold=threshold, metrics=scores["scores"])
+    context.registry.register_adapter(
+        name=trained.name,
+        task_id=trained.task_id,
+        digest=trained.digest,
+        dataset_digest=trained.dataset_digest,
+        spec_digest=trained.spec_digest,
+        location=artifact.location,
+        manifest=artifact.manifest.model_dump(mode="json"),
+        threshold=artifact.manifest.threshold,
+    )
+    context.registry.record_scorecard(
+        digest=judgement.gate["evidence_digest"],
+        adapter=trained.name,
+        dataset_digest=trained.dataset_digest,
+        body=scores,
+        gate=judgement.gate,
+    )
+    if judgement.verdict != "pass" and gate_override is None:
+        return Released(trained.name, judgement.verdict, None, "; ".join(judgement.reasons[:3]))
+    before = _earlier_rollout(context, trained.name)
+    if before is not None:
+        return Released(trained.name, judgement.verdict, before.id, f"already {before.state}")
+    try:
+        rollout = context.registry.open_rollout(
+            trained.task_id,
+            trained.name,
+            RolloutPolicy.from_settings(context.settings.rollout, when_open=when_open),
+            actor=actor,
+            why=gate_override or f"the gate said {judgement.verdict}",
+            gate_override=gate_override,
+        )
+    except RolloutRefused as refused:
+        return Released(trained.name, judgement.verdict, None, str(refused))
+    return Released(trained.name, judgement.verdict, rollout.id, "rollout opened")
+
+
+def _earlier_rollout(context: Context, adapter: str) -> Rollout | None:
+    """A night that is run again must not bring the same adapter in a second time."""
+    rollouts = context.registry.rollouts(adapter=adapter)
+    return rollouts[-1] if rollouts else None
+
+
+def _body(judgement: Judgement) -> dict[str, Any]:
+    return {
+        "scores": {
+            "base": judgement.base_score,
+            "adapter": judgement.adapter_score,
+            "teacher": judgement.teacher_score,
+            "served": judgement.served_score,
+        },
+        "coverage": judgement.coverage,
+        "threshold": judgement.threshold,
+        "scorecards": dict(judgement.scorecards),
+        "report": judgement.report,
+    }

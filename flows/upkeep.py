@@ -1,0 +1,106 @@
+"""The smaller flows: ingest by day, tend rollouts, watch for drift, retrain and roll back on demand."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from pydantic import Field
+
+from flows.holding import Busy, hold
+from flows.learning import ingest_logs
+from flows.night import night
+from flows.tending import Tender
+from flows.watching import watch_tasks
+from flows.wiring import open_context
+from infra.calls.record import utc_now
+from infra.notify.outbox import deliver
+from serving.rollout.controller import rollback as take_back
+
+TEND_FOR_SECONDS = 900.0
+"""One run of the rollout flow tends this long; the schedule starts the next one."""
+Reason = Annotated[str, Field(description="Why; shown in the run's name and kept in the events")]
+TaskId = Annotated[str, Field(description="The id of a task; `nightschool tasks` lists them")]
+
+
+@flow(name="ingest", flow_run_name="ingest", timeout_seconds=3600)
+def ingest() -> dict[str, Any]:
+    """Take the newest logs in, so that the night has less to do."""
+    with open_context() as context:
+        report = ingest_logs(context, get_run_logger().info)
+    return vars(report)
+
+
+@flow(name="rollout", flow_run_name="tend open rollouts", timeout_seconds=3600)
+def rollout() -> int:
+    """Tend the open rollouts until none is open or the run has lasted a quarter of an hour."""
+    logger = get_run_logger()
+    ends = time.monotonic() + TEND_FOR_SECONDS
+    with open_context() as context:
+        tender = Tender(context)
+        try:
+            with hold(context.database, "tending", context.holder):
+                while True:
+                    tended = tender.look()
+                    for moved in tended.moved:
+                        logger.info("%s is %s: %s", moved.adapter, moved.state, moved.reason)
+                        _show(moved)
+                    if tended.open == 0 or time.monotonic() > ends:
+                        return tended.open
+                    time.sleep(context.settings.rollout.tend_seconds)
+        except Busy:
+            logger.info("another run tends the rollouts")
+            return 0
+
+
+@flow(name="watch", flow_run_name="watch for drift", timeout_seconds=3600)
+def watch() -> list[str]:
+    """Compare live traffic with what the champions were trained on; ask for a night if it drifted."""
+    logger = get_run_logger()
+    with open_context() as context:
+        drifted = watch_tasks(context)
+        for task_id, share in drifted.items():
+            logger.warning("%s drifted: %.0f %% of its columns", task_id, 100 * share)
+        deliver(context.database, context.channels, utc_now())
+    return sorted(drifted)
+
+
+@flow(name="retrain", flow_run_name="retrain {task}: {reason}", timeout_seconds=12 * 3600)
+def retrain(
+    task: Annotated[str | None, Field(description="The id of a task; empty for all")] = None,
+    reason: Reason = "by hand",
+) -> dict[str, Any]:
+    """Train one task (or all) now, judge it, and open its rollout."""
+    return night(reason=f"retrain, {reason}", only=task, by_hand=True)
+
+
+@flow(name="rollback", flow_run_name="roll back {task}: {reason}", timeout_seconds=300)
+def rollback(
+    task: TaskId,
+    reason: Reason = "by hand",
+    to: Annotated[
+        str | None, Field(description="An earlier champion or teacher; empty: the previous one")
+    ] = None,
+) -> str:
+    """Put the previous champion, or the teacher, back."""
+    with open_context() as context:
+        route = take_back(
+            context.registry,
+            task,
+            to,
+            actor="prefect",
+            why=reason,
+            channels=tuple(context.channels),
+        )
+        deliver(context.database, context.channels, utc_now())
+    return route.champion
+
+
+def _show(moved: Any) -> None:
+    create_markdown_artifact(
+        key=f"rollout-{moved.id}",
+        markdown=f"**{moved.adapter}** is **{moved.state}** (step {moved.step}): {moved.reason}",
+        description="Where a rollout stands",
+    )

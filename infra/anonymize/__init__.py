@@ -1,0 +1,1 @@
+"""Personal data out, consistent placeholders in, before anything is stored."""

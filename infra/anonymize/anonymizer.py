@@ -1,0 +1,405 @@
+"""Replace personal data by consistent, typed placeholders, and put it back where it is allowed.
+
+>>> scope = Anonymizer(settings.anonymizer).scope()      # one per session
+>>> scope.text("write to ann@example.com")
+'write to <EMAIL_1>'
+>>> scope.restore({"to": "<EMAIL_1>"})
+{'to': 'ann@example.com'}
+
+Within a scope the same value gets the same placeholder, in the prompt, in tool arguments and in the
+answer, so that copying a value stays learnable. Across scopes nothing links, unless the policy is
+``hash``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock, RLock
+from typing import Any, TypeVar
+
+from infra.anonymize.credentials import is_secret_name
+from infra.anonymize.finding import Finding, Recognizer
+from infra.anonymize.json_text import looks_like_json, rewrite
+from infra.anonymize.recognizers import find, structured
+from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
+from infra.settings.model import Anonymizer as AnonymizerSettings
+
+POLICY_VERSION = 1
+MAX_VALUES = 50_000
+MAX_DEPTH = 60
+MIN_CHARACTERS = 4
+MAX_JSON_NESTING = 4
+_CACHED_TEXTS = 1024
+_CACHED_TEXT_CHARACTERS = 8192
+
+_PLACEHOLDER = re.compile(r"<([A-Z][A-Z0-9_]{1,30})_([0-9]{1,9}|h[0-9a-f]{16})>")
+_REPLACED = re.compile(r"<[A-Z][A-Z0-9_]{1,30}(?:_[0-9]{1,9}|_h[0-9a-f]{16})?>")
+_BASE64 = re.compile(r"data:[\w.+/-]{0,100};base64,[A-Za-z0-9+/=_-]*+")
+_PHONE_NAME = re.compile(r"(?i).{0,30}(?:phone|mobile|telephone|cell|fax|msisdn).{0,30}")
+
+# What is the same in every session comes first, so that it gets the same numbers in each.
+_CONSTANT_FIRST = ("tools", "functions", "response_format", "messages")
+
+Log = TypeVar("Log", CallRecord, FeedbackRecord)
+
+
+class Anonymizer:
+    """The recognizers and the policy of ``[anonymizer]``. Thread-safe.
+
+    Args:
+        settings: policy, kinds to keep, region for phone numbers.
+        recognizers: more of them, trusted less than the structured ones (names, places).
+
+    Raises:
+        ValueError: the policy is ``hash`` and there is no key.
+    """
+
+    def __init__(
+        self, settings: AnonymizerSettings, recognizers: Sequence[Recognizer] = ()
+    ) -> None:
+        if settings.enabled and settings.policy == "hash" and settings.hash_key is None:
+            raise ValueError(
+                "[anonymizer] policy is hash and hash_key is not set: "
+                "set NIGHTSCHOOL_ANONYMIZER__HASH_KEY, or choose the policy replace"
+            )
+        self.settings = settings
+        self._recognizers = (*structured(settings.default_region), *recognizers)
+        self._keep = frozenset(settings.keep_kinds)
+        key = settings.hash_key
+        self._key = key.get_secret_value().encode() if key else b"nightschool"
+        # The history of a conversation comes again with every call.
+        self._cache: OrderedDict[str, tuple[Finding, ...]] = OrderedDict()
+        self._cache_lock = Lock()
+
+    @property
+    def policy(self) -> str:
+        """What a record's ``anonymization.policy`` says, e.g. ``replace/1``."""
+        if not self.settings.enabled:
+            return "none"
+        return f"{self.settings.policy}/{POLICY_VERSION}"
+
+    def scope(self) -> Scope:
+        """A new mapping of values to placeholders: one per session."""
+        return Scope(self)
+
+    def find(self, text: str) -> list[Finding]:
+        """Personal data in a text, kept kinds left out; existing placeholders are none."""
+        if len(text) > _CACHED_TEXT_CHARACTERS:
+            return list(self._find(text))
+        with self._cache_lock:
+            known = self._cache.get(text)
+            if known is not None:
+                self._cache.move_to_end(text)
+                return list(known)
+        found = self._find(text)
+        with self._cache_lock:
+            self._cache[text] = found
+            while len(self._cache) > _CACHED_TEXTS:
+                self._cache.popitem(last=False)
+        return list(found)
+
+    def keyed_hash(self, value: str) -> str:
+        """16 hex characters of an HMAC-SHA-256 under the configured key."""
+        return hmac.new(self._key, value.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[
+            :16
+        ]
+
+    def _find(self, text: str) -> tuple[Finding, ...]:
+        recognizers: tuple[Recognizer, ...] = self._recognizers
+        if "<" in text:
+            recognizers = (_find_placeholders, *recognizers)
+        return tuple(
+            finding
+            for finding in find(text, recognizers)
+            if finding.kind not in self._keep and finding.kind != _NO_KIND
+        )
+
+
+class Scope:
+    """The placeholders of one session. Thread-safe; made by ``Anonymizer.scope()``."""
+
+    def __init__(self, anonymizer: Anonymizer) -> None:
+        self._anonymizer = anonymizer
+        self._lock = RLock()
+        self._placeholders: dict[tuple[str, str], str] = {}
+        self._values: dict[str, str] = {}
+        self._last: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Occurrences replaced so far, by kind."""
+        with self._lock:
+            return dict(self._counts)
+
+    def text(self, text: str) -> str:
+        """The text (prose, or JSON as text, which stays JSON) with placeholders."""
+        changed: str = self.value(text)
+        return changed
+
+    def value(self, value: Any) -> Any:
+        """Any JSON value with every string in it rewritten; keys and JSON inside strings too."""
+        return self._run(value)[0]
+
+    def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """An OpenAI request. Its constant parts get the same numbers in every session."""
+        changed: dict[str, Any] = self.value(dict(request))
+        return changed
+
+    def record(self, record: Log) -> Log:
+        """A log record without personal data; says by which policy and how much was found.
+
+        A session id that is itself personal (a mail address) becomes a keyed hash, so that
+        sessions stay apart. Anonymizing what already is changes nothing but adds to the counts.
+        """
+        if not self._anonymizer.settings.enabled:
+            return record
+        counts = Counter(record.anonymization.counts)
+        changes: dict[str, Any] = {}
+        for name, value in self._open_fields(record).items():
+            new, found = self._run(value)
+            counts.update(found)
+            changes[name] = new
+        if isinstance(record, CallRecord):
+            changes["session"] = self._name(record.session, "s", counts)
+            reason, found = self._run(record.checks.reason)
+            counts.update(found)
+            changes["checks"] = _with(record.checks, {"reason": reason})
+            changes["other_answers"] = [
+                self._other(other, counts) for other in record.other_answers
+            ]
+        changes["tenant"] = self._name(record.tenant, "t", counts)
+        changes["anonymization"] = Anonymization(
+            policy=self._anonymizer.policy, counts=dict(sorted(counts.items()))
+        )
+        return _with(record, changes)
+
+    def restore(self, value: Any) -> Any:
+        """Put the values back for the placeholders of this scope; unknown ones stay."""
+        with self._lock:
+            values = dict(self._values)
+        if not values:
+            return value
+
+        def plain(text: str) -> str:
+            return _PLACEHOLDER.sub(lambda match: values.get(match.group(), match.group()), text)
+
+        def inside(text: str, nesting: int) -> str:
+            if _PLACEHOLDER.search(text) is None:
+                return text
+            if nesting and looks_like_json(text):
+                return rewrite(
+                    text, plain, lambda _, item: inside(item, nesting - 1), lambda _, number: number
+                )
+            return plain(text)
+
+        return _map_strings(value, plain, lambda text: inside(text, MAX_JSON_NESTING))
+
+    def unresolved(self, value: Any) -> list[str]:
+        """Placeholders in a value that this scope never gave out: a model made them up."""
+        found: set[str] = set()
+
+        def note(text: str) -> str:
+            found.update(match.group() for match in _PLACEHOLDER.finditer(text))
+            return text
+
+        _map_strings(value, note, note)
+        with self._lock:
+            return sorted(found - self._values.keys())
+
+    def _run(self, value: Any) -> tuple[Any, Counter[str]]:
+        if not self._anonymizer.settings.enabled:
+            return value, Counter()
+        with self._lock:
+            self._reserve(value)
+            run = _Run(self._anonymizer, self._placeholder)
+            changed = run.value(value)
+            self._counts.update(run.counts)
+        return changed, run.counts
+
+    def _placeholder(self, kind: str, value: str) -> str:
+        known = self._placeholders.get((kind, value))
+        if known is not None:
+            return known
+        policy = self._anonymizer.settings.policy
+        if policy == "drop" or len(self._placeholders) >= MAX_VALUES:
+            return f"<{kind}>"
+        if policy == "hash":
+            made = f"<{kind}_h{self._anonymizer.keyed_hash(value)}>"
+        else:
+            self._last[kind] += 1
+            made = f"<{kind}_{self._last[kind]}>"
+        self._placeholders[kind, value] = made
+        self._values[made] = value
+        return made
+
+    def _reserve(self, value: Any) -> None:
+        """Numbers that the input already uses are never given to another value."""
+
+        def note(text: str) -> str:
+            if "<" in text:
+                for match in _PLACEHOLDER.finditer(text):
+                    if match.group(2).isdigit() and match.group() not in self._values:
+                        kind = match.group(1)
+                        self._last[kind] = max(self._last[kind], int(match.group(2)))
+            return text
+
+        _map_strings(value, note, note)
+
+    def _open_fields(self, record: CallRecord | FeedbackRecord) -> dict[str, Any]:
+        """The fields that callers fill, among them those that this release does not know."""
+        names = (
+            ("request", "response", "task_tag")
+            if isinstance(record, CallRecord)
+            else ("correction", "label")
+        )
+        return {name: getattr(record, name) for name in names} | (record.model_extra or {})
+
+    def _other(self, other: OtherAnswer, counts: Counter[str]) -> OtherAnswer:
+        fields = {"message": other.message, "error": other.error} | (other.model_extra or {})
+        changed, found = self._run(fields)
+        counts.update(found)
+        result: OtherAnswer = _with(other, changed)
+        return result
+
+    def _name(self, name: str, mark: str, counts: Counter[str]) -> str:
+        found = self._anonymizer.find(name)
+        if not found:
+            return name
+        counts.update(finding.kind for finding in found)
+        return f"{mark}-{self._anonymizer.keyed_hash(name)}"
+
+
+class _Run:
+    """One pass over one value: where to replace, and how often it was."""
+
+    def __init__(self, anonymizer: Anonymizer, placeholder: Callable[[str, str], str]) -> None:
+        self.counts: Counter[str] = Counter()
+        self._anonymizer = anonymizer
+        self._placeholder = placeholder
+
+    def value(self, value: Any, name: str = "", depth: int = 0) -> Any:
+        if isinstance(value, str):
+            return self._string(name, value)
+        if isinstance(value, bool) or value is None:
+            return value
+        if isinstance(value, int):
+            return self._number(name, value)
+        if depth >= MAX_DEPTH:
+            # Nobody nests this deep in earnest, and what is not looked at is not kept.
+            self.counts["TOO_DEEP"] += 1
+            return None
+        if isinstance(value, Mapping):
+            order = sorted(value, key=_rank) if depth == 0 else value
+            changed = {key: self.value(value[key], str(key), depth + 1) for key in order}
+            return {self._key(key): changed[key] for key in value}
+        if isinstance(value, list | tuple):
+            return [self.value(item, name, depth + 1) for item in value]
+        return value
+
+    def _key(self, key: Any) -> Any:
+        return self._prose(key) if isinstance(key, str) else key
+
+    def _string(self, name: str, text: str, nesting: int = MAX_JSON_NESTING) -> str:
+        if nesting and text.lstrip(" \t\r\n")[:1] in ("{", "[", '"') and looks_like_json(text):
+            return rewrite(
+                text,
+                self._prose,
+                lambda key, item: self._string(key or name, item, nesting - 1),
+                lambda key, number: self._number(key or name, number),
+            )
+        if text and is_secret_name(name) and _REPLACED.fullmatch(text) is None:
+            return self._replace("PASSWORD", text)
+        return self._prose(text)
+
+    def _prose(self, text: str) -> str:
+        if len(text) < MIN_CHARACTERS:
+            return text
+        limit = self._anonymizer.settings.max_text_characters
+        if len(text) > limit:
+            if _BASE64.fullmatch(text):
+                return text
+            # A cut through the middle of an address would leave half of it.
+            cut = max(text.rfind(" ", limit - 1000, limit), text.rfind("\n", limit - 1000, limit))
+            cut = cut if cut > 0 else limit - 1000
+            self.counts["TOO_LONG"] += 1
+            return f"{self._prose(text[:cut])} [{len(text) - cut} characters left out]"
+        if text.startswith("data:") and _BASE64.fullmatch(text):
+            return text
+        findings = self._anonymizer.find(text)
+        if not findings:
+            return text
+        parts, place = [], 0
+        for finding in findings:
+            parts += [
+                text[place : finding.start],
+                self._replace(finding.kind, text[finding.start : finding.end]),
+            ]
+            place = finding.end
+        return "".join([*parts, text[place:]])
+
+    def _number(self, name: str, number: int) -> Any:
+        """A card number stays one when it is written as a number; so does a phone number."""
+        if not 10**6 <= number < 10**19:
+            return number
+        text = str(number)
+        kinds = {
+            finding.kind
+            for finding in self._anonymizer.find(text)
+            if finding.end - finding.start == len(text)
+        }
+        if "CARD" in kinds:
+            return self._replace("CARD", text)
+        if "PHONE" in kinds and _PHONE_NAME.fullmatch(name):
+            return self._replace("PHONE", text)
+        return number
+
+    def _replace(self, kind: str, value: str) -> str:
+        if kind in self._anonymizer.settings.keep_kinds:
+            return value
+        self.counts[kind] += 1
+        return self._placeholder(kind, value)
+
+
+_NO_KIND = ""
+
+
+def _find_placeholders(text: str) -> list[Finding]:
+    return [Finding(_NO_KIND, *match.span()) for match in _PLACEHOLDER.finditer(text)]
+
+
+def _rank(key: Any) -> int:
+    return _CONSTANT_FIRST.index(key) if key in _CONSTANT_FIRST else len(_CONSTANT_FIRST)
+
+
+def _with(record: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a record (its fields are immutable) with other values."""
+    return type(record).model_construct(
+        **{name: getattr(record, name) for name in type(record).model_fields}
+        | (record.model_extra or {})
+        | dict(changes)
+    )
+
+
+def _map_strings(
+    value: Any, key: Callable[[str], str], string: Callable[[str], str], depth: int = 0
+) -> Any:
+    if isinstance(value, str):
+        return string(value)
+    if depth >= MAX_DEPTH:
+        return value
+    if isinstance(value, Mapping):
+        return {
+            key(name) if isinstance(name, str) else name: _map_strings(item, key, string, depth + 1)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_map_strings(item, key, string, depth + 1) for item in value]
+    return value
+
+
+__all__ = ["Anonymizer", "Finding", "Scope"]

@@ -1,0 +1,155 @@
+"""Mail addresses, phone numbers, cards, accounts and social security numbers, with checksums."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+import phonenumbers
+from stdnum import iban, luhn
+from stdnum.us import ssn
+
+from infra.anonymize.finding import Finding
+
+# Beyond this many checks in one text what has the shape of a number is taken for one.
+MAX_PHONE_CHECKS = 2000
+
+_AT = re.compile(r"@|%40")
+_LOCAL_REVERSED = re.compile(r"[\w.!#$%&'*+/=?^{|}~`-]{1,64}")
+_DOMAIN = re.compile(r"[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
+
+_CARD = re.compile(
+    r"(?<![0-9])(?<![0-9]\.)(?=([2-6](?:[0-9]{12,18}"
+    r"|[0-9]{3}[ .-][0-9]{4}[ .-][0-9]{4}[ .-][0-9]{1,4}(?:[ .-][0-9]{1,3})?"
+    r"|[0-9]{3}[ .-][0-9]{6}[ .-][0-9]{4,5}))(?![0-9]))"
+)
+_CARD_RANGE = re.compile(
+    r"4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})"
+    r"|5[0-8][0-9]{14}|2[2-7][0-9]{14}|6[0-9]{15,18}|3[47][0-9]{13}|3[068][0-9]{12}|35[0-9]{14}"
+)
+
+_IBAN = re.compile(
+    r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?=([ -]?[A-Za-z0-9]{1,4}){3})"
+    r"(?:[ -]?[A-Za-z0-9]){11,30}+"
+)
+_SSN = re.compile(r"(?<![\w-])[0-9]{3}([- ])[0-9]{2}\1[0-9]{4}(?![\w-])")
+
+_INTERNATIONAL = re.compile(r"(?<![\w+])\+[ (]{0,2}[0-9](?:[ ().\-/]{0,2}[0-9]){6,14}+(?![0-9])")
+_NATIONAL = re.compile(
+    r"(?<![\w+])(?<![0-9][.,/:-])(?<![-/])"
+    r"(?![0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}(?![0-9]))"
+    r"(?![0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{4}(?![0-9]))"
+    r"(?:1[ .-]{1,2})?"
+    r"(?:\([0-9]{1,5}\)[ .\-/]{0,2}|[0-9]{1,5}[ .\-/]{1,2})"
+    r"[0-9]{2,8}(?:[ .\-/][0-9]{2,8}){0,4}(?![0-9])(?!:[0-9])"
+)
+_BARE = re.compile(r"(?<![\w.,+/:-])[0-9]{10,11}(?![\w/-])(?![.,:][0-9])")
+_NORTH_AMERICA = frozenset({"US", "CA", "PR", "DO", "JM"})
+_NORTH_AMERICAN = re.compile(r"1?[2-9][0-9]{2}[2-9][0-9]{6}")
+
+
+def find_mail(text: str) -> Iterator[Finding]:
+    place = 0
+    for sign in _AT.finditer(text):
+        # From the sign outwards, each way a bounded distance: no text takes more than linear time.
+        left = _LOCAL_REVERSED.match(text[max(place, sign.start() - 64) : sign.start()][::-1])
+        right = _DOMAIN.match(text, sign.end(), sign.end() + 255)
+        if left is None or right is None:
+            continue
+        local = left.group()[::-1].lstrip(".'`|{*/=&?#!")
+        domain = _trim_domain(right.group())
+        if local and domain:
+            place = sign.end() + len(domain)
+            yield Finding("EMAIL", sign.start() - len(local), place)
+
+
+def find_cards(text: str) -> Iterator[Finding]:
+    for match in _CARD.finditer(text):
+        found = match.group(1)
+        digits = re.sub(r"[ .-]", "", found)
+        if _CARD_RANGE.fullmatch(digits) and luhn.is_valid(digits):
+            yield Finding("CARD", match.start(1), match.end(1))
+
+
+def find_accounts(text: str) -> Iterator[Finding]:
+    """IBANs. The words that follow one in a sentence are not part of it."""
+    place = 0
+    while match := _IBAN.search(text, place):
+        start, end = match.span()
+        place = start + 4
+        while end - start >= 15:
+            if not text[end : end + 1].isalnum() and _is_iban(text[start:end]):
+                yield Finding("IBAN", start, end)
+                place = end
+                break
+            end -= 1
+
+
+def find_social_security(text: str) -> Iterator[Finding]:
+    for match in _SSN.finditer(text):
+        if ssn.is_valid(re.sub(r"[- ]", "", match.group())):
+            yield Finding("US_SSN", *match.span())
+
+
+def find_phones(text: str, region: str) -> Iterator[Finding]:
+    """Phone numbers: with a country code, or as they are written inside ``region``."""
+    checks = 0
+    for pattern, where in ((_INTERNATIONAL, None), (_NATIONAL, region), (_BARE, region)):
+        for match in pattern.finditer(text):
+            start, end = match.span()
+            while end - start >= 7:
+                digits = re.sub(r"[^0-9+]", "", text[start:end])
+                if not _may_be_phone(digits, where):
+                    pass
+                elif checks >= MAX_PHONE_CHECKS:
+                    yield Finding("PHONE", start, end)
+                    break
+                else:
+                    checks += 1
+                    if _is_phone(digits, where):
+                        yield Finding("PHONE", start, end)
+                        break
+                # The last group may belong to something else: an extension, a count.
+                end = _previous_group(text, start, end)
+
+
+def _trim_domain(found: str) -> str:
+    labels = found.rstrip("-_").split(".")
+    while len(labels) > 1:
+        last = labels[-1]
+        if (len(last) >= 2 and last.isalpha()) or last.lower().startswith("xn--"):
+            return ".".join(labels)
+        labels.pop()
+    return ""
+
+
+def _is_iban(text: str) -> bool:
+    compact = re.sub(r"[ -]", "", text).upper()
+    if not 15 <= len(compact) <= 34:
+        return False
+    turned = "".join(str(int(character, 36)) for character in compact[4:] + compact[:4])
+    return int(turned) % 97 == 1 and bool(iban.is_valid(compact))
+
+
+def _may_be_phone(digits: str, region: str | None) -> bool:
+    """A cheap look that spares the library's."""
+    if region in _NORTH_AMERICA:
+        return _NORTH_AMERICAN.fullmatch(digits) is not None
+    return 7 <= len(digits.lstrip("+")) <= 15
+
+
+@lru_cache(maxsize=4096)
+def _is_phone(digits: str, region: str | None) -> bool:
+    try:
+        return phonenumbers.is_valid_number(phonenumbers.parse(digits, region))
+    except phonenumbers.NumberParseException:
+        return False
+
+
+def _previous_group(text: str, start: int, end: int) -> int:
+    while end > start and text[end - 1].isdigit():
+        end -= 1
+    while end > start and not text[end - 1].isdigit():
+        end -= 1
+    return end

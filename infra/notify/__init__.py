@@ -1,0 +1,1 @@
+"""Messages to people and systems: what, why, evidence, link, how to undo."""

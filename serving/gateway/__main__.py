@@ -1,0 +1,64 @@
+"""``python -m serving.gateway [--config nightschool.toml]``: run one gateway until it is told to stop.
+
+SIGTERM and SIGINT stop it gracefully: no new connections, the calls under way are answered (for a
+bounded time), the spool is shipped. ``kill -9`` loses no acknowledged record either; the next start
+ships it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import sys
+from pathlib import Path
+
+from aiohttp import web
+
+from infra.settings.model import Settings
+from infra.settings.sources import SettingsError, load_settings
+from serving.gateway.server import DRAIN_SECONDS, Gateway
+
+
+async def make_app(settings: Settings) -> web.Application:
+    """The application for an event loop that is running."""
+    return Gateway(settings).app()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serving.gateway", description=__doc__)
+    parser.add_argument("--config", type=Path, default=None, help="TOML file with the settings")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        settings = load_settings(given.config)
+    except SettingsError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 2
+    host, port = settings.gateway.host, settings.gateway.port
+    try:
+        web.run_app(
+            make_app(settings),
+            host=host,
+            port=port,
+            shutdown_timeout=DRAIN_SECONDS,
+            access_log=None,
+            print=lambda *_: print(f"gateway: serving on http://{host}:{port}", flush=True),
+        )
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            print(
+                f"gateway: port {port} on {host} is in use: stop what uses it, "
+                "or set [gateway] port",
+                file=sys.stderr,
+            )
+        else:
+            print(f"gateway: cannot start: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

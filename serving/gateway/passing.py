@@ -1,0 +1,57 @@
+"""Every other path under ``/v1``: handed to the teacher as it is, and back. Nothing is logged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable
+
+from aiohttp import web
+
+from serving.gateway.keys import Caller
+from serving.gateway.problems import CallerGone, GatewayError, bad_request
+from serving.gateway.upstream import Teacher, passed_back
+
+_PATH = re.compile(r"(/[A-Za-z0-9_.:@~-]+)+/?")
+
+
+async def pass_through(
+    request: web.Request, body: bytes | None, teacher: Teacher, caller: Caller
+) -> web.StreamResponse:
+    """Raises GatewayError for a path that is none, and when the teacher cannot be asked."""
+    path = request.raw_path.partition("?")[0].removeprefix("/v1")
+    # Only plain segments: nothing may lead the teacher's server to another part of itself.
+    if not _PATH.fullmatch(path) or any(part in (".", "..") for part in path.split("/")):
+        raise bad_request("the path has characters that no OpenAI path has", "invalid_path")
+    if request.query_string:
+        path = f"{path}?{request.query_string}"
+    headers = teacher.headers(request.headers, caller.key_known)
+    if "Content-Type" in request.headers:
+        headers["content-type"] = request.headers["Content-Type"]
+    response: web.StreamResponse | None = None
+    try:
+        async with teacher.open(request.method, path, body, headers) as upstream:
+            response = web.StreamResponse(
+                status=upstream.status, headers=passed_back(upstream.headers)
+            )
+            if "Content-Type" in upstream.headers:
+                response.headers["Content-Type"] = upstream.headers["Content-Type"]
+            await _to_caller(response.prepare(request))
+            async for chunk in upstream.content.iter_any():
+                await _to_caller(response.write(chunk))
+    except GatewayError:
+        if response is None or not response.prepared:
+            raise
+        # Half an answer is out: a broken connection is the only way to say that it is one.
+        if request.transport is not None:
+            request.transport.abort()
+        raise CallerGone from None
+    await _to_caller(response.write_eof())
+    return response
+
+
+async def _to_caller(step: Awaitable[object]) -> None:
+    # A caller that is gone must not look like a teacher that failed.
+    try:
+        await step
+    except OSError:
+        raise CallerGone from None

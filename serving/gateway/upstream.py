@@ -1,0 +1,176 @@
+"""The teacher: any OpenAI-compatible endpoint, asked over HTTP with bounded time and concurrency."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from infra.settings.model import Teacher as TeacherSettings
+from serving.gateway.breaker import CircuitBreaker
+from serving.gateway.problems import GatewayError, teacher_unavailable
+
+MAX_ANSWER_BYTES = 64 << 20
+# Of the caller's headers, only what OpenAI's API gives a meaning to.
+_PASSED_ON = ("openai-organization", "openai-project", "openai-beta", "idempotency-key", "accept")
+_PASSED_BACK = (
+    "retry-after",
+    "x-request-id",
+    "openai-processing-ms",
+    "openai-version",
+    "openai-model",
+)
+CONNECT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer of the teacher, whatever its status."""
+
+    status: int
+    body: bytes
+    content_type: str
+    headers: dict[str, str]
+
+    def json(self) -> dict[str, Any] | None:
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+class Teacher:
+    """Speaks to the large model. For one event loop.
+
+    All methods raise GatewayError: 502 unreachable, 503 circuit open, 504 too slow.
+    """
+
+    def __init__(self, settings: TeacherSettings, breaker: CircuitBreaker | None = None) -> None:
+        self.settings = settings
+        self.breaker = breaker or CircuitBreaker()
+        self._url = settings.url.rstrip("/")
+        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def headers(self, caller: Mapping[str, str], own_key: bool) -> dict[str, str]:
+        """Headers for the teacher.
+
+        Args:
+            caller: what the caller sent.
+            own_key: whether the caller's key is one of ours; such a key is never forwarded.
+        """
+        passed = {name: caller[name] for name in _PASSED_ON if name in caller}
+        if self.settings.api_key is not None:
+            passed["authorization"] = f"Bearer {self.settings.api_key.get_secret_value()}"
+        elif not own_key and "authorization" in caller:
+            passed["authorization"] = caller["authorization"]
+        return passed
+
+    async def ask(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Reply:
+        """A chat completion as a whole, any status."""
+        async with self.chat(body, headers) as response:
+            return await read_reply(response)
+
+    def chat(
+        self, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """A chat completion whose body is still to be read."""
+        return self.open("POST", "/chat/completions", _encode(body), headers)
+
+    @asynccontextmanager
+    async def open(
+        self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The teacher's response once its headers are there; the body is the caller's to read.
+
+        Failures while the body is read come out as GatewayError too.
+        """
+        if not self.breaker.allow():
+            raise teacher_unavailable("it failed several times in a row; trying again soon", 503)
+        answered = False
+        try:
+            async with asyncio.timeout(self.settings.timeout_seconds), self._slots:
+                response = await self._send(method, path, data, headers)
+                answered = True
+                async with response:
+                    # 429 and 4xx are answers; 5xx are failures of the teacher.
+                    if response.status >= 500:
+                        self.breaker.failed()
+                    else:
+                        self.breaker.succeeded()
+                    yield response
+        except TimeoutError:
+            if not answered:  # else it may be the caller who reads slowly
+                self.breaker.failed()
+            seconds = self.settings.timeout_seconds
+            raise teacher_unavailable(f"no answer within {seconds:g} seconds", 504) from None
+        except (aiohttp.ClientError, OSError) as error:
+            self.breaker.failed()
+            raise teacher_unavailable(type(error).__name__) from error
+
+    async def _send(
+        self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                auto_decompress=True,
+                trust_env=False,
+            )
+        sent = {**headers, "content-type": headers.get("content-type", "application/json")}
+        for attempt in (1, 2):
+            try:
+                return await self._session.request(
+                    method,
+                    self._url + path,
+                    data=data,
+                    headers=sent,
+                    allow_redirects=False,
+                )
+            except aiohttp.ServerDisconnectedError:
+                # A kept-alive connection that the server had just closed: nothing was answered.
+                if attempt == 2:
+                    raise
+        raise AssertionError("unreachable")
+
+
+async def read_reply(response: aiohttp.ClientResponse) -> Reply:
+    """The rest of a response, bounded. Raises GatewayError for one that is too long."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            raise GatewayError(502, "the large model's answer is too long", kind="api_error")
+        parts.append(part)
+    return Reply(
+        response.status,
+        b"".join(parts),
+        response.headers.get("Content-Type", "application/json"),
+        passed_back(response.headers),
+    )
+
+
+def passed_back(headers: Mapping[str, str]) -> dict[str, str]:
+    """What of the teacher's headers the caller gets, rate limits included."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if name.lower() in _PASSED_BACK or name.lower().startswith("x-ratelimit-")
+    }
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,295 @@
+"""Tending rollouts: observe, decide, act. And taking adapters back.
+
+``tend`` may be called by any number of processes as often as they like. A lease per task keeps them
+from doing the same work twice; what keeps them from *acting* twice is that each action is one
+transaction which checks the lease's fence and swaps the versions that the decision was taken on.
+A kill at any moment leaves either the old state or the new one, and the next call goes on from it.
+
+A rollout that is tended has its route's ``updated`` time renewed; the gateways take the weight away
+from a canary whose route has not been touched for ``[gateway] dead_man_seconds``. So a controller
+that cannot observe (its observer raises) stops exposing callers, without any message from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+from sqlalchemy import Connection
+
+from infra.calls.record import new_id, utc_now
+from infra.database.leases import LeaseLost, acquire, guard, release, renew
+from serving.registry.catalogue import read_adapter
+from serving.registry.errors import (
+    NothingToRollBack,
+    RolloutChanged,
+    RouteChanged,
+    RouteInvalid,
+    StaleFence,
+)
+from serving.registry.openings import read_rollout
+from serving.registry.records import TEACHER, Rollout, Route, Task
+from serving.registry.registry import Registry
+from serving.registry.routes import cooling_until, past_champions, read_route
+from serving.registry.task_rows import read_task
+from serving.rollout.effects import Act, carry_out, note, replace_champion
+from serving.rollout.machine import (
+    MAX_REASON,
+    Observation,
+    RolloutState,
+    end,
+    next_step,
+)
+
+LEASE_SECONDS = 60.0
+"""How long a killed controller keeps others waiting; nothing but waiting depends on it."""
+ATTEMPTS = 5
+
+Observe = Callable[[Rollout], Observation]
+
+
+def tend(
+    registry: Registry,
+    rollout_id: str,
+    observe: Observe,
+    now: datetime | None = None,
+    actor: str = "rollout-controller",
+    channels: Sequence[str] = (),
+    *,
+    lease_seconds: float = LEASE_SECONDS,
+) -> Rollout:
+    """Look after one rollout: take at most one step, and return the rollout as it is afterwards.
+
+    Args:
+        observe: what is seen of the rollout. Called outside any transaction, and only while the
+            rollout's adapter stands on its route; it may take long. What it raises goes through,
+            and the rollout is then left untouched.
+        now: the present, for callers with a clock of their own.
+        channels: names of the notification channels that hear of it.
+
+    When another controller is at it, or was faster, nothing is done and nothing is raised.
+
+    Raises:
+        UnknownRollout.
+    """
+    now = now or utc_now()
+    clock = _clock(now)
+    database = registry.database
+    rollout = registry.rollout(rollout_id)
+    if not rollout.open:
+        return rollout
+    lease, holder = f"rollout:{rollout.task_id}", f"{actor[:60]}/{new_id()}"
+    fence = acquire(database, lease, holder, lease_seconds, clock())
+    if fence is None:
+        return rollout
+    try:
+        rollout = registry.rollout(rollout_id)
+        if not rollout.open:
+            return rollout
+        seen = Observation()
+        if registry.route(rollout.task_id).rollout_id == rollout.id:
+            seen = observe(rollout)
+        if not renew(database, lease, holder, fence, lease_seconds, clock()):
+            # Observing took longer than the lease. If nobody has taken it, what was seen still
+            # holds for this version of the rollout, which the transaction below compares.
+            again = acquire(database, lease, holder, lease_seconds, clock())
+            if again is None:
+                return registry.rollout(rollout_id)
+            fence = again
+        with database.begin() as connection:
+            guard(connection, lease, fence, clock())
+            return _step(connection, rollout, seen, Act(actor, clock(), fence, channels))
+    except (LeaseLost, StaleFence, RouteChanged, RolloutChanged):
+        return registry.rollout(rollout_id)
+    finally:
+        # Free from the moment this began, so that a caller whose clock stands still gets on too.
+        release(database, lease, holder, fence, now)
+
+
+def rollback(
+    registry: Registry,
+    task_id: str,
+    to: str | None = None,
+    *,
+    actor: str,
+    why: str,
+    now: datetime | None = None,
+    channels: Sequence[str] = (),
+) -> Route:
+    """Take back what was brought in last, at once and without asking any lease; the route after it.
+
+    - An open candidate: removed and rejected, the champion stays.
+    - Else the champion: rejected; the one before it answers again, or the teacher.
+    - With ``to`` (``"teacher"`` or an adapter that was champion before): that one answers; an open
+      candidate, whose evidence was against another champion, is superseded. The one that answered
+      until now is rejected, unless it is the teacher.
+
+    A rejected adapter is never rolled out again.
+
+    Raises:
+        UnknownTask.
+        NothingToRollBack: the teacher answers and no candidate is open, or ``to`` answers already.
+        RouteInvalid: ``to`` never answered this task, or was rejected.
+    """
+    if to is None:
+        return _take_back(registry, task_id, "last", None, actor, why, now, channels)
+    return _take_back(registry, task_id, "to", to, actor, why, now, channels)
+
+
+def request_rollback(
+    registry: Registry,
+    task_id: str,
+    adapter: str,
+    reason: str,
+    actor: str,
+    *,
+    now: datetime | None = None,
+    channels: Sequence[str] = (),
+) -> bool:
+    """The kill switch's message: take this adapter off, whether candidate or champion.
+
+    Any number of gateways may say so; True for the one that took it off, False when it was off.
+    Raises UnknownTask.
+    """
+    why = f"kill switch: {reason}"
+    try:
+        _take_back(registry, task_id, "adapter", adapter, actor, why, now, channels)
+    except NothingToRollBack:
+        return False
+    return True
+
+
+def _step(connection: Connection, rollout: Rollout, seen: Observation, act: Act) -> Rollout:
+    task = read_task(connection, rollout.task_id, lock=True)
+    current = read_rollout(connection, rollout.id)
+    if current.version != rollout.version:
+        raise RolloutChanged(f"rollout {rollout.id} moved while it was observed")
+    route = read_route(connection, task.id)
+    state = _state(connection, current, route, task, act.now)
+    transition = next_step(state, seen, act.now)
+    if transition is None:
+        return note(connection, current, route, seen, act)
+    return carry_out(connection, current, route, task, transition, act, seen)
+
+
+def _state(
+    connection: Connection, rollout: Rollout, route: Route, task: Task, now: datetime
+) -> RolloutState:
+    holds: Literal["own", "free", "taken"] = "taken"
+    if route.rollout_id == rollout.id:
+        # Evidence against another champion is no evidence.
+        holds = "own" if route.champion == rollout.champion else "taken"
+    elif route.rollout_id is None and route.champion != rollout.adapter:
+        rests = cooling_until(connection, task.id, rollout.policy.cooldown_seconds)
+        holds = "free" if rests is None or now >= rests else "taken"
+    return RolloutState(
+        state=rollout.state,
+        step=rollout.step,
+        policy=rollout.policy,
+        deadline=rollout.deadline,
+        route=holds,
+        task_policy=task.policy,
+    )
+
+
+def _take_back(
+    registry: Registry,
+    task_id: str,
+    which: Literal["last", "to", "adapter"],
+    name: str | None,
+    actor: str,
+    why: str,
+    now: datetime | None,
+    channels: Sequence[str],
+) -> Route:
+    why = why[:MAX_REASON]
+    act = Act(actor, now or utc_now(), None, channels)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with registry.database.begin() as connection:
+                task = read_task(connection, task_id, lock=True)
+                route = read_route(connection, task_id)
+                return _take_back_once(connection, task, route, which, name, why, act)
+        except (RouteChanged, RolloutChanged):
+            if attempt == ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _take_back_once(
+    connection: Connection,
+    task: Task,
+    route: Route,
+    which: Literal["last", "to", "adapter"],
+    name: str | None,
+    why: str,
+    act: Act,
+) -> Route:
+    candidate = route.candidate
+    if candidate is not None and (
+        which == "last"
+        or (which == "adapter" and name == candidate)
+        or (which == "to" and name == route.champion)
+    ):
+        return _end_open(connection, task, route, "roll_back", why, act)
+    if which == "adapter" and name != route.champion:
+        raise NothingToRollBack(f"{name} is not on the route of {task.id}")
+    if route.champion == TEACHER and (which != "to" or name == TEACHER):
+        raise NothingToRollBack(
+            f"task {task.id} is answered by the teacher and has no open rollout: "
+            "there is nothing to roll back"
+        )
+    if which == "to" and name == route.champion:
+        raise NothingToRollBack(f"task {task.id} is answered by {name} already")
+    past = past_champions(connection, task.id)
+    if which == "to":
+        assert name is not None
+        _check_target(connection, name, past, task.id)
+        target = name
+    else:
+        target = next((one for one in past if _may_answer(connection, one)), TEACHER)
+    if candidate is not None:
+        ends = f"its champion {route.champion} was rolled back"
+        route = _end_open(connection, task, route, "supersede", ends, act)
+    return replace_champion(connection, route, task, target, why, act)
+
+
+def _end_open(
+    connection: Connection,
+    task: Task,
+    route: Route,
+    kind: Literal["roll_back", "supersede"],
+    why: str,
+    act: Act,
+) -> Route:
+    assert route.rollout_id is not None
+    rollout = read_rollout(connection, route.rollout_id)
+    state: Literal["rolled_back", "superseded"] = (
+        "rolled_back" if kind == "roll_back" else "superseded"
+    )
+    carry_out(connection, rollout, route, task, end(kind, state, rollout.step, why), act)
+    return read_route(connection, task.id)
+
+
+def _check_target(connection: Connection, target: str, past: Sequence[str], task_id: str) -> None:
+    if target == TEACHER:
+        return
+    if target not in past:
+        known = ", ".join([*(one for one in past if one != TEACHER), TEACHER])
+        raise RouteInvalid(
+            f"{target} was never the champion of {task_id}; a rollback goes to one of: {known}"
+        )
+    if not _may_answer(connection, target):
+        raise RouteInvalid(f"{target} was rejected and may not answer; roll back to the teacher")
+
+
+def _may_answer(connection: Connection, name: str) -> bool:
+    return name == TEACHER or read_adapter(connection, name).state == "registered"
+
+
+def _clock(start: datetime) -> Callable[[], datetime]:
+    """A clock that stands at ``start`` at this moment and runs on."""
+    began = time.monotonic()
+    return lambda: start + timedelta(seconds=time.monotonic() - began)

@@ -1,0 +1,97 @@
+"""What people are told of a rollout: what happened, why in numbers, what is exposed, how to undo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from infra.notify.message import Message
+from serving.registry.records import TEACHER, Rollout, Route
+from serving.rollout.machine import Transition
+
+_TITLES = {
+    "canary": "Canary started",
+    "promote": "Adapter promoted",
+    "roll_back": "Adapter rolled back",
+    "give_up": "Rollout ended inconclusive",
+}
+
+
+def rollout_message(
+    rollout: Rollout, transition: Transition, after: Route, evidence: Mapping[str, Any]
+) -> Message | None:
+    """The message of a transition, or None for those that nobody need hear of.
+
+    Its key names rollout and state: however often the transition is tried, it is said once.
+    """
+    title = _TITLES.get(transition.kind)
+    if title is None:
+        return None
+    return Message(
+        key=f"rollout:{rollout.id}:{transition.state}:{transition.step}",
+        topic=f"rollout.{transition.state}",
+        title=f"{title}: {rollout.task_id}",
+        what=f"{_what(rollout, transition)} {exposure(after)}",
+        why=transition.reason,
+        evidence=_numbers(evidence),
+        link="",
+        undo=_undo(rollout, transition),
+    )
+
+
+def champion_message(before: Route, after: Route, why: str) -> Message:
+    """An earlier champion was put back."""
+    undo = f"{before.champion} is rejected and never retried; `nightschool night` trains anew"
+    if before.champion == TEACHER:
+        undo = f"nightschool rollback {after.task_id} --to {TEACHER}"
+    return Message(
+        key=f"route:{after.task_id}:{after.version}:rolled_back",
+        topic="rollout.rolled_back",
+        title=f"Champion rolled back: {after.task_id}",
+        what=f"{before.champion} no longer answers task {after.task_id}. {exposure(after)}",
+        why=why,
+        evidence={},
+        link="",
+        undo=undo,
+    )
+
+
+def exposure(route: Route) -> str:
+    """Who answers what now, in a sentence."""
+    champion = "the teacher" if route.champion == TEACHER else route.champion
+    if route.stage == "canary":
+        return (
+            f"Now: {route.candidate} answers {route.weight:.0%} of the sessions, "
+            f"{champion} the others."
+        )
+    return f"Now: {champion} answers all sessions."
+
+
+def _what(rollout: Rollout, transition: Transition) -> str:
+    if transition.kind == "canary":
+        return (
+            f"{rollout.adapter} is shown to callers of task {rollout.task_id} for the first time."
+        )
+    if transition.kind == "promote":
+        return f"{rollout.adapter} is the new champion of task {rollout.task_id}."
+    if transition.kind == "roll_back":
+        return f"{rollout.adapter} was taken off task {rollout.task_id} and is rejected."
+    return f"{rollout.adapter} was taken off task {rollout.task_id} without a verdict."
+
+
+def _undo(rollout: Rollout, transition: Transition) -> str:
+    if transition.kind in ("canary", "promote"):
+        return f"nightschool rollback {rollout.task_id}"
+    if transition.kind == "roll_back":
+        return "a rejected adapter is never retried; `nightschool night` trains a new one"
+    return "nothing to undo: the champion stayed; a new rollout starts from no evidence"
+
+
+def _numbers(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """The scalars, one level deep: what fits a chat message."""
+    flat: dict[str, Any] = {}
+    for name in ("counts", "verdicts", "observed"):
+        for key, value in (evidence.get(name) or {}).items():
+            if isinstance(value, str | int | float | bool) and len(flat) < 20:
+                flat[key] = value
+    return flat

@@ -1,0 +1,81 @@
+"""Every training backend: learns, is deterministic, resumes, writes an adapter that serving accepts.
+
+Each run has a process of its own, as in production: one of the backends changes the libraries that
+it imports.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from infra.artifacts.base import read_base_shape
+from infra.artifacts.folder import digest_folder
+from tests.tiny_model import make_tiny_model
+from tests.tiny_run import checkpoint_sealed, tiny_run, train_to_end, training_process, wait_until
+from trainers.artifact import package
+from trainers.run_folder import RunFolder, read_tail
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module", params=["peft", "unsloth"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "unsloth" and find_spec("unsloth") is None:
+        pytest.skip("the optional package unsloth is not installed")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def trained(backend: str, base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    run = tiny_run(
+        tmp_path_factory.mktemp("runs") / backend, base, steps=STEPS, request={"backend": backend}
+    )
+    assert train_to_end(run) == 0, run.log_file.read_text()
+    return run
+
+
+def test_it_learns(trained: RunFolder, backend: str) -> None:
+    result = trained.result()
+    assert result is not None
+    assert (result.backend, result.steps) == (backend, STEPS)
+    losses = [event["loss"] for event in read_tail(trained.events_file) if event["tokens"]]
+    assert len(losses) == STEPS
+    assert sum(losses[-4:]) / 4 < losses[0] - 1
+
+
+def test_its_adapter_fits_the_base(trained: RunFolder, base: Path) -> None:
+    packaged = package(trained.path)
+    assert packaged.manifest.base_digest == read_base_shape(base).digest
+
+
+def test_killed_and_resumed_it_gives_the_same_adapter(
+    trained: RunFolder, backend: str, base: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "killed", base, steps=STEPS, request={"backend": backend})
+    with training_process(run) as process:
+        wait_until(lambda: checkpoint_sealed(run) or process.poll() is not None)
+        process.kill()
+        process.wait()
+    assert run.result() is None, "it was to be killed before its end"
+    assert train_to_end(run) == 0, run.log_file.read_text()
+    assert digest_folder(run.adapter) == digest_folder(trained.adapter)
+
+
+def test_the_accelerated_backend_refuses_a_worker_that_lost_its_gpu(
+    base: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    run = tiny_run(tmp_path / "r", base, request={"backend": "unsloth", "allow_cpu": False})
+    assert train_to_end(run) == 1
+    assert "no GPU" in (run.error() or "")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+
+from infra.database.open import Database
+from infra.objects.store import ObjectStore
+from infra.settings.model import Settings
+from serving.gateway.server import Gateway
+from tests.serving.gateway.upstreams import EngineServer, TeacherServer, listening
+
+
+@dataclass
+class Running:
+    """A gateway that serves on a socket."""
+
+    url: str
+    gateway: Gateway
+    http: aiohttp.ClientSession
+
+    async def ask(
+        self, body: Any, headers: dict[str, str] | None = None, path: str = "/v1/chat/completions"
+    ) -> tuple[int, Any, dict[str, str]]:
+        """POST a body; status, JSON, headers in lower case."""
+        raw = {"data": body} if isinstance(body, bytes) else {"json": body}
+        async with self.http.post(self.url + path, headers=headers, **raw) as response:
+            got = {name.lower(): value for name, value in response.headers.items()}
+            return response.status, await response.json(), got
+
+
+Start = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+async def teacher() -> AsyncIterator[TeacherServer]:
+    server = TeacherServer()
+    async with listening(server.app()) as server.url:
+        yield server
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[EngineServer]:
+    server = EngineServer()
+    async with listening(server.app()) as server.url:
+        yield server
+
+
+def configured(settings: Settings, teacher_url: str, engine_url: str, **gateway: Any) -> Settings:
+    """Settings that point to the test's own servers and do everything soon."""
+    body = settings.model_dump()
+    body["database"]["url"] = settings.database.url
+    body["teacher"] |= {"url": f"{teacher_url}/v1", "model": "teacher-model", "timeout_seconds": 5}
+    body["engine"] |= {"url": engine_url}
+    body["gateway"] |= {
+        "refresh_seconds": 0.05,
+        "ship_seconds": 0.05,
+        "small_model_timeout_seconds": 2,
+        "audit_rate": 0.0,
+        **gateway,
+    }
+    return Settings.model_validate(body)
+
+
+@pytest.fixture
+def start(
+    settings: Settings,
+    database: Database,
+    store: ObjectStore,
+    teacher: TeacherServer,
+    engine: EngineServer,
+) -> Start:
+    """``async with start(max_in_flight=2) as running``: a gateway with these gateway settings."""
+
+    @asynccontextmanager
+    async def run(**gateway: Any) -> AsyncIterator[Running]:
+        made = Gateway(configured(settings, teacher.url, engine.url, **gateway))
+        async with listening(made.app()) as url, aiohttp.ClientSession() as http:
+            yield Running(url, made, http)
+
+    return run

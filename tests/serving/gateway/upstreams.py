@@ -1,0 +1,193 @@
+"""A teacher and an engine on real sockets, whose behaviour a test can change while they run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+Say = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def echo(body: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's message: says back the last message's text."""
+    return {"role": "assistant", "content": f"teacher: {body['messages'][-1]['content']}"}
+
+
+class TeacherServer:
+    """Speaks chat completions. ``mode``: ok, error, refuse, hang, break (in the middle of a stream)."""
+
+    def __init__(self) -> None:
+        self.mode = "ok"
+        self.say: Say = echo
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.gate: asyncio.Event | None = None
+        self.url = ""
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/embeddings", self._embeddings)
+        app.router.add_get("/v1/files/{name}", self._file)
+        return app
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.asked.append(body)
+        self.keys.append(request.headers.get("Authorization"))
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.mode == "error":
+            return web.json_response({"error": {"message": "boom", "type": "server_error"}}, status=500)
+        if self.mode == "refuse":
+            return web.json_response(
+                {"error": {"message": "bad temperature", "type": "invalid_request_error"}}, status=400
+            )
+        if self.mode == "hang":
+            await asyncio.sleep(60)
+        message = self.say(body)
+        if body.get("stream"):
+            return await self._stream(request, body, message)
+        return web.json_response(
+            {
+                "id": f"chatcmpl-teacher-{len(self.asked)}",
+                "object": "chat.completion",
+                "created": 1,
+                "model": body["model"],
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": message,
+                        "finish_reason": "tool_calls" if message.get("tool_calls") else "stop",
+                    }
+                ],
+                "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
+            },
+            headers={"x-ratelimit-remaining-requests": "41"},
+        )
+
+    async def _stream(
+        self, request: web.Request, body: dict[str, Any], message: dict[str, Any]
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+
+        async def send(delta: dict[str, Any], finish: str | None = None) -> None:
+            chunk = {
+                "id": f"chatcmpl-teacher-{len(self.asked)}",
+                "object": "chat.completion.chunk",
+                "created": 1,
+                "model": body["model"],
+                "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+            }
+            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+
+        await send({"role": "assistant", "content": ""})
+        for word in (message.get("content") or "").split(" "):
+            await send({"content": word + " "})
+            if self.mode == "break":
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+        for index, call in enumerate(message.get("tool_calls") or []):
+            function = call["function"]
+            opening = {"name": function["name"], "arguments": ""}
+            await send({"tool_calls": [{**call, "index": index, "function": opening}]})
+            for part in (function["arguments"][:5], function["arguments"][5:]):
+                await send({"tool_calls": [{"index": index, "function": {"arguments": part}}]})
+        await send({}, "tool_calls" if message.get("tool_calls") else "stop")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _embeddings(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
+        return web.json_response(
+            {"object": "list", "model": body["model"], "data": data, "usage": {}}
+        )
+
+    async def _file(self, request: web.Request) -> web.Response:
+        return web.Response(body=request.match_info["name"].encode() + b"?" + request.query_string.encode())
+
+
+class EngineServer:
+    """Speaks the engines' dialect. ``mode``: ok, error, full, hang."""
+
+    def __init__(self) -> None:
+        self.mode = "ok"
+        self.say: Callable[[str, str], str] = lambda _model, _prompt: "small answer"
+        self.confidence = -0.01
+        self.loaded: dict[str, str] = {}
+        self.prompts: list[tuple[str, str]] = []
+        self.url = ""
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/v1/completions", self._complete)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/load_lora_adapter", self._load)
+        app.router.add_post("/v1/unload_lora_adapter", self._unload)
+        app.router.add_get("/health", self._health)
+        return app
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        data: list[dict[str, Any]] = [{"id": "base", "object": "model", "parent": None, "root": "base"}]
+        data += [
+            {"id": name, "object": "model", "parent": "base", "root": root}
+            for name, root in self.loaded.items()
+        ]
+        return web.json_response({"object": "list", "data": data})
+
+    async def _load(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.loaded[body["lora_name"]] = body["lora_path"]
+        return web.Response(text="ok")
+
+    async def _unload(self, request: web.Request) -> web.Response:
+        self.loaded.pop((await request.json())["lora_name"], None)
+        return web.Response(text="ok")
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        model, prompt = body["model"], body["prompt"]
+        if model != "base" and model not in self.loaded:
+            return web.json_response({"error": {"message": "no such model"}}, status=404)
+        if body["max_tokens"] > 1:  # a probe is not a call
+            self.prompts.append((model, prompt))
+            if self.mode == "error":
+                return web.json_response({"error": {"message": "boom"}}, status=500)
+            if self.mode == "full":
+                return web.json_response({"error": {"message": "queue full"}}, status=503)
+            if self.mode == "hang":
+                await asyncio.sleep(60)
+        text = self.say(model, prompt)
+        choice = {
+            "index": 0,
+            "text": text,
+            "finish_reason": "stop",
+            "logprobs": {"token_logprobs": [self.confidence] * 3, "tokens": ["a", "b", "c"]},
+        }
+        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 3, "total_tokens": 0}
+        return web.json_response({"id": "c", "object": "text_completion", "choices": [choice], "usage": usage})
+
+
+@asynccontextmanager
+async def listening(app: web.Application) -> AsyncIterator[str]:
+    """The application on a free port; yields its address."""
+    runner = web.AppRunner(app, shutdown_timeout=2)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()

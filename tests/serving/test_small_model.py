@@ -1,0 +1,143 @@
+"""Rendering, reading and accepting, with an engine that says what the test wants it to say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.calls.record import Checks
+from infra.prompting.template import FULL, PRUNED, render_prompt
+from serving.engines.protocol import (
+    Completion,
+    CompletionChunk,
+    Engine,
+    EngineOverloaded,
+    FinishReason,
+)
+from serving.small_model import BELOW_THRESHOLD, SmallModel, answer_limit, refusal
+from tests.tiny_model import tool_examples
+
+REQUEST: dict[str, Any] = tool_examples(1)[0]["request"]  # type: ignore[assignment]
+GOOD = '{"name":"turn_on","arguments":{"area":"kitchen"}}'
+
+
+class Scripted:
+    """An engine with one answer; keeps what it was asked."""
+
+    def __init__(
+        self,
+        text: str,
+        logprobs: Sequence[float] = (-0.1, -0.3),
+        finish_reason: FinishReason = "stop",
+        error: Exception | None = None,
+    ) -> None:
+        self.answer = Completion(text, tuple(logprobs), finish_reason, 11, len(logprobs))
+        self.error = error
+        self.asked: list[dict[str, Any]] = []
+
+    async def complete(self, model: str | None, prompt: str, **options: Any) -> Completion:
+        self.asked.append({"model": model, "prompt": prompt, **options})
+        if self.error:
+            raise self.error
+        return self.answer
+
+    async def loaded(self) -> dict[str, str]:
+        return {}
+
+    async def ensure_loaded(self, name: str, folder: Path) -> bool:
+        return False
+
+    async def ensure_unloaded(self, name: str) -> bool:
+        return False
+
+    async def probe(self, name: str | None) -> float:
+        return 0.0
+
+    async def stream(
+        self, model: str | None, prompt: str, **options: Any
+    ) -> AsyncIterator[CompletionChunk]:
+        yield CompletionChunk(self.answer.text, self.answer.token_logprobs, "stop")
+
+
+async def test_a_good_answer_is_accepted_with_its_confidence() -> None:
+    engine: Engine = Scripted(GOOD)
+    answer = await SmallModel(engine).answer(REQUEST, adapter="a@1", threshold=-0.25, max_tokens=40)
+    assert answer.accepted
+    assert answer.reason == ""
+    assert answer.confidence == pytest.approx(-0.2)
+    call = answer.message["tool_calls"][0]["function"]
+    assert (call["name"], call["arguments"]) == ("turn_on", '{"area": "kitchen"}')
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == (GOOD, 11, 2)
+    assert answer.latency_seconds >= 0
+
+
+@pytest.mark.parametrize("form", [FULL, PRUNED])
+async def test_the_engine_gets_the_rendered_prompt(form: Any) -> None:
+    engine = Scripted(GOOD)
+    model = SmallModel(engine, timeout_seconds=3)
+    await model.answer(REQUEST, adapter=None, form=form, max_tokens=40)
+    (asked,) = engine.asked
+    assert asked["model"] is None
+    assert asked["prompt"] == render_prompt(REQUEST, form)
+    assert (asked["max_tokens"], asked["timeout_seconds"]) == (40, 3)
+
+
+@pytest.mark.parametrize(
+    ("engine", "threshold", "reason"),
+    [
+        (Scripted(GOOD, (-0.5,)), -0.4, BELOW_THRESHOLD),
+        (Scripted(GOOD, ()), -5.0, BELOW_THRESHOLD),
+        (Scripted(GOOD, (math.nan,)), -5.0, BELOW_THRESHOLD),
+        (Scripted(GOOD, finish_reason="length"), None, "cut off at the token limit"),
+        (Scripted(""), None, "no text"),
+        (Scripted('{"name":"turn_on","arguments":{}}'), None, "turn_on: breaks required at top"),
+        (Scripted('{"name":"open","arguments":{}}'), None, "no tool named 'open' was offered"),
+        (
+            Scripted('{"name":"turn_on","arg'),
+            None,
+            "looks like a tool call but does not parse as one",
+        ),
+    ],
+)
+async def test_what_must_not_be_shown_is_refused_with_the_reason(
+    engine: Scripted, threshold: float | None, reason: str
+) -> None:
+    answer = await SmallModel(engine).answer(REQUEST, adapter="a@1", threshold=threshold)
+    assert not answer.accepted
+    assert answer.reason == reason
+
+
+async def test_engine_errors_are_the_callers_business() -> None:
+    with pytest.raises(EngineOverloaded):
+        await SmallModel(Scripted("", error=EngineOverloaded("full"))).answer(REQUEST, adapter=None)
+
+
+@given(st.floats(-20, 0), st.floats(-20, 0))
+def test_the_threshold_alone_decides_between_sound_answers(
+    confidence: float, threshold: float
+) -> None:
+    assert (refusal(Checks(), confidence, threshold) == "") == (confidence >= threshold)
+    assert refusal(Checks(), confidence, None) == ""
+    assert refusal(Checks(parsed=False, reason="r"), confidence, threshold) == "r"
+
+
+@pytest.mark.parametrize(
+    ("request_limits", "limit"),
+    [
+        ({}, 160),
+        ({"max_tokens": 20}, 20),
+        ({"max_completion_tokens": 9, "max_tokens": 20}, 9),
+        ({"max_tokens": 9999}, 160),
+        ({"max_tokens": "many"}, 160),
+        ({"max_tokens": True}, 160),
+        ({"max_tokens": -3}, 160),
+    ],
+)
+def test_the_smaller_limit_holds(request_limits: dict[str, Any], limit: int) -> None:
+    assert answer_limit(request_limits, 160) == limit

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.tasks.embedding import cosine_distances, embed
+from tests.trainers.recorded import home, summary, ticket, translation
+from trainers.discover.clusters import centre, separate_groups
+from trainers.discover.naming import task_id
+from trainers.discover.purity import purity
+from trainers.discover.scoring import kind_of_answer, score
+from trainers.ingest.features import features
+
+
+def texts(kind, count=80):
+    return sorted({kind(n).request["messages"][1]["content"] for n in range(count)})
+
+
+def groups(prompts, need=20, against=()):
+    vectors = embed(prompts)
+    actions = embed(["text"] * len(prompts))
+    return separate_groups(vectors, actions, np.ones(len(prompts), dtype=np.int64), need, against)
+
+
+def test_clearly_different_prompts_are_told_apart():
+    a, b = texts(translation), texts(summary)
+    labels = groups([*a, *b])
+    assert len(set(labels[: len(a)])) == 1
+    assert len(set(labels[len(a) :])) == 1
+    assert set(labels) == {0, 1}
+
+
+def test_topics_of_one_task_are_not():
+    assert set(groups(texts(ticket, 200))) <= {0, -1}
+
+
+def test_a_group_stands_apart_from_known_tasks_too():
+    known = centre(embed(texts(translation)), 0.3, 0.95)
+    assert set(groups(texts(summary), against=[known.centroid])) == {0}
+    assert set(groups(texts(translation), against=[known.centroid])) == {-1}
+
+
+def test_too_few_calls_make_no_group():
+    assert set(groups(texts(home), need=1000)) == {-1}
+    assert set(groups(["one", "two"], need=1)) == {-1}
+
+
+def test_the_radius_is_calibrated_within_its_bounds():
+    vectors = embed(texts(home))
+    found = centre(vectors, 0.1, 1.0)
+    inside = (cosine_distances(vectors, found.centroid) <= found.radius).mean()
+    assert inside >= 0.98
+    assert found.radius < 0.95
+    assert centre(vectors, 0.9, 1.0).radius == 0.9
+    assert centre(vectors, 0.1, 0.2).radius == 0.2
+    assert np.linalg.norm(found.centroid) == pytest.approx(1, abs=1e-4)
+
+
+@given(st.lists(st.text(max_size=30), max_size=6), st.text(max_size=10))
+def test_every_task_id_is_valid_and_told_apart_by_its_identity(words, identity):
+    import re
+
+    made = task_id(words, identity)
+    assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,40}", made)
+    assert made != task_id(words, identity + "x")
+
+
+def test_purity_by_task():
+    tasks = {"1": "a", "2": "a", "3": "a", "4": "b", "5": "b"}
+    labels = {"1": "x", "2": "x", "3": "y", "4": "y"}
+    assert purity(tasks, labels) == {"a": pytest.approx(2 / 3), "b": 1.0}
+
+
+def kind(records):
+    return kind_of_answer([features(record) for record in records])
+
+
+def test_kinds_of_answer():
+    from tests.trainers.recorded import call
+
+    assert kind([home(n) for n in range(9)]) == "tool_call"
+    assert kind([ticket(n) for n in range(9)]) == "structured"
+    assert kind([call(n, answer=["spam", "no spam"][n % 2]) for n in range(9)]) == "label"
+    assert kind([call(n, answer=f"a poem number {n} of many words") for n in range(9)]) == "text"
+    assert kind([call(1, response={"error": "x"})]) == "text"
+
+
+def test_a_repetitive_bound_task_scores_above_free_text():
+    from tests.trainers.recorded import call
+
+    bound = [features(home(n)) for n in range(100)]
+    free = [features(call(n, answer=f"a poem number {n} of many words")) for n in range(100)]
+    assert score(bound, "tool_call", 50)["value"] > score(free, "text", 50)["value"]
+    assert 0 <= score(free, "text", 50)["value"] <= score(bound, "tool_call", 50)["value"] <= 1

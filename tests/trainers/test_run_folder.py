@@ -1,0 +1,61 @@
+"""The run folder: what it refuses, what it survives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import tiny_run, tiny_spec
+from trainers.run_folder import RunFolder, RunRequest, append_line, read_tail
+
+
+def test_a_folder_belongs_to_one_spec(tiny_base: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", tiny_base)
+    again = tiny_run(tmp_path / "run", tiny_base, request={"deadline": 5.0})
+    assert again.request().deadline == 5.0
+    assert again.spec() == run.spec()
+    with pytest.raises(ValueError, match="use one folder per spec"):
+        tiny_run(tmp_path / "run", tiny_base, seed=99)
+
+
+def test_the_examples_come_back(tiny_base: Path, tmp_path: Path) -> None:
+    rows = [{"request": {"messages": []}, "answer": {"content": "é\n\u2028x"}, "call_id": "c"}]
+    run = RunFolder.create(
+        tmp_path / "run", tiny_spec(tiny_base), RunRequest(base_folder=tiny_base), rows
+    )
+    assert run.examples("train") == [{"request": rows[0]["request"], "answer": rows[0]["answer"]}]
+    assert run.examples("validation") == []
+
+
+def test_a_half_written_event_is_passed_over(tiny_base: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", tiny_base)
+    assert run.progress().step == 0
+    for step in (1, 2):
+        append_line(run.events_file, {"step": step, "steps": 12, "loss": 2.0, "seconds": 0.5})
+    with run.events_file.open("a") as stream:
+        stream.write('{"step": 3, "st')
+    progress = run.progress()
+    assert (progress.step, progress.steps, progress.seconds_per_step) == (2, 12, 0.5)
+    assert progress.seconds_left == 5.0
+
+
+def test_only_the_tail_of_a_long_file_is_read(tmp_path: Path) -> None:
+    for number in range(5000):
+        append_line(tmp_path / "events", {"number": number, "padding": "x" * 40})
+    tail = read_tail(tmp_path / "events")
+    assert tail[-1]["number"] == 4999
+    assert len(tail) < 1500
+    assert [event["number"] for event in tail] == list(range(5000 - len(tail), 5000))
+
+
+def test_a_command_line_can_import_specs_and_executors_without_the_heavy_libraries() -> None:
+    code = (
+        "import sys, trainers.spec, trainers.run_folder, trainers.artifact, trainers.base_model;"
+        "import trainers.executors.open, trainers.executors.local, trainers.executors.on_ray;"
+        "print([m for m in ('torch','ray','transformers','peft','trl','datasets') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,232 @@
+"""From calls and known tasks to members per task. Pure.
+
+Order of precedence, the same as the gateway's: an explicit tag, then the structural signature, then
+the nearest centroid within its radius. Known tasks keep their ids; only what none of them claims is
+clustered anew, and what is too little stays with no task (and so with the teacher).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+
+from infra.settings.model import Discovery
+from infra.tasks.embedding import Vector, embed, nearest
+from trainers.discover.clusters import Centre, centre, separate_groups
+from trainers.discover.naming import describe, task_id
+from trainers.ingest.features import Features
+
+MIN_TAGGED_CALLS = 3
+MAX_NEW_TASKS = 200
+"""Per night; a caller that tags every call differently must not flood the registry."""
+STRUCTURED_SHARE = 0.2
+"""Of a signature's calls that a group needs where tools or a schema already define the task."""
+SPLIT_COVERAGE = 0.7
+"""Share of a new signature's calls that clear groups must hold before it is split."""
+SPLIT_FLOOR, SPLIT_CEILING, LONE_CEILING = 0.3, 0.95, 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call, as far as discovery looks at it."""
+
+    id: str
+    time: datetime
+    session: str
+    tag: str | None
+    features: Features
+
+
+@dataclass(frozen=True)
+class KnownTask:
+    id: str
+    tag: str | None
+    signature: str
+    centroid: tuple[float, ...]
+    radius: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """A task as tonight's calls show it."""
+
+    id: str
+    name: str
+    tag: str | None
+    signature: str
+    centre: Centre
+    medoid: str
+    members: tuple[int, ...]
+    """Indices into the rows."""
+    known: bool
+
+
+@dataclass
+class _Open:
+    """Members gathered so far for one task."""
+
+    known: KnownTask | None
+    members: list[int] = field(default_factory=list)
+    lone: bool = True
+    tag: str | None = None
+
+
+def form_groups(
+    rows: Sequence[Row], known: Sequence[KnownTask], settings: Discovery
+) -> list[Group]:
+    """Tonight's groups: known tasks that have calls, then new ones, largest first."""
+    space = _Space(rows, settings.dimensions)
+    by_tag: defaultdict[str, list[int]] = defaultdict(list)
+    by_signature: defaultdict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        if row.tag:
+            by_tag[row.tag].append(index)
+        else:
+            by_signature[row.features.signature].append(index)
+    tagged = {task.tag: task for task in known if task.tag}
+    by_id = {task.id: task for task in known}
+    gathered: list[_Open] = []
+    named: dict[str, list[int]] = {}
+    for tag, members in sorted(by_tag.items()):
+        if tag not in tagged and tag in by_id:
+            named[tag] = members  # a task's own id is as good a tag
+        elif tag in tagged or len(members) >= MIN_TAGGED_CALLS:
+            gathered.append(_Open(tagged.get(tag), members, tag=tag))
+    for signature, members in sorted(by_signature.items()):
+        own = [task for task in known if not task.tag and task.signature == signature]
+        gathered += _inside_signature(members, own, rows, space, settings)
+    for named_id, members in named.items():
+        found = next((i for i in gathered if i.known and i.known.id == named_id), None)
+        if found is None:
+            found = _Open(by_id[named_id], [], tag=by_id[named_id].tag)
+            gathered.append(found)
+        found.members = sorted([*found.members, *members])
+    old = [item for item in gathered if item.known is not None and item.members]
+    new = sorted(
+        (item for item in gathered if item.known is None),
+        key=lambda item: (-len(item.members), rows[item.members[0]].id),
+    )[:MAX_NEW_TASKS]
+    return [_group(item, rows, space, settings) for item in [*old, *new]]
+
+
+def _inside_signature(
+    members: list[int],
+    own: list[KnownTask],
+    rows: Sequence[Row],
+    space: _Space,
+    settings: Discovery,
+) -> list[_Open]:
+    structured = _structured(rows[members[0]].features)
+    need = settings.min_calls
+    if structured:
+        need = max(need, int(STRUCTURED_SHARE * len(members)))
+    if not own:
+        if len(members) < settings.min_calls:
+            return []
+        groups, rest = space.groups(members, need)
+        if len(groups) < 2 or len(rest) > (1 - SPLIT_COVERAGE) * len(members):
+            return [_Open(None, members)]
+        return [_Open(None, group, lone=False) for group in groups]
+    open_tasks = {task.id: _Open(task, lone=len(own) == 1) for task in own}
+    left: list[int] = []
+    for index in members:
+        found = nearest(space.vector(index), own)
+        if found is not None:
+            open_tasks[found.id].members.append(index)
+        else:
+            left.append(index)
+    fresh: list[list[int]] = []
+    if not structured and len(left) >= need:
+        fresh, left = space.groups(left, need, [task.centroid for task in own])
+    if structured and len(own) == 1:
+        # The structure names the task: it is wider than its radius showed so far.
+        open_tasks[own[0].id].members += left
+        open_tasks[own[0].id].members.sort()
+    return [*open_tasks.values(), *(_Open(None, group, lone=False) for group in fresh)]
+
+
+def _group(item: _Open, rows: Sequence[Row], space: _Space, settings: Discovery) -> Group:
+    vectors = space.vectors(item.members)
+    floor = settings.radius if item.lone else SPLIT_FLOOR
+    ceiling = LONE_CEILING if item.lone else SPLIT_CEILING
+    if item.known is not None and not _structured(rows[item.members[0]].features):
+        # Its members were chosen by this radius: to calibrate on them would let it creep.
+        floor = ceiling = item.known.radius
+    found = centre(vectors, min(floor, ceiling), ceiling)
+    closest = int(np.argmax(vectors.astype(np.float64) @ np.asarray(found.centroid)))
+    medoid = rows[item.members[closest]].features.prompt
+    features = [rows[index].features for index in item.members]
+    # A tag may cover several structures; the commonest stands for it.
+    signature = Counter(feature.signature for feature in features).most_common(1)[0][0]
+    typical = [feature for feature in features if feature.signature == signature]
+    words, name = describe(typical, medoid, item.tag, split=not item.lone)
+    if item.known is not None:
+        identity = item.known.id
+    elif item.tag:
+        identity = task_id(words, f"tag:{item.tag}")
+    else:
+        identity = task_id(words, f"{signature}:{'' if item.lone else medoid}")
+    return Group(
+        id=identity,
+        name=name,
+        tag=item.tag,
+        signature=signature,
+        centre=found,
+        medoid=" ".join(medoid.split()[:40]),
+        members=tuple(item.members),
+        known=item.known is not None,
+    )
+
+
+def _structured(features: Features) -> bool:
+    return features.tools != "[]" or features.response_kind == "json_schema"
+
+
+class _Space:
+    """Embeddings of the rows' prompts; each distinct prompt once."""
+
+    def __init__(self, rows: Sequence[Row], dimensions: int) -> None:
+        self._rows = rows
+        self._dimensions = dimensions
+        positions: dict[str, int] = {}
+        self._position = [positions.setdefault(row.features.prompt, len(positions)) for row in rows]
+        self._prompts = list(positions)
+        self._table = embed(self._prompts, dimensions)
+
+    def vector(self, index: int) -> Vector:
+        found: Vector = self._table[self._position[index]]
+        return found
+
+    def vectors(self, indices: Sequence[int]) -> Vector:
+        found: Vector = self._table[[self._position[index] for index in indices]]
+        return found
+
+    def groups(
+        self, indices: Sequence[int], need: int, against: Sequence[Sequence[float]] = ()
+    ) -> tuple[list[list[int]], list[int]]:
+        """(groups of row indices, rows in none), clustered over distinct prompts."""
+        points: dict[int, list[int]] = {}
+        for index in indices:
+            points.setdefault(self._position[index], []).append(index)
+        # Ordered by text, not by arrival: the same calls in another order give the same groups.
+        order = sorted(points, key=lambda position: self._prompts[position])
+        labels = separate_groups(
+            self._table[order],
+            embed((self._action(points[position]) for position in order), self._dimensions),
+            np.array([len(points[position]) for position in order], dtype=np.int64),
+            need,
+            [other for other in against if len(other) == self._dimensions],
+        )
+        found: defaultdict[int, list[int]] = defaultdict(list)
+        for position, label in zip(order, labels, strict=True):
+            found[int(label)] += points[position]
+        rest = sorted(found.pop(-1, []))
+        return [sorted(found[label]) for label in sorted(found)], rest
+
+    def _action(self, members: Sequence[int]) -> str:
+        counts: Mapping[str, int] = Counter(self._rows[index].features.action for index in members)
+        return max(sorted(counts), key=lambda action: counts[action])

@@ -1,0 +1,186 @@
+"""The ``ray`` executor: plain Ray tasks, on this machine or a cluster.
+
+A task only supervises: the training itself runs in a process of its own below the Ray worker, so
+that GPU memory returns with it and a stuck run can be killed. A lost worker is Ray's to replace
+(``max_retries``); the new one resumes from the checkpoint in the run folder, which therefore lies
+on storage shared by the machines. Progress is read from the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
+from trainers.executors.supervisor import outcome_to_json, supervise
+from trainers.run_folder import Progress, RunFolder, TrainResult
+
+_CANCELLED_WAIT_SECONDS = 30
+
+
+class RayRun:
+    """A run as a Ray task. See ``RunHandle``."""
+
+    def __init__(self, job: TrainJob, reference: Any) -> None:
+        self.job = job
+        self._run = RunFolder(job.run_dir)
+        self._reference = reference
+
+    def wait(self, timeout_seconds: float | None = None) -> RunOutcome:
+        import ray
+        from ray import exceptions
+
+        try:
+            text = ray.get(self._reference, timeout=timeout_seconds)
+        except exceptions.GetTimeoutError as error:
+            raise TimeoutError(f"{self.job.run_dir} is still training") from error
+        except exceptions.TaskCancelledError:
+            return RunOutcome("cancelled", len(self._run.attempts()))
+        except exceptions.RayError as error:
+            if self._run.cancel_requested:
+                return RunOutcome("cancelled", len(self._run.attempts()))
+            first_line = str(error).strip().partition("\n")[0]
+            return RunOutcome(
+                "failed",
+                len(self._run.attempts()),
+                error=f"Ray lost the run for good ({type(error).__name__}: {first_line[:500]})",
+            )
+        return _outcome(text)
+
+    def cancel(self) -> None:
+        import ray
+
+        # The flag reaches a task that runs, through its supervisor, which kills the process. One
+        # that still waits for a place never looks at the flag, so it is taken out of the queue.
+        self._run.request_cancel()
+        if not self._run.attempts():
+            ray.cancel(self._reference, force=False)
+
+    def progress(self) -> Progress:
+        return self._run.progress()
+
+
+class RayExecutor:
+    """Submits to the Ray cluster at ``address``, or to one started here with room for ``workers``.
+
+    A Ray that is already running in this process is used as it is and left running.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        workers: int = 1,
+        cpus_per_run: float = 1,
+        gpus_per_run: float = 0,
+    ) -> None:
+        self._owner = _connect(address, workers, cpus_per_run, gpus_per_run)
+        self._closed = False
+        self._runs: list[RayRun] = []
+
+    def submit(self, job: TrainJob) -> RayRun:
+        import ray
+
+        if self._closed:
+            raise ExecutorError("the executor is closed")
+        # Ray keeps a task that fits nowhere waiting for ever, without an error.
+        _refuse_infeasible(job, ray.cluster_resources())
+        job = replace(job, run_dir=Path(job.run_dir).absolute())
+        RunFolder(job.run_dir).renew()
+        task = ray.remote(_supervise).options(
+            name=f"train {job.run_dir.name}"[:100],
+            num_cpus=job.cpus,
+            num_gpus=job.gpus,
+            max_retries=job.max_retries,
+            retry_exceptions=[OSError],
+        )
+        run = RayRun(job, task.remote(_job_to_plain(job)))
+        self._runs.append(run)
+        return run
+
+    def close(self) -> None:
+        """Cancels what is not done. The cluster is stopped only if this executor started it."""
+        import ray
+
+        self._closed = True
+        pending = [run._reference for run in self._runs]
+        if pending:
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
+        for run in self._runs:
+            if run._reference in pending:
+                run.cancel()
+        if pending:
+            ray.wait(pending, num_returns=len(pending), timeout=_CANCELLED_WAIT_SECONDS)
+        self._runs.clear()
+        if self._owner:
+            ray.shutdown()
+
+
+def _supervise(job: dict[str, Any]) -> str:
+    """The Ray task: plain values in and out."""
+    return outcome_to_json(supervise(TrainJob(**{**job, "run_dir": Path(job["run_dir"])})))
+
+
+def _job_to_plain(job: TrainJob) -> dict[str, Any]:
+    return {
+        "run_dir": str(job.run_dir),
+        "cpus": job.cpus,
+        "gpus": job.gpus,
+        "max_retries": job.max_retries,
+        "stall_seconds": job.stall_seconds,
+    }
+
+
+def _outcome(text: str) -> RunOutcome:
+    import json
+
+    value = json.loads(text)
+    result = TrainResult.model_validate(value["result"]) if value["result"] else None
+    return RunOutcome(value["state"], value["attempts"], value["error"], result)
+
+
+def _refuse_infeasible(job: TrainJob, resources: Mapping[str, float]) -> None:
+    for kind, wanted, setting in (
+        ("CPU", job.cpus, "training.cpus_per_run"),
+        ("GPU", job.gpus, "training.gpus_per_run"),
+    ):
+        if wanted > resources.get(kind, 0):
+            raise ExecutorError(
+                f"a run asks for {wanted:g} {kind} and the Ray cluster has "
+                f"{resources.get(kind, 0):g}: lower {setting}, or add a worker"
+            )
+
+
+def _connect(address: str | None, workers: int, cpus: float, gpus: float) -> bool:
+    """Connect to a cluster or start one; True when it was started here."""
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ExecutorError(
+            "the ray executor needs the package ray: install the extra 'train', "
+            "or set training.executor to local"
+        ) from error
+    if ray.is_initialized():
+        return False
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address is not None:
+            ray.init(address=address, **quiet)
+            return False
+        # On loopback and for this process only: a token would just leave a file in the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=max(1, round(workers * cpus)),
+            num_gpus=max(0, round(workers * gpus)),
+            include_dashboard=False,
+            **quiet,
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        place = address or "this machine"
+        raise ExecutorError(f"no Ray at {place} ({error}): check training.ray_address") from error
+    return True

@@ -1,0 +1,25 @@
+"""The executor that the settings name."""
+
+from __future__ import annotations
+
+from infra.settings.model import Training
+from trainers.executors.protocol import Executor
+
+
+def open_executor(settings: Training) -> Executor:
+    """``ray`` connects to ``ray_address`` or starts Ray here; ``local`` starts nothing yet.
+
+    Raises ExecutorError when Ray is not installed or not there.
+    """
+    if settings.executor == "ray":
+        from trainers.executors.on_ray import RayExecutor
+
+        return RayExecutor(
+            settings.ray_address,
+            workers=settings.workers,
+            cpus_per_run=settings.cpus_per_run,
+            gpus_per_run=settings.gpus_per_run,
+        )
+    from trainers.executors.local import LocalExecutor
+
+    return LocalExecutor(settings.workers)

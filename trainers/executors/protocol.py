@@ -1,0 +1,75 @@
+"""Where training runs: the seam between the night and the machines.
+
+Both executors pass ``tests/contracts/test_executor.py``. Neither torch nor Ray is imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from trainers.run_folder import Progress, TrainResult
+
+State = Literal["done", "failed", "cancelled"]
+
+
+class ExecutorError(Exception):
+    """The executor cannot take or follow runs; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One run to carry out: a run folder made by ``RunFolder.create``, and what it may use.
+
+    With machines other than this one the folder must lie on storage that they share: checkpoints,
+    progress and flags pass through it.
+    """
+
+    run_dir: Path
+    cpus: float = 1
+    gpus: float = 0
+    max_retries: int = 3
+    """Further processes after one that was killed, got stuck, or failed for now."""
+    stall_seconds: float = 1800
+    """A process without an event for this long counts as stuck and is killed."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended. ``result`` is there when done, ``error`` when failed."""
+
+    state: State
+    attempts: int
+    """Processes started for it since it was submitted."""
+    error: str | None = None
+    result: TrainResult | None = None
+
+
+class RunHandle(Protocol):
+    job: TrainJob
+
+    def wait(self, timeout_seconds: float | None = None) -> RunOutcome:
+        """Block until the run ends. Raises TimeoutError after ``timeout_seconds``; may be called again."""
+        ...
+
+    def cancel(self) -> None:
+        """End the run at once, its process included; checkpoints stay. Does not block."""
+        ...
+
+    def progress(self) -> Progress:
+        """How far it is; cheap, never blocks on the worker."""
+        ...
+
+
+class Executor(Protocol):
+    def submit(self, job: TrainJob) -> RunHandle:
+        """Queue a run. A folder that holds a result already ends at once with it.
+
+        Raises ExecutorError when the executor is closed, its queue full or the job cannot ever run.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what is running (checkpoints stay, submitting again resumes) and free the workers."""
+        ...

@@ -1,0 +1,133 @@
+"""Start the process of one run, watch it, start it again when it was lost.
+
+Used by every executor: in a thread of this process, or inside a Ray task. The training process is
+tied to its supervisor by standard input, so that it never outlives it: a supervisor started anew
+finds the folder free and resumes from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import trainers
+from trainers.executors.protocol import RunOutcome, TrainJob
+from trainers.run_folder import RunFolder, append_line, now
+
+_POLL_SECONDS = 0.2
+_DEADLINE_GRACE_SECONDS = 900
+"""A run past its deadline stops after its present step; past this grace it is killed."""
+_BUSY_EXIT = 75
+
+
+def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> RunOutcome:
+    """Carry out ``job`` to its end, with at most ``max_retries`` further processes.
+
+    Attempts are counted in the run folder, so that a run which takes its worker down with it is
+    bounded too, however many supervisors it goes through.
+
+    Args:
+        abandoned: asked a few times a second; True ends the process and the run counts as cancelled.
+    """
+    run = RunFolder(job.run_dir)
+    code = 0
+    while True:
+        attempts = len(run.attempts())
+        ended = _ended(run, attempts, abandoned)
+        if ended is not None:
+            return ended
+        if attempts > job.max_retries:
+            return RunOutcome("failed", attempts, error=_given_up(run, attempts, code))
+        if attempts:
+            time.sleep(min(2.0 ** (attempts - 1), 30) * 0.1)
+        code = _attempt(run, job, attempts + 1, abandoned)
+        if code > 0 and code != _BUSY_EXIT and run.result() is None:
+            error = run.error() or f"the training process ended with exit code {code}"
+            return RunOutcome("failed", attempts + 1, error=f"{error} (log: {run.log_file})")
+
+
+def _ended(run: RunFolder, attempts: int, abandoned: Callable[[], bool]) -> RunOutcome | None:
+    result = run.result()
+    if result is not None:
+        return RunOutcome("done", attempts, result=result)
+    if run.cancel_requested or abandoned():
+        return RunOutcome("cancelled", attempts)
+    return None
+
+
+def _given_up(run: RunFolder, attempts: int, code: int) -> str:
+    reason = f"killed by signal {-code}" if code < 0 else run.error() or "the worker was lost"
+    return f"given up after {attempts} attempts, the last: {reason} (log: {run.log_file})"
+
+
+def _attempt(run: RunFolder, job: TrainJob, number: int, abandoned: Callable[[], bool]) -> int:
+    """One process from start to end; its exit code, negative for a signal."""
+    started = now()
+    with run.log_file.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trainers.run", str(run.path), "--supervised"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(job),
+            # A group of its own: cancelling reaches whatever the training libraries start.
+            start_new_session=True,
+        )
+    try:
+        append_line(run.attempts_file, {"attempt": number, "pid": process.pid, "time": started})
+        while True:
+            try:
+                return process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                if run.cancel_requested or abandoned() or _overdue(run, job, started):
+                    _kill(process)
+    finally:
+        _kill(process)
+
+
+def _overdue(run: RunFolder, job: TrainJob, started: float) -> bool:
+    seen = started
+    with contextlib.suppress(FileNotFoundError):
+        seen = max(seen, run.events_file.stat().st_mtime)
+    deadline = run.request().deadline
+    late = deadline is not None and now() > max(deadline, started) + _DEADLINE_GRACE_SECONDS
+    return late or now() - seen > job.stall_seconds
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdin:
+        process.stdin.close()
+
+
+def _environment(job: TrainJob) -> dict[str, str]:
+    environment = dict(os.environ)
+    root = str(Path(trainers.__file__).resolve().parents[1])
+    paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, int(job.cpus))))
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The base model is a local folder: nothing is fetched while training.
+    environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
+def outcome_to_json(outcome: RunOutcome) -> str:
+    """For the way between processes: plain text, independent of class versions."""
+    return json.dumps(
+        {
+            "state": outcome.state,
+            "attempts": outcome.attempts,
+            "error": outcome.error,
+            "result": outcome.result.model_dump() if outcome.result else None,
+        }
+    )

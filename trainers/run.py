@@ -1,0 +1,182 @@
+"""Carry out the training run of one folder: ``python -m trainers.run RUN_DIR``.
+
+One process per run, so that memory returns and a stuck run can be killed. The same command serves
+every executor; run again after a crash it continues from the last whole checkpoint, run again after
+success it does nothing.
+
+Exit codes: 0 done; 1 failed for good (``error.json`` says why); 75 failed for now, try again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+
+from pydantic import ValidationError
+
+from infra.artifacts.base import fingerprint
+from infra.artifacts.manifest import ArtifactError
+from trainers.backends.protocol import StepEvent, TrainingBackend
+from trainers.encoding import TrainingError
+from trainers.run_folder import (
+    BackendName,
+    RunFolder,
+    TrainResult,
+    append_line,
+    now,
+    write_atomically,
+)
+
+EXIT_DONE, EXIT_FAILED, EXIT_AGAIN = 0, 1, 75
+_LOCK_WAIT_SECONDS = 30
+
+
+def train(run: RunFolder, on_step: Callable[[StepEvent], None] | None = None) -> TrainResult:
+    """Train what ``run`` asks for and write ``result.json``; returns at once if it is there.
+
+    Raises TrainingError (for good) and OSError (worth another try).
+    """
+    done = run.result()
+    if done is not None:
+        return done
+    spec, request = run.spec(), run.request()
+    try:
+        present = fingerprint(request.base_folder)
+    except ArtifactError as error:
+        raise TrainingError(str(error)) from error
+    if present != spec.base_digest:
+        raise TrainingError(
+            f"base model folder {request.base_folder} has fingerprint {present[:12]}, "
+            f"the spec asks for {spec.base_digest[:12]}"
+        )
+
+    def record(event: StepEvent) -> None:
+        append_line(run.events_file, {**asdict(event), "time": now()})
+        if on_step is not None:
+            on_step(event)
+
+    def should_stop() -> str | None:
+        if run.stop_requested:
+            return "asked"
+        if request.deadline is not None and now() >= request.deadline:
+            return "deadline"
+        return None
+
+    backend = open_backend(request.backend, allow_cpu=request.allow_cpu)
+    result = backend.train(
+        spec,
+        run.examples("train"),
+        run.examples("validation"),
+        request.base_folder,
+        run,
+        record,
+        should_stop,
+    )
+    write_atomically(run.result_file, result.model_dump_json(indent=1))
+    return result
+
+
+def open_backend(name: BackendName, *, allow_cpu: bool = True) -> TrainingBackend:
+    """The backend of that name; ``auto`` is unsloth where there is a GPU and the package, else peft.
+
+    Raises TrainingError when a GPU is asked for (``allow_cpu`` false) and there is none.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if not gpu and not allow_cpu:
+        raise TrainingError(
+            "this worker has no GPU and may not train on CPU: check the GPU driver, "
+            "or give the run no GPU (training.gpus_per_run = 0)"
+        )
+    if name == "unsloth" or (name == "auto" and gpu and find_spec("unsloth") is not None):
+        from trainers.backends.accelerated import AcceleratedBackend
+
+        return AcceleratedBackend(allow_cpu=allow_cpu)
+    from trainers.backends.plain import PlainBackend
+
+    return PlainBackend()
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments:
+        print("usage: python -m trainers.run RUN_DIR [--supervised]", file=sys.stderr)
+        return EXIT_FAILED
+    run = RunFolder(Path(arguments[0]))
+    if "--supervised" in arguments[1:]:
+        _end_with_parent()
+    with run.lock_file.open("a") as lock:
+        if not _acquire(lock):
+            print("another process is training in this folder", file=sys.stderr)
+            return EXIT_AGAIN
+        return _run(run)
+
+
+def _acquire(lock: IO[str]) -> bool:
+    """Take the folder for this process; the kernel gives it back however the process ends."""
+    give_up = time.monotonic() + _LOCK_WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # The process of a supervisor that was just killed needs a moment to end.
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.1)
+        else:
+            return True
+
+
+def _run(run: RunFolder) -> int:
+    _limit_threads()
+    try:
+        train(run)
+    except Exception as error:  # noqa: BLE001 - the last resort: whatever it is must reach error.json
+        traceback.print_exc()
+        again = isinstance(error, OSError)
+        if isinstance(error, TrainingError):
+            message = str(error)
+        elif isinstance(error, ValidationError):
+            message = f"the run's files are not valid: {error}"
+        else:
+            message = f"{type(error).__name__}: {error}"
+        write_atomically(run.error_file, json.dumps({"message": message[:2000], "again": again}))
+        return EXIT_AGAIN if again else EXIT_FAILED
+    run.error_file.unlink(missing_ok=True)
+    return EXIT_DONE
+
+
+def _limit_threads() -> None:
+    # More threads than cores make every step slower: the waiting ones spin.
+    import torch
+
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+
+
+def _end_with_parent() -> None:
+    """End this process group when standard input closes, that is when the supervisor is gone."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True, name="parent-watch").start()
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of the training libraries may block a normal exit; all that matters is on disk.
+    os._exit(code)
