@@ -15,13 +15,15 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import StateType
 
 from flows.night import night
+from flows.stack.services import HEARTBEAT_SECONDS
 from flows.upkeep import ingest, retrain, rollback, rollout, watch
 from infra.settings.model import Settings
 from infra.settings.sources import load_settings
 
 MAX_RUNS = 4
 ZOMBIES = "night school: runs without a heartbeat have crashed"
-HEARTBEAT_SECONDS = 30
+MISSED_HEARTBEATS = 6
+"""So many in a row missing make a run a zombie; a busy machine delays one or two."""
 ONE_AT_A_TIME = ConcurrencyLimitConfig(
     limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
 )
@@ -63,7 +65,7 @@ def watch_for_zombies() -> None:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(seconds=2 * HEARTBEAT_SECONDS + 10),
+            within=timedelta(seconds=MISSED_HEARTBEATS * HEARTBEAT_SECONDS),
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat")],
     )

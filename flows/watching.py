@@ -66,7 +66,7 @@ def _announce(context: Context, task_id: str, digest: str, share: float) -> None
             what="The calls of this task no longer look like those its champion learned from.",
             why=why,
             evidence=evidence,
-            link=None,
+            link="",
             undo=f"nightschool retrain {task_id}",
         )
         enqueue(connection, message, tuple(context.channels))

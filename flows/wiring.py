@@ -12,7 +12,8 @@ from flows.orchestrator import Orchestrator
 from flows.stack.services import prefect_api_url
 from infra.artifacts.base import BaseShape
 from infra.database.open import Database, open_database
-from infra.notify.channels import Channel, open_channels
+from infra.notify.message import Channel
+from infra.notify.open import open_channels
 from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings

@@ -1,4 +1,5 @@
 """Fixtures that every room's tests share, and the environment they run in."""
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ for _name in ("no_proxy", "NO_PROXY"):
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from infra.database.open import Database, open_database
@@ -31,6 +33,10 @@ from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
 from tests.contracts.servers import PostgresServer, S3Server, start_postgres, start_s3
+
+# How long an example takes says more about the machine's other work than about the code.
+hypothesis.settings.register_profile("nightschool", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("nightschool")
 
 
 @pytest.fixture

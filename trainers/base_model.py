@@ -108,6 +108,10 @@ def _packaged(
             convert(source, scratch)
             _flush(scratch)
             scratch.rename(target)
+        except ModuleNotFoundError as error:
+            raise BaseModelError(
+                f"converting {name} needs the package {error.name}: install the extra 'train'"
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target

@@ -114,6 +114,8 @@ def _write_weights(tensors: Any, path: Path, config: dict[str, Any]) -> None:
             )
         state[name] = torch.from_numpy(np.ascontiguousarray(weights)).to(torch.bfloat16)
     save_file(state, str(path), metadata={"format": "pt"})
+    # The library makes it private; the engine may run as another user.
+    path.chmod(0o644)
 
 
 def _name(source: str) -> str | None:

@@ -28,7 +28,7 @@ ASSUMED_COVERAGE = 0.5
 
 
 class PlannableTask(Protocol):
-    """What the planner reads of a task (``trainers.discover.TaskSummary`` has it)."""
+    """What the planner reads of a task (``trainers.discover.discover.TaskSummary`` has it)."""
 
     @property
     def id(self) -> str: ...
@@ -41,7 +41,7 @@ class PlannableTask(Protocol):
 
 
 class PlannableDataset(Protocol):
-    """What the planner reads of a data set (``trainers.datasets.DatasetVersion`` has it)."""
+    """What the planner reads of a data set (``trainers.datasets.versions.DatasetVersion`` has it)."""
 
     @property
     def digest(self) -> str: ...

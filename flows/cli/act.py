@@ -139,8 +139,8 @@ def test_message(ctx: click.Context) -> None:
             what="Somebody ran `nightschool notify test`.",
             why="To see that messages arrive.",
             evidence={},
-            link=None,
-            undo=None,
+            link="",
+            undo="",
         )
         broken = 0
         for name, channel in context.channels.items():

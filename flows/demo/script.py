@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +30,41 @@ from trainers.base_model import prepare_base
 from trainers.discover import assignments
 
 MARKER = ".nightschool-demo"
-DAY_ONE_SESSIONS = 760
 AGENTS = 12
-BATCH_SESSIONS = 40
-MAX_BATCHES = 60
 NIGHT_LIMIT_SECONDS = 3600.0
 DEPLOYED_SECONDS = 90.0
 OVERRIDE = "a drill: this adapter was trained on shuffled answers, to see it rolled back"
 
 
-def play_demo(folder: Path, port_base: int, seed: int, *, keep_running: bool) -> int:
+@dataclass(frozen=True)
+class Pace:
+    """How much is played."""
+
+    day_one_sessions: int = 760
+    batch_sessions: int = 40
+    """Day two is played in batches, until no rollout is open."""
+    max_batches: int = 60
+    kinds: tuple[str, ...] | None = None
+    """Kinds of traffic; None for all."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Settings on top of the demo's own, by dotted key."""
+
+
+def play_demo(
+    folder: Path, port_base: int, seed: int, *, keep_running: bool, pace: Pace | None = None
+) -> int:
     """Play it all; the exit status: 0 only if one adapter was promoted and the bad one taken back.
 
     Ctrl-C and SIGTERM stop every process that was started.
     """
+    pace = pace or Pace()
     signal.signal(signal.SIGTERM, _interrupt)
     stages = Stages(lambda line: print(line, flush=True))
     try:
         _empty(folder)
-        os.environ.update(demo_variables(folder, port_base, seed))
+        os.environ.update(demo_variables(folder, port_base, seed, pace.settings))
         with Stack(folder / "log", stages.say) as stack:
-            demo = Demo(folder, port_base, seed, stages, stack)
+            demo = Demo(folder, port_base, seed, pace, stages, stack)
             status = demo.play()
             if keep_running:
                 stages.say("The stack keeps running; Ctrl-C stops it.")
@@ -69,11 +84,12 @@ class Demo:
     """The stages in order; what one learns the next needs."""
 
     def __init__(
-        self, folder: Path, port_base: int, seed: int, stages: Stages, stack: Stack
+        self, folder: Path, port_base: int, seed: int, pace: Pace, stages: Stages, stack: Stack
     ) -> None:
         self._folder = folder
         self._ports = demo_ports(port_base)
         self._seed = seed
+        self._pace = pace
         self._stages = stages
         self._stack = stack
         self._settings = load_settings()
@@ -114,7 +130,7 @@ class Demo:
         base = prepare_base(self._settings.engine, stages.say)
         answers = {
             call.key: call.answer
-            for batch in range(MAX_BATCHES + 1)
+            for batch in range(self._pace.max_batches + 1)
             for session in self._sessions(batch)
             for call in session.calls
         }
@@ -136,8 +152,8 @@ class Demo:
 
     def _sessions(self, batch: int) -> list[TrafficSession]:
         """Batch 0 is day one; the others are day two's, each of new texts."""
-        count = BATCH_SESSIONS if batch else DAY_ONE_SESSIONS
-        return sessions(1000 * self._seed + batch, count)
+        count = self._pace.batch_sessions if batch else self._pace.day_one_sessions
+        return sessions(1000 * self._seed + batch, count, self._pace.kinds)
 
     def _day_one(self, context: Context) -> None:
         traffic = self._sessions(0)
@@ -164,7 +180,7 @@ class Demo:
     def _play_rollouts(self, context: Context, into: Tally, kind: str | None) -> None:
         """Play new traffic until no rollout is open any more, batch by batch."""
         shown: dict[str, tuple[str, int]] = {}
-        while self._batches < MAX_BATCHES:
+        while self._batches < self._pace.max_batches:
             self._batches += 1
             traffic = self._sessions(self._batches)
             if kind is not None:

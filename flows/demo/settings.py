@@ -14,8 +14,14 @@ from pathlib import Path
 SENDER = "demo"
 
 
-def demo_variables(folder: Path, port_base: int, seed: int) -> dict[str, str]:
-    """Environment variables that make this and every child process use the demo's settings."""
+def demo_variables(
+    folder: Path, port_base: int, seed: int, changes: Mapping[str, object] | None = None
+) -> dict[str, str]:
+    """Environment variables that make this and every child process use the demo's settings.
+
+    Args:
+        changes: settings on top of the demo's own, by dotted key.
+    """
     folder = folder.absolute()
     ports = demo_ports(port_base)
     secret = base64.b64encode(hashlib.sha256(f"demo webhook {seed}".encode()).digest()).decode()
@@ -39,8 +45,11 @@ def demo_variables(folder: Path, port_base: int, seed: int) -> dict[str, str]:
         "prefect.port": ports["prefect"],
         "prefect.home": folder / "prefect",
         "training.runs": folder / "runs",
-        "training.max_steps": 110,
-        "training.epochs": 3,
+        "training.batch_size": 8,
+        "training.learning_rate": 0.0015,
+        "training.last_layers": 12,
+        "training.epochs": 2,
+        "training.max_steps": 160,
         "gate.margin": 0.1,
         "gate.risk": 0.1,
         "gate.max_test_rows": 140,
@@ -53,7 +62,8 @@ def demo_variables(folder: Path, port_base: int, seed: int) -> dict[str, str]:
         "rollout.tend_seconds": 2,
     }
     return {
-        f"NIGHTSCHOOL_{key.replace('.', '__').upper()}": str(value) for key, value in values.items()
+        f"NIGHTSCHOOL_{key.replace('.', '__').upper()}": str(value)
+        for key, value in {**values, **(changes or {})}.items()
     }
 
 

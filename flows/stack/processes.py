@@ -58,17 +58,21 @@ class Stack:
         self.stop()
 
     def start(self, services: Sequence[Service]) -> None:
-        """Start all at once, then wait for each to be ready.
+        """Start all at once, those that need another one when it is ready; wait for every one.
 
         Raises:
             StackError: a port is taken, a process died, or one was not ready in time.
         """
         require_free_ports(services)
         self._logs.mkdir(parents=True, exist_ok=True)
-        for service in services:
-            self._running.append(self._launch(service))
-        for running in self._running[-len(services) :]:
+        started = [self._launch(service) for service in services if service.after is None]
+        self._running += started
+        for running in started:
             self._await_ready(running)
+            for service in services:
+                if service.after == running.service.name:
+                    started.append(self._launch(service))
+                    self._running.append(started[-1])
 
     def check(self) -> None:
         """Restart what has died, a bounded number of times. Raises StackError beyond that."""

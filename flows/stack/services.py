@@ -10,6 +10,9 @@ from pathlib import Path
 
 from infra.settings.model import Settings
 
+HEARTBEAT_SECONDS = 30
+"""How often a flow run says that it lives; Prefect takes no less."""
+
 
 @dataclass(frozen=True)
 class Service:
@@ -25,6 +28,8 @@ class Service:
     """Answers 200 once the service can be used."""
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_seconds: float = 120
+    after: str | None = None
+    """Name of the service that must be ready before this one is started."""
 
 
 def prefect_api_url(settings: Settings) -> str:
@@ -43,6 +48,7 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_HOME": str(settings.prefect.home.absolute()),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_CLI_COLORS": "false",
         "DO_NOT_TRACK": "1",
@@ -118,6 +124,7 @@ def services(settings: Settings, *, base_model: Path | None) -> list[Service]:
             "the flows, served to Prefect",
             (python, "-m", "flows.serve"),
             environment=prefect_environment(settings),
+            after=None if settings.prefect.api_url else "prefect",
         )
     )
     return stack
@@ -128,7 +135,7 @@ def _embedded_engine(settings: Settings, base_model: Path, python: str) -> Servi
     host, _, port = engine.url.removeprefix("http://").partition(":")
     options = {
         "--model": str(base_model),
-        "--served-name": engine.base_model,
+        "--served-model-name": engine.base_model,
         "--host": host,
         "--port": port,
         "--max-adapters": str(engine.max_adapters),

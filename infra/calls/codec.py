@@ -123,7 +123,8 @@ def log_key(time: datetime, writer: str, sequence: int) -> str:
     if not 0 <= sequence < 10**10:
         raise ValueError("a sequence number lies between 0 and 9999999999")
     utc = time.astimezone(UTC)
-    return f"{LOG_PREFIX}dt={utc:%Y-%m-%d}/hh={utc:%H}/{writer}-{sequence:010d}.jsonl.zst"
+    hour = f"dt={utc.date().isoformat()}/hh={utc:%H}"
+    return f"{LOG_PREFIX}{hour}/{writer}-{sequence:010d}.jsonl.zst"
 
 
 class _Damaged(Exception):

@@ -155,7 +155,12 @@ def _claim(
             if compare_and_swap(
                 connection,
                 outbox,
-                {"id": row.id, "state": "waiting", "attempts": row.attempts},
+                {
+                    "id": row.id,
+                    "state": "waiting",
+                    "attempts": row.attempts,
+                    "next_attempt": row.next_attempt,
+                },
                 claimed,
             ):
                 return connection.execute(select(outbox).where(outbox.c.id == row.id)).one()
@@ -201,7 +206,12 @@ def _settle(
             "last_error": told,
         }
         result = Delivery(failed=not dead, dead=dead, errors=(f"{row.channel}: {told}",))
-    claimed = {"id": row.id, "state": "waiting", "next_attempt": row.next_attempt}
+    claimed = {
+        "id": row.id,
+        "state": "waiting",
+        "attempts": row.attempts,
+        "next_attempt": row.next_attempt,
+    }
     with database.begin() as connection:
         compare_and_swap(connection, outbox, claimed, values)
     return result

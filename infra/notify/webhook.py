@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from standardwebhooks.webhooks import Webhook
@@ -46,8 +46,8 @@ class WebhookChannel:
             {"type": message.topic, "timestamp": now.isoformat(), "data": message.to_dict()},
             ensure_ascii=False,
         )
-        # Header values are ASCII; a key may be any text.
-        identity = message.key.encode("ascii", "backslashreplace").decode()
+        # A header takes printable ASCII only; a key may be any text.
+        identity = quote(message.key, safe="/:@+,")
         request = Request(
             self._url,
             body.encode(),

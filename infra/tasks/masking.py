@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 MAX_WORDS = 4000
+_CACHED_CHARACTERS = 20_000
 
 _KEY_BLOCK = re.compile(
     r"-----BEGIN [A-Z0-9 ]{1,60}-----.*?(?:-----END [A-Z0-9 ]{1,60}-----|\Z)", re.S
@@ -69,4 +71,12 @@ def stable_words(text: str, limit: int = MAX_WORDS) -> Iterator[str]:
 
 def mask(text: str, limit: int = MAX_WORDS) -> str:
     """The stable words of a text, joined by single spaces."""
+    # A system prompt comes again with every call.
+    return _mask(text, limit) if len(text) <= _CACHED_CHARACTERS else _join(text, limit)
+
+
+def _join(text: str, limit: int) -> str:
     return " ".join(stable_words(text, limit))
+
+
+_mask = lru_cache(maxsize=512)(_join)

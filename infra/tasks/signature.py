@@ -18,6 +18,8 @@ from infra.tasks.masking import mask
 SIGNATURE_VERSION = 1
 MAX_DEPTH = 24
 MAX_TOOLS = 1000
+MAX_KNOWN = 1000
+"""Tool lists whose digests are kept in memory."""
 
 # Prose and samples inside a JSON Schema: they vary (dates, examples) without changing what is asked.
 _PROSE = frozenset({"description", "title", "default", "example", "examples", "$comment", "$id"})
@@ -84,20 +86,35 @@ def _system_text(messages: Any) -> str:
 
 
 def _tools(body: Mapping[Any, Any]) -> list[tuple[str, str]]:
+    """(name, digest of the parameters) of each tool. Agents send the same list with every call."""
+    offered = [items(body.get("tools"))[:MAX_TOOLS], items(body.get("functions"))[:MAX_TOOLS]]
+    if not any(offered):
+        return []
+    try:
+        key = hashlib.sha256(json.dumps(offered).encode("utf-8", "surrogatepass")).digest()
+    except (TypeError, ValueError, RecursionError):
+        return _read_tools(*offered)  # no JSON, so nothing that comes often
+    known = _known_tools.get(key)
+    if known is None:
+        known = _read_tools(*offered)
+        if len(_known_tools) >= MAX_KNOWN:
+            _known_tools.clear()
+        _known_tools[key] = known
+    return known
+
+
+_known_tools: dict[bytes, list[tuple[str, str]]] = {}
+
+
+def _read_tools(tools: list[Any], functions: list[Any]) -> list[tuple[str, str]]:
     found = []
-    for tool in items(body.get("tools"))[:MAX_TOOLS]:
+    for tool in [*tools, *({"function": function} for function in functions)]:
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if isinstance(function, Mapping):
-            found.append(
-                (_text(function.get("name")), _digest(_schema(function.get("parameters"))))
-            )
+            name = _text(function.get("name"))
+            found.append((name, _digest(_schema(function.get("parameters")))))
         else:
             found.append((_text(tool.get("type") if isinstance(tool, Mapping) else tool), ""))
-    for function in items(body.get("functions"))[:MAX_TOOLS]:
-        if isinstance(function, Mapping):
-            found.append(
-                (_text(function.get("name")), _digest(_schema(function.get("parameters"))))
-            )
     return found
 
 

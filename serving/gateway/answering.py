@@ -167,7 +167,7 @@ class Answering:
         task = routed.task
         if beyond_small_model(body) or self._small.too_long(call.chat.size_bytes):
             return TEACHER
-        if not routed.same_signature and any(one.pruned for one in task.adapters()):
+        if not routed.fit():
             return TEACHER
         if self.settings.anonymizer.policy == "drop" and await self._redacted(call) != body:
             return TEACHER  # what was dropped cannot be put back into an answer

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,12 +52,22 @@ class AdapterRoute:
     def prompt_format(self) -> PromptFormat:
         return PromptFormat.from_dict(self.format)
 
-    @property
-    def pruned(self) -> bool:
-        """Whether it was trained without the constant parts of the prompt: then only calls of the
-        task's own signature may be sent to it."""
+    def knows(self, *, same_signature: bool, same_frame: bool) -> bool:
+        """Whether a call's structure is one that the adapter was trained on.
+
+        What it was trained without must be what it has learnt by heart: a dropped system prompt
+        is vouched for by the signature alone, dropped tools or response format by their names.
+
+        Args:
+            same_signature: the call has the task's signature.
+            same_frame: it has the task's tools and response format.
+        """
         form = self.prompt_format
-        return form.drop_system or form.drop_tools or form.drop_response_format
+        if same_signature:
+            return True
+        return not form.drop_system and (
+            same_frame or not (form.drop_tools or form.drop_response_format)
+        )
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,8 @@ class TaskRoute:
     tenant: str | None = None
     """Only calls of this tenant; None: of all."""
     signature: str = ""
-    response_kind: str = ""
+    frame: str = ""
+    """Its tools and response format, see ``frame_of``; empty when not known."""
     centroid: tuple[float, ...] = ()
     radius: float = 0.0
     """Cosine distance that still belongs."""
@@ -217,7 +228,7 @@ def _task(
         tag=row.tag,
         tenant=details.get("tenant"),
         signature=row.signature,
-        response_kind=str(details.get("response_kind") or ""),
+        frame=_frame(details.get("structure")),
         centroid=tuple(row.centroid or ()),
         radius=row.radius,
     )
@@ -236,6 +247,21 @@ def _task(
         version=row.route_version,
         updated=row.route_updated,
         audit_rate=policy.get("audit_rate"),
+    )
+
+
+def frame_of(tools: Sequence[str], response_kind: str, response_name: str) -> str:
+    """What a call asks for apart from its text: tool names and response format, as one string."""
+    return json.dumps([sorted(tools), response_kind, response_name])
+
+
+def _frame(structure: Any) -> str:
+    if not isinstance(structure, Mapping) or "response_kind" not in structure:
+        return ""
+    return frame_of(
+        list(structure.get("tools") or []),
+        str(structure["response_kind"]),
+        str(structure.get("response_name") or ""),
     )
 
 

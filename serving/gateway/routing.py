@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from infra.tasks.embedding import embed, nearest, prompt_text
 from infra.tasks.signature import signature
-from serving.gateway.routes import Snapshot, TaskRoute
+from serving.gateway.routes import Snapshot, TaskRoute, frame_of
 
 MODEL_PREFIX = "nightschool/"
 How = Literal["tag", "model", "signature", "centroid"]
@@ -26,8 +26,16 @@ class Routed:
     task: TaskRoute
     how: How
     same_signature: bool
-    """Whether the call has the very structure that the task was discovered with. Only then may an
-    adapter answer that was trained without the constant parts of the prompt."""
+    """Whether the call has the very structure that the task was discovered with."""
+    same_frame: bool = False
+    """Whether it has at least the task's tools and response format."""
+
+    def fit(self) -> bool:
+        """Whether every adapter of the task was trained on calls of this structure."""
+        return all(
+            adapter.knows(same_signature=self.same_signature, same_frame=self.same_frame)
+            for adapter in self.task.adapters()
+        )
 
 
 class Router:
@@ -37,7 +45,7 @@ class Router:
         self._by_tag: dict[str, TaskRoute] = {}
         self._by_id: dict[str, TaskRoute] = {}
         self._by_signature: dict[str, list[TaskRoute]] = defaultdict(list)
-        self._by_kind: dict[str, list[TaskRoute]] = defaultdict(list)
+        self._by_frame: dict[str, list[TaskRoute]] = defaultdict(list)
         for task in snapshot.tasks:
             self._by_id[task.id] = task
             if task.tag:
@@ -45,8 +53,8 @@ class Router:
                 continue
             # Tagged tasks are made of tagged calls only; an untagged call is not one of theirs.
             self._by_signature[task.signature].append(task)
-            if task.response_kind:
-                self._by_kind[task.response_kind].append(task)
+            if task.frame:
+                self._by_frame[task.frame].append(task)
 
     def named(self, model: str) -> TaskRoute | None:
         """The task that a model name of ours stands for: ``<task>`` or ``nightschool/<task>``."""
@@ -60,16 +68,16 @@ class Router:
             return None  # a tag of its own: discovery will make a task of it
         if not self._by_id or (task is not None and not task.adapters()):
             return _for(Routed(task, how, False), tenant) if task is not None else None
-        digest = signature(request)
-        if task is not None:
-            return _for(Routed(task, how, task.signature == digest.digest), tenant)
-        alike = self._by_signature.get(digest.digest)
-        if alike:
-            found = _nearest(request, alike)
-            return _for(Routed(found, "signature", True), tenant) if found else None
-        kind = response_kind(digest.response_kind, bool(digest.tools))
-        found = _nearest(request, self._by_kind.get(kind) or [])
-        return _for(Routed(found, "centroid", False), tenant) if found else None
+        found = signature(request)
+        frame = frame_of(found.tools, found.response_kind, found.response_name)
+        if task is None:
+            alike = self._by_signature.get(found.digest)
+            how = "signature" if alike else "centroid"
+            task = _nearest(request, alike or self._by_frame.get(frame) or [])
+        if task is None:
+            return None
+        same = task.signature == found.digest
+        return _for(Routed(task, how, same, same or task.frame == frame), tenant)
 
     def _explicit(
         self, request: Mapping[str, Any], tag: str | None
@@ -78,11 +86,6 @@ class Router:
             return self._by_tag.get(tag) or self._by_id.get(tag), "tag"
         model = request.get("model")
         return (self.named(model) if isinstance(model, str) else None), "model"
-
-
-def response_kind(kind: str, tools: bool) -> str:
-    """The coarse kind of answer inside which centroids may be compared across signatures."""
-    return "tools" if tools else kind
 
 
 def _nearest(request: Mapping[str, Any], tasks: list[TaskRoute]) -> TaskRoute | None:

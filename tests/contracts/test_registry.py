@@ -20,6 +20,7 @@ from serving.registry.errors import (
     DatasetConflict,
     IllegalState,
     RegistryError,
+    RolloutChanged,
     RolloutRefused,
     RouteChanged,
     RouteInvalid,
@@ -30,7 +31,8 @@ from serving.registry.errors import (
     UnknownRollout,
     UnknownTask,
 )
-from serving.registry.records import TEACHER, Adapter
+from serving.registry.openings import write_rollout
+from serving.registry.records import TEACHER, Adapter, Rollout
 from serving.registry.registry import Registry
 from serving.rollout.policy import RolloutPolicy
 from tests.serving.registry.world import MINUTE, NOW, add_adapter, add_task, digest
@@ -379,6 +381,33 @@ def test_a_queued_rollout_waits_and_only_the_newest_does(registry: Registry) -> 
     assert registry.rollout(second.id).state == "superseded"
     assert registry.rollouts("open", task_id="mail") == [first, third]
     assert registry.route("mail").rollout_id == first.id
+
+
+def test_a_rollout_moves_by_compare_and_swap_along_the_table(registry: Registry) -> None:
+    adapter = add_adapter(registry, "mail", 1)
+    read = registry.open_rollout("mail", adapter.name, POLICY, now=NOW, **BY)
+
+    def write(current: Rollout, **changes: Any) -> Rollout:
+        with registry.database.begin() as connection:
+            return write_rollout(connection, current, changes, actor="test", now=NOW + MINUTE)
+
+    with pytest.raises(IllegalState, match="promoted may not follow"):
+        write(read, state="promoted")
+    moved = write(read, state="shadow")
+    assert (moved.version, moved.entered) == (read.version + 1, NOW + MINUTE)
+    for stale in (read, replace(moved, state="pending"), replace(moved, version=9)):
+        with pytest.raises(RolloutChanged):
+            write(stale, state="canary")
+    ended = write(moved, state="inconclusive")
+    for changes in ({"state": "promoted"}, {"state": "canary"}, {"reason": "second thoughts"}):
+        with pytest.raises(IllegalState):
+            write(ended, **changes)
+    assert registry.rollout(read.id) == ended
+    assert whats(registry, read.id) == [
+        "rollout.opened",
+        "rollout.shadow",
+        "rollout.inconclusive",
+    ]
 
 
 @pytest.mark.parametrize("when_open", ["queue", "supersede"])

@@ -1,0 +1,1 @@
+"""Training backends: one protocol, the plain libraries and the accelerated one."""

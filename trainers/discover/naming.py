@@ -35,8 +35,9 @@ def task_id(words: Iterable[str], identity: str) -> str:
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_CHARACTERS]
     slug = ""
     for word in words:
-        # Words of more than two parts keep their names apart: get_order -> get-order.
-        part = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")
+        # Names keep their parts apart: get_order and GetOrder become get-order.
+        spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", word)
+        part = re.sub(r"[^a-z0-9]+", "-", spaced.lower()).strip("-")
         longer = f"{slug}-{part}" if slug and part else slug or part
         if len(longer) > MAX_ID_CHARACTERS - HASH_CHARACTERS - 1:
             break

@@ -1,0 +1,1 @@
+"""Where training runs: a subprocess here, or Ray tasks; one protocol."""

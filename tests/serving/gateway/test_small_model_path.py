@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -151,9 +152,7 @@ async def test_the_teacher_answers_what_the_canary_should_not(
 async def test_sessions_split_by_their_bucket_and_stay(
     start: Start, candidate: str, database: Database, store: ObjectStore
 ) -> None:
-    set_route(
-        database, candidate=candidate, rollout_id="rollout-1", stage="canary", weight=0.4
-    )
+    set_route(database, candidate=candidate, rollout_id="rollout-1", stage="canary", weight=0.4)
     sessions = [f"session-{i}" for i in range(30)]
     async with start() as running:
         await ready(running.http, running.url, candidate)
@@ -210,7 +209,9 @@ async def test_audits_ask_the_teacher_too(
     set_route(database, candidate=name, rollout_id="rollout-1", stage="canary", weight=1.0)
     async with start() as running:
         await ready(running.http, running.url, name)
-        _, body, headers = await running.ask(chat("on ann@example.com", stream=False, model="lights"))
+        _, body, headers = await running.ask(
+            chat("on ann@example.com", stream=False, model="lights")
+        )
         assert body["choices"][0]["message"]["content"] == "small answer"
         record = await logged(store, headers["x-nightschool-call-id"])
     (audit,) = record.other_answers
@@ -319,7 +320,6 @@ async def test_hard_failures_stop_a_canary_and_roll_it_back(
     database: Database,
     store: ObjectStore,
 ) -> None:
-    pytest.importorskip("infra.notify.outbox")
     engine.say = lambda *_: ""
     async with start(kill_error_burst=3) as running:
         await ready(running.http, running.url, candidate)
@@ -381,11 +381,7 @@ async def test_with_everything_but_the_engine_down_it_answers_from_disk(
 ) -> None:
     async with start() as running:
         await ready(running.http, running.url, champion)
-    database.close()
-    path = Path(str(database.url.database))
-    for file in path.parent.glob("nightschool.db*"):
-        file.unlink()
-    path.mkdir()  # nothing can be opened there
+    lose(database)
     async with start() as running:
         running.gateway.teacher._url = "http://127.0.0.1:9/v1"
         body = await ready(running.http, running.url, champion)
@@ -410,6 +406,15 @@ async def test_models_are_the_teacher_and_the_tasks(start: Start, champion: str)
         assert got.model == champion
 
 
+def lose(database: Database) -> None:
+    """Nothing can be opened where the database was."""
+    database.close()
+    path = Path(str(database.url.database))
+    for file in path.parent.glob("nightschool.db*"):
+        file.unlink()
+    path.mkdir()
+
+
 async def ask_once(running: Running, session: str) -> str:
     status, _, headers = await running.ask(chat("on"), {"x-session-id": session})
     assert status == 200
@@ -422,8 +427,6 @@ async def test_a_crash_between_answer_and_audit_keeps_the_call(
     add_task(database)
     name = add_adapter(database, store, tmp_path)
     set_route(database, champion=name)
-    import asyncio
-
     teacher.gate = asyncio.Event()
     async with start(audit_rate=1.0, ship_seconds=0.05) as running:
         await ready(running.http, running.url, name)

@@ -43,10 +43,13 @@ class TeacherServer:
         if self.gate is not None:
             await self.gate.wait()
         if self.mode == "error":
-            return web.json_response({"error": {"message": "boom", "type": "server_error"}}, status=500)
+            return web.json_response(
+                {"error": {"message": "boom", "type": "server_error"}}, status=500
+            )
         if self.mode == "refuse":
             return web.json_response(
-                {"error": {"message": "bad temperature", "type": "invalid_request_error"}}, status=400
+                {"error": {"message": "bad temperature", "type": "invalid_request_error"}},
+                status=400,
             )
         if self.mode == "hang":
             await asyncio.sleep(60)
@@ -112,7 +115,9 @@ class TeacherServer:
         )
 
     async def _file(self, request: web.Request) -> web.Response:
-        return web.Response(body=request.match_info["name"].encode() + b"?" + request.query_string.encode())
+        return web.Response(
+            body=request.match_info["name"].encode() + b"?" + request.query_string.encode()
+        )
 
 
 class EngineServer:
@@ -139,7 +144,9 @@ class EngineServer:
         return web.Response()
 
     async def _models(self, _: web.Request) -> web.Response:
-        data: list[dict[str, Any]] = [{"id": "base", "object": "model", "parent": None, "root": "base"}]
+        data: list[dict[str, Any]] = [
+            {"id": "base", "object": "model", "parent": None, "root": "base"}
+        ]
         data += [
             {"id": name, "object": "model", "parent": "base", "root": root}
             for name, root in self.loaded.items()
@@ -176,7 +183,9 @@ class EngineServer:
             "logprobs": {"token_logprobs": [self.confidence] * 3, "tokens": ["a", "b", "c"]},
         }
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 3, "total_tokens": 0}
-        return web.json_response({"id": "c", "object": "text_completion", "choices": [choice], "usage": usage})
+        return web.json_response(
+            {"id": "c", "object": "text_completion", "choices": [choice], "usage": usage}
+        )
 
 
 @asynccontextmanager

@@ -131,7 +131,11 @@ def register(
     with database.begin() as connection:
         connection.execute(
             insert(dataset_versions).values(
-                digest=data, task_id=manifest.task_id, location="datasets/x", manifest={}, created=now
+                digest=data,
+                task_id=manifest.task_id,
+                location="datasets/x",
+                manifest={},
+                created=now,
             )
         )
         connection.execute(
@@ -166,7 +170,9 @@ def set_route(database: Database, task_id: str = "lights", **values: Any) -> Non
         **values,
     }
     with database.begin() as connection:
-        if connection.execute(update(routes).where(routes.c.task_id == task_id).values(**row)).rowcount:
+        if connection.execute(
+            update(routes).where(routes.c.task_id == task_id).values(**row)
+        ).rowcount:
             return
         connection.execute(insert(routes).values(**row))
 

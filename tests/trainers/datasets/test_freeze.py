@@ -10,9 +10,10 @@ from infra.database.events import list_events
 from infra.database.tables import dataset_versions
 from infra.settings.model import Training
 from tests.trainers.recorded import SETTINGS, START, home, opened, put_log
-from trainers.datasets import DatasetCorrupt, EmptyDataset, find_dataset, freeze, read_split
-from trainers.discover import discover
-from trainers.ingest import ingest
+from trainers.datasets.freeze import EmptyDataset, freeze
+from trainers.datasets.versions import DatasetCorrupt, find_dataset, read_split
+from trainers.discover.discover import discover
+from trainers.ingest.ingest import ingest
 from trainers.plan import plan
 
 SMALL = AnsweredBy(model="small", adapter="task@0123456789abcdef")

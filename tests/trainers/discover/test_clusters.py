@@ -65,6 +65,12 @@ def test_every_task_id_is_valid_and_told_apart_by_its_identity(words, identity):
     assert made != task_id(words, identity + "x")
 
 
+def test_task_ids_are_readable():
+    assert task_id(["HassTurnOn", "get_order"], "x").startswith("hass-turn-on-get-order-")
+    assert task_id(["a" * 30, "too-long-to-follow"], "x").startswith("a" * 30 + "-")
+    assert task_id(["\u00fc"], "x").startswith("task-")
+
+
 def test_purity_by_task():
     tasks = {"1": "a", "2": "a", "3": "a", "4": "b", "5": "b"}
     labels = {"1": "x", "2": "x", "3": "y", "4": "y"}

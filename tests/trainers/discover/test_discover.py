@@ -22,10 +22,12 @@ from tests.trainers.recorded import (
     tool_answer,
     translation,
 )
-from trainers.discover import assignments, discover, purity
+from trainers.discover import assignments
 from trainers.discover.assignments import AssignmentsCorrupt
+from trainers.discover.discover import discover
 from trainers.discover.grouping import KnownTask
-from trainers.ingest import ingest
+from trainers.discover.purity import purity
+from trainers.ingest.ingest import ingest
 
 TASK_ID = r"^[a-z0-9][a-z0-9-]{0,40}$"
 

@@ -50,10 +50,11 @@ def test_calls_and_feedback_are_kept_whole(tmp_path):
     assert (report.objects, report.calls, report.feedback, report.lines) == (1, 5, 1, 6)
     assert (report.quarantined, report.lost, report.repeated, report.busy) == (0, 0, 0, 0)
     files = call_files(database, 100)
-    found = dict(
-        (record.id, record) for record, _ in read_calls(store, files, {r.id for r in records})
-    )
-    assert {r.id: r.request for r in records} == {id: r.request for id, r in found.items()}
+    ids = {record.id for record in records}
+    found = {record.id: record for record, _ in read_calls(store, files, ids)}
+    assert {r.id: r.request for r in records} == {
+        call_id: r.request for call_id, r in found.items()
+    }
     assert {source for _, source in read_calls(store, files, {records[0].id})} == {key}
     said = read_feedback(store, feedback_files(database, 100), {records[0].id})
     assert [item.score for item in said[records[0].id]] == [0.0]

@@ -1,0 +1,71 @@
+"""One real Prefect server for the session, and the flows served in it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flows.orchestrator import Orchestrator
+from flows.stack.processes import Stack
+from flows.stack.services import Service, prefect_api_url, prefect_environment, services
+from infra.database.open import open_database
+from infra.settings.model import Settings
+from infra.settings.sources import load_settings
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class PrefectWorld:
+    settings: Settings
+    variables: dict[str, str]
+    orchestrator: Orchestrator
+
+
+@pytest.fixture(scope="session")
+def prefect_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectWorld]:
+    """A Prefect server, the flows served in it and the hook receiver, each a real process."""
+    folder: Path = tmp_path_factory.mktemp("prefect")
+    variables = {
+        "NIGHTSCHOOL_STORAGE__URL": str(folder / "objects"),
+        "NIGHTSCHOOL_DATABASE__URL": f"sqlite:///{folder}/nightschool.db",
+        "NIGHTSCHOOL_PREFECT__PORT": str(free_port()),
+        "NIGHTSCHOOL_PREFECT__HOME": str(folder / "prefect"),
+        "NIGHTSCHOOL_HOOKS__PORT": str(free_port()),
+        "NIGHTSCHOOL_HOOKS__SECRETS": '{"tests": "whsec_bmlnaHQgc2Nob29s"}',
+    }
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        settings = load_settings()
+        os.environ.update(prefect_environment(settings))
+        open_database(settings.database).upgrade()
+        wanted = {"prefect", "flows", "hooks"}
+        chosen: list[Service] = [
+            service for service in services(settings, base_model=folder) if service.name in wanted
+        ]
+        with Stack(folder / "log") as stack:
+            stack.start(chosen)
+            yield PrefectWorld(settings, variables, Orchestrator(prefect_api_url(settings)))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def deployed(prefect_world: PrefectWorld) -> None:
+    """Waits until the last of the flows is deployed."""
+    deadline = time.monotonic() + 90
+    while not prefect_world.orchestrator.has_deployment("rollback"):
+        assert time.monotonic() < deadline, "the flows were not deployed"
+        time.sleep(0.5)

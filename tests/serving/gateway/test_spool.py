@@ -1,0 +1,249 @@
+"""The spool: what was appended is shipped once, whatever dies in between."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infra.calls.record import AnsweredBy, CallRecord, OtherAnswer, utc_now
+from infra.objects.directory import DirectoryStore
+from infra.objects.store import ObjectInfo, ObjectStoreError
+from serving.gateway import spool as spool_module
+from serving.gateway.shipper import Shipper, ship_file
+from serving.gateway.spool import Spool, SpoolError, object_key, ready_files
+from tests.serving.gateway.world import calls, read_log
+
+START = utc_now()
+
+
+def record(name: str, audited: bool = False) -> CallRecord:
+    other = [OtherAnswer(model="t", purpose="audit")] if audited else []
+    return CallRecord(
+        id=name,
+        time=START,
+        session="s",
+        request={"messages": [{"role": "user", "content": f"text of {name} ü"}]},
+        response={},
+        answered_by=AnsweredBy(model="m"),
+        other_answers=other,
+    )
+
+
+def crash(spool: Spool) -> None:
+    """What kill -9 leaves: the files as they are, and no lock."""
+    spool._guard.release()
+    if spool._file is not None:
+        os.close(spool._file)
+
+
+def ship_all(spool: Spool, store: DirectoryStore) -> None:
+    shipper = Shipper(spool, lambda: store, ship_seconds=1, ship_bytes=1 << 20)
+    assert shipper.run_once(last=True)
+
+
+def test_records_come_out_as_they_went_in(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    spool = Spool(tmp_path / "spool")
+    for i in range(5):
+        spool.append(record(f"r{i}"))
+    ship_all(spool, store)
+    assert read_log(store) == [record(f"r{i}") for i in range(5)]
+    assert ready_files(spool.folder) == []
+    (info,) = store.list()
+    assert info.key == (
+        f"logs/v1/dt={START:%Y-%m-%d}/hh={START:%H}/{spool.writer}-0000000000.jsonl.zst"
+    )
+
+
+def test_a_crash_loses_nothing_and_the_next_gateway_ships_it(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    spool = Spool(tmp_path / "spool")
+    spool.append(record("a"))
+    spool.append(record("b"), provisional=True)
+    spool.append(record("c"), provisional=True)
+    spool.append(record("c", audited=True))
+    crash(spool)
+    with (next(spool.folder.glob("open-*.log"))).open("ab") as file:
+        file.write(b'0badcafe F {"type": "call", "id": "torn')
+    again = Spool(tmp_path / "spool")
+    assert again.writer == spool.writer
+    ship_all(again, store)
+    assert calls(store) == {
+        "a": record("a"),
+        "b": record("b"),
+        "c": record("c", audited=True),
+    }
+
+
+def test_provisional_records_wait_for_their_final_ones(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    spool = Spool(tmp_path / "spool")
+    spool.append(record("a"), provisional=True)
+    spool.append(record("b"))
+    shipper = Shipper(spool, lambda: store, ship_seconds=1, ship_bytes=1 << 20)
+    assert shipper.run_once() and shipper.run_once()
+    assert set(calls(store)) == {"b"}
+    spool.append(record("a", audited=True))
+    assert shipper.run_once()
+    assert calls(store)["a"] == record("a", audited=True)
+
+
+def test_a_crash_between_upload_and_delete_duplicates_nothing(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    spool = Spool(tmp_path / "spool")
+    spool.append(record("a"))
+    path = spool.seal()
+    assert path is not None
+    kept = path.read_bytes()
+    ship_file(store, path)
+    path.write_bytes(kept)  # as if the delete had never happened
+    crash(spool)
+    again = Spool(tmp_path / "spool")
+    again.append(record("b"))
+    ship_all(again, store)
+    assert set(calls(store)) == {"a", "b"}
+
+
+def test_a_key_taken_by_other_content_is_left_and_the_records_still_arrive(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    spool = Spool(tmp_path / "spool")
+    spool.append(record("a"))
+    path = spool.seal()
+    assert path is not None
+    store.create(object_key(path), b"something else")
+    key = object_key(path)
+    ship_file(store, path)
+    assert store.get(key) == b"something else"
+    store.delete(key)
+    assert set(calls(store)) == {"a"}
+
+
+def test_two_gateways_never_share_a_folder_and_orphans_are_shipped(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    first, second = Spool(tmp_path / "spool"), Spool(tmp_path / "spool")
+    assert first.writer != second.writer
+    first.append(record("a"))
+    second.append(record("b"))
+    crash(second)
+    ship_all(first, store)  # the second will never come back
+    assert set(calls(store)) == {"a", "b"}
+
+
+def test_a_full_disk_refuses_the_record_and_keeps_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    spool = Spool(tmp_path / "spool")
+    spool.append(record("a"))
+    real = os.write
+
+    def full_now(file: int, data: bytes) -> int:
+        nonlocal wrote
+        if wrote:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        wrote = True
+        return real(file, data[:40])
+
+    wrote = False
+    monkeypatch.setattr(spool_module.os, "write", full_now)
+    with pytest.raises(SpoolError, match="No space left"):
+        spool.append(record("b"))
+    monkeypatch.setattr(spool_module.os, "write", real)
+    spool.append(record("c"))
+    ship_all(spool, store)
+    assert set(calls(store)) == {"a", "c"}
+
+
+def test_a_store_that_is_away_gets_everything_when_it_is_back(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    away = True
+
+    class Flaky(DirectoryStore):
+        def create(self, key: str, data: bytes) -> ObjectInfo:
+            if away:
+                raise ObjectStoreError("away")
+            return super().create(key, data)
+
+    spool = Spool(tmp_path / "spool")
+    rounds: list[tuple[int, bool]] = []
+    shipper = Shipper(
+        spool,
+        lambda: Flaky(tmp_path / "objects"),
+        ship_seconds=1,
+        ship_bytes=1 << 20,
+        shipped=lambda count, reached: rounds.append((count, reached)),
+    )
+    for i in range(3):
+        spool.append(record(f"r{i}"))
+        assert not shipper.run_once()
+    away = False
+    assert shipper.run_once() and shipper.run_once()
+    assert set(calls(store)) == {"r0", "r1", "r2"}
+    assert [reached for _, reached in rounds] == [False] * 3 + [True] * 2
+    # One object for the first, one for all that came while the store was away.
+    assert len(list(store.list())) == 2
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["append", "begin", "finish"]), st.integers(0, 5)),
+        st.tuples(st.sampled_from(["seal", "ship", "crash", "copy-back"]), st.just(0)),
+    ),
+    max_size=30,
+)
+
+
+@given(STEPS)
+@settings(max_examples=60, deadline=None)
+def test_any_order_of_appends_seals_ships_and_crashes_delivers_each_once(
+    steps: list[tuple[str, int]],
+) -> None:
+    import tempfile
+
+    root = Path(tempfile.mkdtemp())
+    try:
+        store = DirectoryStore(root / "objects")
+        spool = Spool(root / "spool")
+        expected: dict[str, CallRecord] = {}
+        begun: set[str] = set()
+        for count, (step, value) in enumerate(steps):
+            if step == "append":
+                name = f"a{count}"
+                spool.append(record(name))
+                expected[name] = record(name)
+            elif step == "begin":
+                name = f"b{count}-{value}"
+                spool.append(record(name), provisional=True)
+                expected[name] = record(name)
+                begun.add(name)
+            elif step == "finish" and begun:
+                name = sorted(begun)[value % len(begun)]
+                begun.discard(name)
+                spool.append(record(name, audited=True))
+                expected[name] = record(name, audited=True)
+            elif step == "seal":
+                spool.seal()
+            elif step == "ship":
+                spool.seal()
+                for path in ready_files(spool.folder):
+                    ship_file(store, path)
+            elif step == "copy-back":
+                for path in ready_files(spool.folder):
+                    kept = path.read_bytes()
+                    ship_file(store, path)
+                    path.write_bytes(kept)
+            elif step == "crash":
+                crash(spool)
+                spool = Spool(root / "spool")
+                begun.clear()  # whoever would have finished them is gone
+        ship_all(spool, store)
+        assert calls(store) == expected
+        spool.close()
+    finally:
+        shutil.rmtree(root)
