@@ -78,17 +78,17 @@ def measure(model: Path | None, tokens: int, rounds: int, scratch: Path) -> dict
         "prompt_tokens": PROMPT_TOKENS,
         "answer_tokens": tokens,
         "rounds": rounds,
-        "precision": precision(),
+        "precision": str(precision(folder)).removeprefix("torch."),
         "peft_tokens_per_cpu_second": round(speed["peft"], 1),
         "engine_tokens_per_cpu_second": round(speed["engine"], 1),
         "ratio": round(speed["engine"] / speed["peft"], 2),
     }
 
 
-def precision() -> str:
-    from serving.engines.embedded.base_model import choose_precision
+def precision(folder: Path) -> Any:
+    from serving.engines.embedded.base_model import choose_precision, count_parameters
 
-    return str(choose_precision("auto")).removeprefix("torch.")
+    return choose_precision("auto", count_parameters(folder))
 
 
 def random_model(folder: Path) -> Path:
@@ -122,9 +122,7 @@ def peft_side(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from serving.engines.embedded.base_model import choose_precision
-
-    dtype = choose_precision("auto")
+    dtype = precision(folder)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model = PeftModel.from_pretrained(base, adapters[0], adapter_name="0")
     for number, adapter in enumerate(adapters[1:], start=1):

@@ -24,7 +24,7 @@ from infra.artifacts.folder import pull, read_manifest
 from infra.objects.store import ObjectExists, ObjectMissing
 from infra.prompting.template import FULL, PromptFormat
 from serving.small_model import SmallAnswer, SmallModel
-from trainers.datasets.versions import DatasetVersion, Example, read_split
+from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
 JUDGE_PREFIX = "judge."
 """The engine holds an adapter under judgement by a name that the gateway does not look after."""

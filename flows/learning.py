@@ -16,9 +16,9 @@ from flows.wiring import Context
 from infra.calls.record import utc_now
 from trainers.artifact import package
 from trainers.base_model import BaseModel, prepare_base
-from trainers.datasets.freeze import EmptyDataset, freeze
-from trainers.datasets.splits import SplitName
-from trainers.datasets.versions import DatasetVersion, find_dataset, read_split
+from trainers.data_sets.freeze import EmptyDataset, freeze
+from trainers.data_sets.splits import SplitName
+from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
 from trainers.discover.discover import TaskSummary, discover
 from trainers.executors.protocol import Executor, RunHandle, TrainJob
 from trainers.ingest.ingest import IngestReport, ingest

@@ -11,7 +11,7 @@ from typing import Any
 from evaluators.drift import DriftSummary, report
 from flows.wiring import Context
 from infra.prompting.template import PRUNED, render_answer, render_prompt
-from trainers.datasets.versions import DatasetVersion, Example, read_split
+from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from infra.database.events import record_event
 from infra.notify.message import Message
 from infra.notify.outbox import enqueue
 from serving.registry.records import TEACHER
-from trainers.datasets.freeze import EmptyDataset, freeze
-from trainers.datasets.versions import read_split
+from trainers.data_sets.freeze import EmptyDataset, freeze
+from trainers.data_sets.versions import read_split
 
 ACTOR = "watch"
 

@@ -41,7 +41,7 @@ class PlannableTask(Protocol):
 
 
 class PlannableDataset(Protocol):
-    """What the planner reads of a data set (``trainers.datasets.versions.DatasetVersion`` has it)."""
+    """What the planner reads of a data set (``trainers.data_sets.versions.DatasetVersion`` has it)."""
 
     @property
     def digest(self) -> str: ...

@@ -295,8 +295,10 @@ class _Run:
             return None
         if isinstance(value, Mapping):
             order = sorted(value, key=_rank) if depth == 0 else value
-            changed = {key: self.value(value[key], str(key), depth + 1) for key in order}
-            return {self._key(key): changed[key] for key in value}
+            changed = {
+                key: (self._key(key), self.value(value[key], str(key), depth + 1)) for key in order
+            }
+            return dict(changed[key] for key in value)
         if isinstance(value, list | tuple):
             return [self.value(item, name, depth + 1) for item in value]
         return value

@@ -16,7 +16,7 @@ from infra.anonymize.finding import Finding
 MAX_PHONE_CHECKS = 2000
 
 _AT = re.compile(r"@|%40")
-_LOCAL_REVERSED = re.compile(r"[\w.!#$%&'*+/=?^{|}~`-]{1,64}")
+_LOCAL_REVERSED = re.compile(r"[\w.!#$%&'*+/?^{|}~`-]{1,64}")
 _DOMAIN = re.compile(r"[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
 
 _CARD = re.compile(
@@ -29,10 +29,36 @@ _CARD_RANGE = re.compile(
     r"|5[0-8][0-9]{14}|2[2-7][0-9]{14}|6[0-9]{15,18}|3[47][0-9]{13}|3[068][0-9]{12}|35[0-9]{14}"
 )
 
-_IBAN = re.compile(
-    r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?=([ -]?[A-Za-z0-9]{1,4}){3})"
-    r"(?:[ -]?[A-Za-z0-9]){11,30}+"
-)
+_IBAN = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2})[0-9]{2}(?=[ -]?[A-Za-z0-9])")
+# Characters of an IBAN by country, from the registry of ISO 13616.
+_IBAN_LENGTHS = {
+    country: length
+    for length, countries in {
+        15: "NO",
+        16: "BE",
+        18: "DK FI FK FO GL NL SD",
+        19: "MK SI",
+        20: "AT BA EE KZ LT LU MN XK",
+        21: "CH HR LI LV",
+        22: "BG BH CR DE GB GE IE ME RS VA",
+        23: "AE GI IL IQ OM SO TL",
+        24: "AD CZ ES MD PK RO SA SE SK TN VG",
+        25: "LY PT ST",
+        26: "IS TR",
+        27: "BI DJ FR GR IT MC MR SM",
+        28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
+        29: "BR EG PS QA UA",
+        30: "JO KW MU YE",
+        31: "MT SC",
+        32: "LC",
+        33: "RU",
+    }.items()
+    for country in countries.split()
+}
+_IBAN_REST = {
+    length: re.compile(rf"(?:[ -]?[A-Za-z0-9]){{{length - 4}}}(?![A-Za-z0-9])")
+    for length in set(_IBAN_LENGTHS.values())
+}
 _SSN = re.compile(r"(?<![\w-])[0-9]{3}([- ])[0-9]{2}\1[0-9]{4}(?![\w-])")
 
 _INTERNATIONAL = re.compile(r"(?<![\w+])\+[ (]{0,2}[0-9](?:[ ().\-/]{0,2}[0-9]){6,14}+(?![0-9])")
@@ -57,7 +83,7 @@ def find_mail(text: str) -> Iterator[Finding]:
         right = _DOMAIN.match(text, sign.end(), sign.end() + 255)
         if left is None or right is None:
             continue
-        local = left.group()[::-1].lstrip(".'`|{*/=&?#!")
+        local = left.group()[::-1].lstrip(".'`|{*/&?#!")
         domain = _trim_domain(right.group())
         if local and domain:
             place = sign.end() + len(domain)
@@ -74,16 +100,11 @@ def find_cards(text: str) -> Iterator[Finding]:
 
 def find_accounts(text: str) -> Iterator[Finding]:
     """IBANs. The words that follow one in a sentence are not part of it."""
-    place = 0
-    while match := _IBAN.search(text, place):
-        start, end = match.span()
-        place = start + 4
-        while end - start >= 15:
-            if not text[end : end + 1].isalnum() and _is_iban(text[start:end]):
-                yield Finding("IBAN", start, end)
-                place = end
-                break
-            end -= 1
+    for match in _IBAN.finditer(text):
+        length = _IBAN_LENGTHS.get(match.group(1).upper())
+        rest = _IBAN_REST[length].match(text, match.end()) if length else None
+        if rest and _is_iban(text[match.start() : rest.end()]):
+            yield Finding("IBAN", match.start(), rest.end())
 
 
 def find_social_security(text: str) -> Iterator[Finding]:
@@ -126,8 +147,6 @@ def _trim_domain(found: str) -> str:
 
 def _is_iban(text: str) -> bool:
     compact = re.sub(r"[ -]", "", text).upper()
-    if not 15 <= len(compact) <= 34:
-        return False
     turned = "".join(str(int(character, 36)) for character in compact[4:] + compact[:4])
     return int(turned) % 97 == 1 and bool(iban.is_valid(compact))
 

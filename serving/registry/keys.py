@@ -55,13 +55,14 @@ def create_key(
 ) -> str:
     """Make a key and return it: the only time that it can be seen.
 
-    Raises ValueError for an unknown role, or a tenant or label that is empty or too long.
+    Raises ValueError for an unknown role, an empty tenant, or a name of more than 100 characters.
     """
     if role not in get_args(Role):
         raise ValueError(f"a key's role is one of {', '.join(get_args(Role))}, not {role!r}")
-    for name, value in (("tenant", tenant), ("label", label)):
-        if not value.strip() or len(value) > 100:
-            raise ValueError(f"a key's {name} has 1 to 100 characters")
+    if not tenant.strip() or len(tenant) > 100:
+        raise ValueError("a key's tenant has 1 to 100 characters")
+    if len(label) > 100:
+        raise ValueError("a key's label has at most 100 characters")
     now = now or utc_now()
     plaintext = PREFIX + secrets.token_urlsafe(32)
     hashed = hash_key(plaintext)

@@ -14,7 +14,6 @@ from serving.registry.openings import read_rollouts
 from serving.registry.records import Lineage
 
 MAX_HISTORY = 10_000
-_SOURCE_FIELDS = ("source_objects", "sources", "objects")
 
 
 def trace(connection: Connection, adapter: str) -> Lineage:
@@ -50,8 +49,6 @@ def task_history(connection: Connection, task_id: str, limit: int) -> list[Event
 
 
 def _sources(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    for name in _SOURCE_FIELDS:
-        listed = manifest.get(name)
-        if isinstance(listed, list | tuple):
-            return tuple(item if isinstance(item, str) else str(item.get("key")) for item in listed)
-    return ()
+    parents = manifest.get("parents")
+    listed = parents.get("log_objects") if isinstance(parents, Mapping) else None
+    return tuple(str(key) for key in listed or ())

@@ -180,7 +180,7 @@ class Lineage:
     adapter: Adapter
     dataset: DatasetVersion
     source_objects: tuple[str, ...]
-    """Keys of the stored objects that the data set was made of."""
+    """Keys of the log objects that the data set was made of (its manifest's ``parents``)."""
     base_model: str | None
     base_digest: str | None
     scorecards: tuple[Scorecard, ...]

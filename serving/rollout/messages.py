@@ -29,7 +29,7 @@ def rollout_message(
         return None
     return Message(
         key=f"rollout:{rollout.id}:{transition.state}:{transition.step}",
-        topic=rollout.task_id,
+        topic=f"task:{rollout.task_id}",
         title=f"{title}: {rollout.task_id}",
         what=f"{_what(rollout, transition)} {exposure(after)}",
         why=transition.reason,
@@ -46,7 +46,7 @@ def champion_message(before: Route, after: Route, why: str) -> Message:
         undo = f"nightschool rollback {after.task_id} --to {TEACHER}"
     return Message(
         key=f"route:{after.task_id}:{after.version}:rolled_back",
-        topic=after.task_id,
+        topic=f"task:{after.task_id}",
         title=f"Champion rolled back: {after.task_id}",
         what=f"{before.champion} no longer answers task {after.task_id}. {exposure(after)}",
         why=why,

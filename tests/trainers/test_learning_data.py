@@ -11,8 +11,8 @@ from infra.database.events import list_events
 from infra.objects.open import open_store
 from infra.settings.model import Storage
 from tests.trainers.recorded import SETTINGS, START, home, put_log, ticket
-from trainers.datasets.freeze import freeze
-from trainers.datasets.versions import read_split
+from trainers.data_sets.freeze import freeze
+from trainers.data_sets.versions import read_split
 from trainers.discover.discover import discover
 from trainers.ingest.ingest import ingest, totals
 

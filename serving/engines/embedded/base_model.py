@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,11 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
+
+from infra.artifacts.manifest import ArtifactError
+from infra.artifacts.weights import read_header
+
+LARGE_PARAMETERS = 400_000_000
 
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -45,11 +51,26 @@ class BaseModel:
         return text
 
 
-def choose_precision(precision: Precision) -> torch.dtype:
-    """bfloat16 where the processor multiplies it in hardware, float32 elsewhere."""
+def choose_precision(precision: Precision, parameters: int) -> torch.dtype:
+    """The type to compute in; ``auto`` decides by size and processor.
+
+    A small model gains no speed from bfloat16 (135M parameters on AVX512-BF16: prompts a quarter
+    slower, tokens within a tenth) and loses that a text is the same in any company. A large one
+    has its weights to stream, and half of them is half the time, where the hardware multiplies it.
+    """
     if precision == "auto":
-        return torch.bfloat16 if _has_bfloat16() else torch.float32
+        large = parameters >= LARGE_PARAMETERS
+        return torch.bfloat16 if large and _has_bfloat16() else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters in the folder's safetensors files, without loading them. Raises ArtifactError."""
+    return sum(
+        math.prod(tensor.shape)
+        for path in folder.glob("*.safetensors")
+        for tensor in read_header(path).values()
+    )
 
 
 def load_base_model(folder: Path, precision: Precision = "auto") -> BaseModel:
@@ -57,8 +78,8 @@ def load_base_model(folder: Path, precision: Precision = "auto") -> BaseModel:
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise BaseModelRefused(f"{folder} has no {name}: it is not a model folder")
-    dtype = choose_precision(precision)
     try:
+        dtype = choose_precision(precision, count_parameters(folder))
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -67,7 +88,7 @@ def load_base_model(folder: Path, precision: Precision = "auto") -> BaseModel:
             trust_remote_code=False,
             attn_implementation="sdpa",
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ArtifactError) as error:
         raise BaseModelRefused(f"{folder} cannot be loaded: {error}") from error
     config = model.config
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()) or (

@@ -88,7 +88,7 @@ async def test_a_trained_adapter_answers_what_it_knows_and_the_teacher_the_rest(
     name, folder = await asyncio.to_thread(train, base, tmp_path)
     manifest = read_manifest(folder)
     location = f"adapters/lights/{manifest.digest}"
-    for path in sorted(folder.iterdir()):  # noqa: ASYNC240 - three small files
+    for path in sorted(folder.iterdir()):
         store.put(f"{location}/{path.name}", path.read_bytes())
     add_task(database)
     register(database, manifest, location, threshold=-0.2)
@@ -99,9 +99,7 @@ async def test_a_trained_adapter_answers_what_it_knows_and_the_teacher_the_rest(
             await ready(http, gateway, name)
 
             async def ask(text: str) -> tuple[str, str, str]:
-                async with http.post(
-                    f"{gateway}/v1/chat/completions", json=chat(text)
-                ) as response:
+                async with http.post(f"{gateway}/v1/chat/completions", json=chat(text)) as response:
                     body = await response.json()
                     return (
                         body["choices"][0]["message"]["content"],

@@ -56,7 +56,7 @@ def add_adapter(
         digest=data,
         task_id=task_id,
         location=f"datasets/{task_id}/{data}",
-        manifest={"sources": ["logs/v1/a", "logs/v1/b"]},
+        manifest={"parents": {"log_objects": ["logs/v1/a", "logs/v1/b"]}},
         now=now,
     )
     weights = digest(f"weights {task_id} {number}")

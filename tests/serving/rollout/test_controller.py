@@ -119,7 +119,7 @@ def test_from_pending_to_champion(each_registry: Registry) -> None:
     chain_is_whole(registry)
     said = messages(registry)
     assert [body["title"] for body in said] == ["Canary started: mail", "Adapter promoted: mail"]
-    assert {body["topic"] for body in said} == {"mail"}, "one task's messages keep their order"
+    assert {body["topic"] for body in said} == {"task:mail"}, "one task's messages keep their order"
     assert f"{adapter.name} answers 10% of the sessions" in said[0]["what"]
     assert f"Now: {adapter.name} answers all sessions." in said[1]["what"]
     assert said[1]["undo"] == "nightschool rollback mail"

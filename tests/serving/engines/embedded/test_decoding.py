@@ -14,8 +14,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from infra.artifacts.base import read_base_shape
+from serving.engines.embedded import base_model
 from serving.engines.embedded.adapter_weights import read_adapter
-from serving.engines.embedded.base_model import BaseModel, BaseModelRefused, load_base_model
+from serving.engines.embedded.base_model import (
+    LARGE_PARAMETERS,
+    BaseModel,
+    BaseModelRefused,
+    choose_precision,
+    count_parameters,
+    load_base_model,
+)
 from serving.engines.embedded.decoding import Row, RunningBatch
 from serving.engines.embedded.mixed_lora import BASE_SLOT, AdapterBank
 
@@ -169,3 +177,18 @@ def test_row_with_output_that_is_not_finite_fails_alone(decoder: Decoder, adapte
 def test_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseModelRefused, match=r"config\.json"):
         load_base_model(tmp_path)
+
+
+def test_precision_follows_size_and_processor(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert count_parameters(base) == sum(
+        parameter.numel() for parameter in AutoModelForCausalLM.from_pretrained(base).parameters()
+    )
+    for fast in (True, False):
+        monkeypatch.setattr(base_model, "_has_bfloat16", lambda fast=fast: fast)
+        chosen = [
+            choose_precision("auto", size) for size in (LARGE_PARAMETERS - 1, LARGE_PARAMETERS)
+        ]
+        assert chosen == [torch.float32, torch.bfloat16 if fast else torch.float32]
+        assert choose_precision("bfloat16", 1) is torch.bfloat16
+        assert choose_precision("float32", LARGE_PARAMETERS) is torch.float32
+    assert load_base_model(base).precision == "float32"

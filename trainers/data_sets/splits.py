@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from infra.prompting.template import PromptFormat, compact_json, content_text
 from infra.tasks.signature import items, role_of
-from trainers.datasets.labels import Example
+from trainers.data_sets.labels import Example
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainers.recorded import START, call, home, ticket
-from trainers.datasets.labels import Example
-from trainers.datasets.splits import SPLITS, prompt_format, split_by_session
+from trainers.data_sets.labels import Example
+from trainers.data_sets.splits import SPLITS, prompt_format, split_by_session
 
 
 def example(number, session, minute=0, request=None):

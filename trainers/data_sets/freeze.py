@@ -22,9 +22,9 @@ from infra.database.writes import insert_if_absent
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
 from infra.tasks.signature import signature
-from trainers.datasets.labels import Example, Label, agreement, label_of, prompt_key
-from trainers.datasets.splits import SPLITS, prompt_format, split_by_session
-from trainers.datasets.versions import DatasetVersion, content_digest, write_version
+from trainers.data_sets.labels import Example, Label, agreement, label_of, prompt_key
+from trainers.data_sets.splits import SPLITS, prompt_format, split_by_session
+from trainers.data_sets.versions import DatasetVersion, content_digest, write_version
 from trainers.discover import assignments
 from trainers.ingest.duplicates import exchange, group, weights
 from trainers.ingest.reading import call_files, feedback_files, read_calls, read_feedback

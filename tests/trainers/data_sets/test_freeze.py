@@ -10,8 +10,8 @@ from infra.database.events import list_events
 from infra.database.tables import dataset_versions
 from infra.settings.model import Training
 from tests.trainers.recorded import SETTINGS, START, home, opened, put_log
-from trainers.datasets.freeze import EmptyDataset, freeze
-from trainers.datasets.versions import DatasetCorrupt, find_dataset, read_split
+from trainers.data_sets.freeze import EmptyDataset, freeze
+from trainers.data_sets.versions import DatasetCorrupt, find_dataset, read_split
 from trainers.discover.discover import discover
 from trainers.ingest.ingest import ingest
 from trainers.plan import plan

@@ -4,7 +4,7 @@ import pytest
 
 from infra.calls.record import AnsweredBy, CallRecord, FeedbackRecord, OtherAnswer
 from tests.trainers.recorded import START, call, home, ticket, tool_answer
-from trainers.datasets.labels import Example, Label, agreement, answer_key, label_of, prompt_key
+from trainers.data_sets.labels import Example, Label, agreement, answer_key, label_of, prompt_key
 
 SMALL = AnsweredBy(model="small", adapter="task@0123456789abcdef")
 RIGHT = {"role": "assistant", "content": "right"}

@@ -10,8 +10,8 @@ from datetime import UTC
 from typing import Any
 
 from infra.objects.store import ObjectExists, ObjectMissing, ObjectStore
-from trainers.datasets.labels import Example
-from trainers.datasets.splits import SPLITS, SplitName
+from trainers.data_sets.labels import Example
+from trainers.data_sets.splits import SPLITS, SplitName
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
