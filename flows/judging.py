@@ -26,8 +26,6 @@ from infra.prompting.template import FULL, PromptFormat
 from serving.small_model import SmallAnswer, SmallModel
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
-JUDGE_PREFIX = "judge."
-"""The engine holds an adapter under judgement by a name that the gateway does not look after."""
 Say = Callable[[str], None]
 
 
@@ -92,9 +90,9 @@ async def _judge(
     validation = read_split(context.store, dataset, "validation")[: gate.max_test_rows]
     test = read_split(context.store, dataset, "test")[: gate.max_test_rows]
     async with context.engine() as engine:
-        await _unload_leftovers(engine)
-        name = JUDGE_PREFIX + manifest.name
-        await engine.ensure_loaded(name, folder)
+        name = manifest.name
+        # Gateways leave an adapter alone that no route has named: it may be under judgement.
+        loaded_here = await engine.ensure_loaded(name, folder)
         try:
             await engine.probe(name)
             small = SmallModel(engine)
@@ -132,7 +130,8 @@ async def _judge(
                 context, manifest.base_digest, dataset, test[: gate.max_base_rows], base, say
             )
         finally:
-            await engine.ensure_unloaded(name)
+            if loaded_here:
+                await engine.ensure_unloaded(name)
     champion, incumbent = await _incumbent(context, manifest.task_id, manifest.name, test, say)
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
     shown_from = math.inf if threshold.value is None else threshold.value
@@ -230,13 +229,6 @@ async def _incumbent(
             progress=_progress(say, f"incumbent {champion}"),
         )
     return serve(rows, registered.threshold), champion
-
-
-async def _unload_leftovers(engine: Any) -> None:
-    """A judge that was killed left its adapter loaded; nobody else looks after that name."""
-    for name in await engine.loaded():
-        if name.startswith(JUDGE_PREFIX):
-            await engine.ensure_unloaded(name)
 
 
 def _progress(say: Say, what: str) -> Callable[[int, int], None]:

@@ -27,7 +27,7 @@ from trainers.run_folder import RunFolder, RunRequest
 from trainers.spec import LoraSpec, TrainSpec
 
 Say = Callable[[str], None]
-POLL_SECONDS = 5.0
+POLL_SECONDS = 10.0
 INGEST = "ingest"
 INGEST_WAIT_SECONDS = 600.0
 DRILL_STEPS = 40

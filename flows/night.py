@@ -154,23 +154,21 @@ def night(
                 release_task.submit(adapter, judgement, gate_override)  # type: ignore[call-overload]
                 for adapter, judgement in zip(trained, judged, strict=True)
             ]
-            outcomes = [future.result(raise_on_failure=False) for future in released]
+            outcomes = [_outcome(future) for future in released]
         finally:
             if executor is not None:
                 executor.close()
-        verdicts = [future.result(raise_on_failure=False) for future in judged]
-        reports = [future.result(raise_on_failure=False) for future in drifts]
-        _show_scores([verdict for verdict in verdicts if isinstance(verdict, Judgement)])
-        good = [outcome for outcome in outcomes if isinstance(outcome, Released)]
+        verdicts = [_outcome(future) for future in judged]
+        reports = [_outcome(future) for future in drifts]
+        _show_scores([verdict for verdict in verdicts if verdict is not None])
+        good = [outcome for outcome in outcomes if outcome is not None]
         if any(outcome.rollout for outcome in good):
             _start_tending(context.orchestrator())
         failed = [
-            f"{run.task_id}: {outcome}"
-            for run, outcome in zip(plan.runs, outcomes, strict=True)
-            if not isinstance(outcome, Released)
+            run.task_id for run, outcome in zip(plan.runs, outcomes, strict=True) if outcome is None
         ]
         if failed:
-            raise NightFailed("; ".join(failed))
+            raise NightFailed(f"not brought to an end: {', '.join(failed)}; see the task runs")
         return {
             "calls": ingested.calls,
             "tasks": [found.id for found in tasks],
@@ -182,6 +180,12 @@ def night(
 def _submit_training(run: PlannedRun, plan: Plan, executor: Any, drill: bool) -> Any:
     # Quoted: Prefect looks into arguments for futures, and an executor is not to be looked into.
     return train_task.submit(run, plan, quote(executor), drill)  # type: ignore[call-overload]
+
+
+def _outcome(future: Any) -> Any:
+    """What a task returned, or None when it failed or could not start because another did."""
+    future.wait()
+    return future.result() if future.state.is_completed() else None
 
 
 def _start_tending(orchestrator: Any) -> None:

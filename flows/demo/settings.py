@@ -50,6 +50,7 @@ def demo_variables(
         "training.last_layers": 12,
         "training.epochs": 2,
         "training.max_steps": 160,
+        "training.checkpoint_steps": 80,
         "gate.margin": 0.1,
         "gate.risk": 0.1,
         "gate.max_test_rows": 140,

@@ -15,34 +15,24 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock, RLock
 from typing import Any, TypeVar
 
-from infra.anonymize.credentials import is_secret_name
 from infra.anonymize.finding import Finding, Recognizer
 from infra.anonymize.json_text import looks_like_json, rewrite
+from infra.anonymize.placeholders import NOTHING, PLACEHOLDER, find_placeholders, map_strings
 from infra.anonymize.recognizers import find, structured
+from infra.anonymize.rewriting import MAX_JSON_NESTING, Rewriting
 from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
 from infra.settings.model import Anonymizer as AnonymizerSettings
 
 POLICY_VERSION = 1
 MAX_VALUES = 50_000
-MAX_DEPTH = 60
-MIN_CHARACTERS = 4
-MAX_JSON_NESTING = 4
 _CACHED_TEXTS = 1024
 _CACHED_TEXT_CHARACTERS = 8192
 
-_PLACEHOLDER = re.compile(r"<([A-Z][A-Z0-9_]{1,30})_([0-9]{1,9}|h[0-9a-f]{16})>")
-_REPLACED = re.compile(r"<[A-Z][A-Z0-9_]{1,30}(?:_[0-9]{1,9}|_h[0-9a-f]{16})?>")
-_BASE64 = re.compile(r"data:[\w.+/-]{0,100};base64,[A-Za-z0-9+/=_-]*+")
-_PHONE_NAME = re.compile(r"(?i).{0,30}(?:phone|mobile|telephone|cell|fax|msisdn).{0,30}")
-
-# What is the same in every session comes first, so that it gets the same numbers in each.
-_CONSTANT_FIRST = ("tools", "functions", "response_format", "messages")
 
 Log = TypeVar("Log", CallRecord, FeedbackRecord)
 
@@ -111,11 +101,11 @@ class Anonymizer:
     def _find(self, text: str) -> tuple[Finding, ...]:
         recognizers: tuple[Recognizer, ...] = self._recognizers
         if "<" in text:
-            recognizers = (_find_placeholders, *recognizers)
+            recognizers = (find_placeholders, *recognizers)
         return tuple(
             finding
             for finding in find(text, recognizers)
-            if finding.kind not in self._keep and finding.kind != _NO_KIND
+            if finding.kind not in self._keep and finding.kind != NOTHING
         )
 
 
@@ -186,10 +176,10 @@ class Scope:
             return value
 
         def plain(text: str) -> str:
-            return _PLACEHOLDER.sub(lambda match: values.get(match.group(), match.group()), text)
+            return PLACEHOLDER.sub(lambda match: values.get(match.group(), match.group()), text)
 
         def inside(text: str, nesting: int) -> str:
-            if _PLACEHOLDER.search(text) is None:
+            if PLACEHOLDER.search(text) is None:
                 return text
             if nesting and looks_like_json(text):
                 return rewrite(
@@ -197,17 +187,17 @@ class Scope:
                 )
             return plain(text)
 
-        return _map_strings(value, plain, lambda text: inside(text, MAX_JSON_NESTING))
+        return map_strings(value, plain, lambda text: inside(text, MAX_JSON_NESTING))
 
     def unresolved(self, value: Any) -> list[str]:
         """Placeholders in a value that this scope never gave out: a model made them up."""
         found: set[str] = set()
 
         def note(text: str) -> str:
-            found.update(match.group() for match in _PLACEHOLDER.finditer(text))
+            found.update(match.group() for match in PLACEHOLDER.finditer(text))
             return text
 
-        _map_strings(value, note, note)
+        map_strings(value, note, note)
         with self._lock:
             return sorted(found - self._values.keys())
 
@@ -216,7 +206,7 @@ class Scope:
             return value, Counter()
         with self._lock:
             self._reserve(value)
-            run = _Run(self._anonymizer, self._placeholder)
+            run = Rewriting(self._anonymizer.settings, self._anonymizer.find, self._placeholder)
             changed = run.value(value)
             self._counts.update(run.counts)
         return changed, run.counts
@@ -242,13 +232,13 @@ class Scope:
 
         def note(text: str) -> str:
             if "<" in text:
-                for match in _PLACEHOLDER.finditer(text):
+                for match in PLACEHOLDER.finditer(text):
                     if match.group(2).isdigit() and match.group() not in self._values:
                         kind = match.group(1)
                         self._last[kind] = max(self._last[kind], int(match.group(2)))
             return text
 
-        _map_strings(value, note, note)
+        map_strings(value, note, note)
 
     def _open_fields(self, record: CallRecord | FeedbackRecord) -> dict[str, Any]:
         """The fields that callers fill, among them those that this release does not know."""
@@ -274,110 +264,6 @@ class Scope:
         return f"{mark}-{self._anonymizer.keyed_hash(name)}"
 
 
-class _Run:
-    """One pass over one value: where to replace, and how often it was."""
-
-    def __init__(self, anonymizer: Anonymizer, placeholder: Callable[[str, str], str]) -> None:
-        self.counts: Counter[str] = Counter()
-        self._anonymizer = anonymizer
-        self._placeholder = placeholder
-
-    def value(self, value: Any, name: str = "", depth: int = 0) -> Any:
-        if isinstance(value, str):
-            return self._string(name, value)
-        if isinstance(value, bool) or value is None:
-            return value
-        if isinstance(value, int):
-            return self._number(name, value)
-        if depth >= MAX_DEPTH:
-            # Nobody nests this deep in earnest, and what is not looked at is not kept.
-            self.counts["TOO_DEEP"] += 1
-            return None
-        if isinstance(value, Mapping):
-            order = sorted(value, key=_rank) if depth == 0 else value
-            changed = {
-                key: (self._key(key), self.value(value[key], str(key), depth + 1)) for key in order
-            }
-            return dict(changed[key] for key in value)
-        if isinstance(value, list | tuple):
-            return [self.value(item, name, depth + 1) for item in value]
-        return value
-
-    def _key(self, key: Any) -> Any:
-        return self._prose(key) if isinstance(key, str) else key
-
-    def _string(self, name: str, text: str, nesting: int = MAX_JSON_NESTING) -> str:
-        if nesting and text.lstrip(" \t\r\n")[:1] in ("{", "[", '"') and looks_like_json(text):
-            return rewrite(
-                text,
-                self._prose,
-                lambda key, item: self._string(key or name, item, nesting - 1),
-                lambda key, number: self._number(key or name, number),
-            )
-        if text and is_secret_name(name) and _REPLACED.fullmatch(text) is None:
-            return self._replace("PASSWORD", text)
-        return self._prose(text)
-
-    def _prose(self, text: str) -> str:
-        if len(text) < MIN_CHARACTERS:
-            return text
-        limit = self._anonymizer.settings.max_text_characters
-        if len(text) > limit:
-            if _BASE64.fullmatch(text):
-                return text
-            # A cut through the middle of an address would leave half of it.
-            cut = max(text.rfind(" ", limit - 1000, limit), text.rfind("\n", limit - 1000, limit))
-            cut = cut if cut > 0 else limit - 1000
-            self.counts["TOO_LONG"] += 1
-            return f"{self._prose(text[:cut])} [{len(text) - cut} characters left out]"
-        if text.startswith("data:") and _BASE64.fullmatch(text):
-            return text
-        findings = self._anonymizer.find(text)
-        if not findings:
-            return text
-        parts, place = [], 0
-        for finding in findings:
-            parts += [
-                text[place : finding.start],
-                self._replace(finding.kind, text[finding.start : finding.end]),
-            ]
-            place = finding.end
-        return "".join([*parts, text[place:]])
-
-    def _number(self, name: str, number: int) -> Any:
-        """A card number stays one when it is written as a number; so does a phone number."""
-        if not 10**6 <= number < 10**19:
-            return number
-        text = str(number)
-        kinds = {
-            finding.kind
-            for finding in self._anonymizer.find(text)
-            if finding.end - finding.start == len(text)
-        }
-        if "CARD" in kinds:
-            return self._replace("CARD", text)
-        if "PHONE" in kinds and _PHONE_NAME.fullmatch(name):
-            return self._replace("PHONE", text)
-        return number
-
-    def _replace(self, kind: str, value: str) -> str:
-        if kind in self._anonymizer.settings.keep_kinds:
-            return value
-        self.counts[kind] += 1
-        return self._placeholder(kind, value)
-
-
-_NO_KIND = ""
-
-
-def _find_placeholders(text: str) -> list[Finding]:
-    return [Finding(_NO_KIND, *match.span()) for match in _PLACEHOLDER.finditer(text)]
-
-
-def _rank(key: Any) -> int:
-    return _CONSTANT_FIRST.index(key) if key in _CONSTANT_FIRST else len(_CONSTANT_FIRST)
-
-
 def _with(record: Any, changes: Mapping[str, Any]) -> Any:
     """A copy of a record (its fields are immutable) with other values."""
     return type(record).model_construct(
@@ -385,23 +271,6 @@ def _with(record: Any, changes: Mapping[str, Any]) -> Any:
         | (record.model_extra or {})
         | dict(changes)
     )
-
-
-def _map_strings(
-    value: Any, key: Callable[[str], str], string: Callable[[str], str], depth: int = 0
-) -> Any:
-    if isinstance(value, str):
-        return string(value)
-    if depth >= MAX_DEPTH:
-        return value
-    if isinstance(value, Mapping):
-        return {
-            key(name) if isinstance(name, str) else name: _map_strings(item, key, string, depth + 1)
-            for name, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_map_strings(item, key, string, depth + 1) for item in value]
-    return value
 
 
 __all__ = ["Anonymizer", "Finding", "Scope"]

@@ -15,21 +15,19 @@ import aiohttp
 from infra.artifacts.base import BaseShape
 from infra.artifacts.folder import verify_folder
 from infra.artifacts.manifest import ArtifactError
+from serving.engines.answers import read_chunk, read_completion, read_error
 from serving.engines.protocol import (
     STOPS,
     Completion,
     CompletionChunk,
     EngineError,
-    EngineOverloaded,
     EngineRefused,
     EngineTimeout,
     EngineUnavailable,
-    FinishReason,
     check_adapter_name,
 )
 
 MAX_ANSWER_BYTES = 16 << 20
-MAX_REASON_CHARACTERS = 500
 PROBE_PROMPT = "<|im_start|>user\nping<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -168,19 +166,7 @@ class EngineClient:
         limit = timeout_seconds or self._timeout_seconds
         request = await self._request(model, prompt, max_tokens, stop)
         body = await self._json("POST", "/v1/completions", request, timeout_seconds=limit)
-        try:
-            choice, usage = body["choices"][0], body["usage"]
-            return Completion(
-                text=str(choice["text"]),
-                token_logprobs=_logprobs(choice),
-                finish_reason=_finish_reason(choice) or "length",
-                prompt_tokens=int(usage["prompt_tokens"]),
-                completion_tokens=int(usage["completion_tokens"]),
-            )
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise EngineUnavailable(
-                f"{self.url} sent a completion that cannot be read: {type(error).__name__}"
-            ) from error
+        return read_completion(body)
 
     async def stream(
         self,
@@ -199,7 +185,7 @@ class EngineClient:
                 f"{self.url}/v1/completions", json=request, timeout=_total(limit)
             ) as response:
                 if response.status != 200:
-                    raise _error(response.status, await response.content.read(4096))
+                    raise read_error(response.status, await response.content.read(4096))
                 async for line in response.content:
                     if not line.startswith(b"data:"):
                         continue
@@ -207,7 +193,7 @@ class EngineClient:
                     if data == b"[DONE]":
                         finished = True
                         break
-                    chunk = _chunk(data)
+                    chunk = read_chunk(data)
                     if chunk is not None:
                         yield chunk
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
@@ -269,7 +255,7 @@ class EngineClient:
             ) as response:
                 raw = await _read(response)
                 if response.status >= 400:
-                    raise _error(response.status, raw, admin=admin)
+                    raise read_error(response.status, raw, admin=admin)
                 return raw
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise self._failure(error, limit) from error
@@ -307,51 +293,3 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
             raise EngineUnavailable(f"the engine's answer is longer than {MAX_ANSWER_BYTES} bytes")
         parts.append(part)
     return b"".join(parts)
-
-
-def _error(status: int, raw: bytes, *, admin: bool = False) -> EngineError:
-    reason = _reason(raw) or f"HTTP {status}"
-    if status in (429, 503):
-        return EngineOverloaded(reason, status=status)
-    # vLLM answers 500 to an adapter that it cannot load (rank above its maximum, wrong shapes).
-    if status < 500 or (admin and status == 500):
-        return EngineRefused(reason, status=status)
-    return EngineUnavailable(reason, status=status)
-
-
-def _reason(raw: bytes) -> str:
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        return raw.decode("utf-8", "replace").strip()[:MAX_REASON_CHARACTERS]
-    if isinstance(body, dict):
-        body = body.get("error", body)
-    if isinstance(body, dict):
-        body = body.get("message") or body.get("detail") or ""
-    return str(body)[:MAX_REASON_CHARACTERS]
-
-
-def _finish_reason(choice: Mapping[str, Any]) -> FinishReason | None:
-    reason = choice.get("finish_reason")
-    if reason is None:
-        return None
-    return "stop" if reason == "stop" else "length"
-
-
-def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...]:
-    values = (choice.get("logprobs") or {}).get("token_logprobs") or []
-    return tuple(float(value) for value in values if value is not None)
-
-
-def _chunk(data: bytes) -> CompletionChunk | None:
-    body = json.loads(data)
-    if "error" in body:
-        raise EngineUnavailable(_reason(data) or "the engine failed in the middle of an answer")
-    choices = body.get("choices") or []
-    if not choices:
-        return None
-    return CompletionChunk(
-        text=str(choices[0].get("text") or ""),
-        token_logprobs=_logprobs(choices[0]),
-        finish_reason=_finish_reason(choices[0]),
-    )

@@ -84,7 +84,8 @@ class Answering:
 
         Sets the call's task, assignment, and escalation.
         """
-        call.routed = self.router().route(call.chat.body, call.chat.tag, call.tenant)
+        look = not self._small.too_long(call.chat.size_bytes)
+        call.routed = self.router().route(call.chat.body, call.chat.tag, call.tenant, look=look)
         call.assignment = await self._assign(call)
         call.escalation = call.assignment.escalation
         adapter = call.assignment.answerer

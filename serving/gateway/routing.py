@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
-from infra.tasks.embedding import embed, nearest, prompt_text
+from infra.tasks.embedding import Vector, embed, nearest, prompt_text
 from infra.tasks.signature import signature
 from serving.gateway.routes import Snapshot, TaskRoute, frame_of
 
@@ -60,13 +61,20 @@ class Router:
         """The task that a model name of ours stands for: ``<task>`` or ``nightschool/<task>``."""
         return self._by_id.get(model.removeprefix(MODEL_PREFIX))
 
-    def route(self, request: Mapping[str, Any], tag: str | None, tenant: str) -> Routed | None:
-        """The call's task, or None. ``request`` may be as sent or anonymized: the parts that are
-        looked at are masked alike."""
+    def route(
+        self, request: Mapping[str, Any], tag: str | None, tenant: str, *, look: bool = True
+    ) -> Routed | None:
+        """The call's task, or None.
+
+        Args:
+            request: as sent or anonymized: the parts that are looked at are masked alike.
+            look: False for a request too long to look into (that takes seconds of everybody's
+                time, and no small model could answer it): then only its tag counts.
+        """
         task, how = self._explicit(request, tag)
         if tag is not None and task is None:
             return None  # a tag of its own: discovery will make a task of it
-        if not self._by_id or (task is not None and not task.adapters()):
+        if not self._by_id or not look or (task is not None and not task.adapters()):
             return _for(Routed(task, how, False), tenant) if task is not None else None
         found = signature(request)
         frame = frame_of(found.tools, found.response_kind, found.response_name)
@@ -94,8 +102,13 @@ def _nearest(request: Mapping[str, Any], tasks: list[TaskRoute]) -> TaskRoute | 
         # A task known by its structure alone claims all of that structure.
         return tasks[0] if len(tasks) == 1 else None
     dimensions = len(with_centroid[0].centroid)
-    vector = embed([prompt_text(request)], dimensions)[0]
-    return nearest(vector, with_centroid)
+    return nearest(_embedded(prompt_text(request), dimensions), with_centroid)
+
+
+@lru_cache(maxsize=2048)
+def _embedded(text: str, dimensions: int) -> Vector:
+    # The steps of an agent's loop all have the same user message.
+    return embed([text], dimensions)[0]
 
 
 def _for(routed: Routed, tenant: str) -> Routed | None:

@@ -8,11 +8,12 @@ into the same files, and so that what a dead one left behind is found and shippe
                     /open-<n>.log    framed lines, appended
                     /ready-<n>-<hour>.jsonl.zst    the very bytes of the object to create
 
-A line is ``<crc32> <kind> <json>``. A call whose second opinion (shadow, audit) is still being
-gathered is written at once as *provisional* and again as *final*; sealing keeps the final one, or
-carries the provisional one over into the next file while its final one may still come. After a crash
-a provisional record counts as final. ``kill -9`` at any point loses nothing that was appended, and
-nothing is shipped twice: an object's bytes are fixed on disk before the first attempt to create it.
+A line is ``<crc32> <kind> <hour> <id> <json>``, so that sealing moves bytes and parses nothing. A
+call whose second opinion (shadow, audit) is still being gathered is written at once as *provisional*
+and again as *final*; sealing keeps the final one, or carries the provisional one over into the next
+file while its final one may still come. After a crash a provisional record counts as final.
+``kill -9`` at any point loses nothing that was appended, and nothing is shipped twice: an object's
+bytes are fixed on disk before the first attempt to create it.
 """
 
 from __future__ import annotations
@@ -27,18 +28,33 @@ import zlib
 from collections.abc import Iterator, Set
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 
-from infra.calls.codec import encode_line, encode_lines, log_key, parse_line
-from infra.calls.record import CallRecord, LogRecord, utc_now
+import zstandard
+
+from infra.calls.codec import COMPRESSION_LEVEL, encode_line, log_key
+from infra.calls.record import LogRecord
 
 logger = logging.getLogger(__name__)
 
 FINAL, PROVISIONAL = b"F", b"P"
+_HOUR = "%Y%m%dT%H"
 FSYNC_SECONDS = 0.2
 
 
 class SpoolError(Exception):
     """The record could not be written: disk full or gone. The message says which."""
+
+
+class Entry(NamedTuple):
+    """One line of an open file."""
+
+    kind: bytes
+    hour: bytes
+    id: str
+    line: bytes
+    """The record as JSON, with its newline."""
 
 
 class Spool:
@@ -86,12 +102,13 @@ class Spool:
 
         Raises SpoolError when the disk will not take it; the spool stays usable.
         """
-        line = _frame(encode_line(record), PROVISIONAL if provisional else FINAL)
+        entry = _entry(record, PROVISIONAL if provisional else FINAL)
+        name, line = entry.id, _frame(entry)
         with self._lock:
             if provisional:
-                self._pending.add(record.id)
+                self._pending.add(name)
             else:
-                self._pending.discard(record.id)
+                self._pending.discard(name)
             try:
                 self._write(line)
                 self._sync(force=False)
@@ -131,15 +148,15 @@ class Spool:
         old_file, old_number = self._file, self._number
         assert old_file is not None
         os.fsync(old_file)
-        records, carried = _settled(
+        settled, carried = _settled(
             _read(self.folder / _open_name(old_number)), set() if last else self._pending
         )
         # The carried records are safe in the next file before the old one is given up.
         self._file = None
         if carried:
             try:
-                for record in carried:
-                    self._write(_frame(encode_line(record), PROVISIONAL))
+                for entry in carried:
+                    self._write(_frame(entry))
                 assert self._file is not None
                 os.fsync(self._file)
             except OSError:
@@ -151,8 +168,8 @@ class Spool:
         else:
             self._number, self._size, self._count = -1, 0, 0
         os.close(old_file)
-        self._stuck = old_number, frozenset(record.id for record in carried)
-        path = _make_ready(self.folder, old_number, records)
+        self._stuck = old_number, frozenset(entry.id for entry in carried)
+        path = _make_ready(self.folder, old_number, settled)
         self._stuck = None
         return path
 
@@ -160,8 +177,8 @@ class Spool:
         if self._stuck is not None:
             number, carried = self._stuck
             if (self.folder / _open_name(number)).exists():
-                records, _ = _settled(_read(self.folder / _open_name(number)), carried)
-                _make_ready(self.folder, number, records)
+                settled, _ = _settled(_read(self.folder / _open_name(number)), carried)
+                _make_ready(self.folder, number, settled)
             self._stuck = None
 
     def _write(self, line: bytes) -> None:
@@ -204,7 +221,7 @@ def ready_files(folder: Path) -> list[Path]:
 def object_key(path: Path) -> str:
     """The key of a ready file: fixed by its name and its writer's."""
     _, number, hour = path.name.removesuffix(".jsonl.zst").split("-")
-    moment = datetime.strptime(hour, "%Y%m%dT%H").replace(tzinfo=UTC)
+    moment = datetime.strptime(hour, _HOUR).replace(tzinfo=UTC)
     return log_key(moment, path.parent.name, int(number))
 
 
@@ -271,7 +288,7 @@ def _recover(folder: Path) -> None:
     for part in folder.glob("*.part"):
         part.unlink()
     done = {int(path.name.split("-")[1]) for path in ready_files(folder)}
-    left: list[tuple[int, list[tuple[bytes, LogRecord]]]] = []
+    left: list[tuple[int, list[Entry]]] = []
     for path in sorted(folder.glob("open-*.log")):
         number = int(path.name.removeprefix("open-").removesuffix(".log"))
         if number in done:
@@ -281,37 +298,39 @@ def _recover(folder: Path) -> None:
         left.append((number, list(_read(path))))
     # A record carried over but not yet given up is in two files: the later one has the last word.
     latest: dict[str, tuple[int, bytes]] = {}
-    for number, lines in left:
-        for kind, record in lines:
-            if kind == FINAL or latest.get(record.id, (0, PROVISIONAL))[1] == PROVISIONAL:
-                latest[record.id] = (number, kind)
-    for number, lines in left:
-        records = [record for kind, record in lines if latest[record.id] == (number, kind)]
-        _make_ready(folder, number, list({record.id: record for record in records}.values()))
+    for number, entries in left:
+        for entry in entries:
+            if _overrides(entry.kind, latest.get(entry.id, (0, PROVISIONAL))[1]):
+                latest[entry.id] = (number, entry.kind)
+    for number, entries in left:
+        mine = {entry.id: entry for entry in entries if latest[entry.id] == (number, entry.kind)}
+        _make_ready(folder, number, list(mine.values()))
 
 
-def _settled(
-    lines: Iterator[tuple[bytes, LogRecord]], pending: Set[str]
-) -> tuple[list[LogRecord], list[LogRecord]]:
-    """Records to ship now, in the order of their first line, and those still waited for."""
-    last: dict[str, tuple[bytes, LogRecord]] = {}
-    for kind, record in lines:
-        if kind == FINAL or last.get(record.id, (PROVISIONAL, record))[0] == PROVISIONAL:
-            last[record.id] = (kind, record)
-    ship = [r for kind, r in last.values() if kind == FINAL or r.id not in pending]
-    carry = [r for kind, r in last.values() if kind == PROVISIONAL and r.id in pending]
+def _settled(entries: Iterator[Entry], pending: Set[str]) -> tuple[list[Entry], list[Entry]]:
+    """Entries to ship now, in the order of their first line, and those still waited for."""
+    last: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.id not in last or _overrides(entry.kind, last[entry.id].kind):
+            last[entry.id] = entry
+    ship = [e for e in last.values() if e.kind == FINAL or e.id not in pending]
+    carry = [e for e in last.values() if e.kind == PROVISIONAL and e.id in pending]
     return ship, carry
 
 
-def _make_ready(folder: Path, number: int, records: list[LogRecord]) -> Path | None:
+def _overrides(kind: bytes, before: bytes) -> bool:
+    return kind == FINAL or before == PROVISIONAL
+
+
+def _make_ready(folder: Path, number: int, entries: list[Entry]) -> Path | None:
     """Fix the object's bytes on disk, then give up the open file."""
     path = None
-    if records:
-        hour = _hour(records[0])
-        path = folder / _ready_name(number, hour)
+    if entries:
+        path = folder / _ready_name(number, entries[0].hour.decode())
         part = path.with_suffix(".part")
+        compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True)
         with part.open("wb") as file:
-            file.write(encode_lines(records))
+            file.write(compressor.compress(b"".join(entry.line for entry in entries)))
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -320,9 +339,9 @@ def _make_ready(folder: Path, number: int, records: list[LogRecord]) -> Path | N
     return path
 
 
-def _hour(record: LogRecord) -> str:
-    moment = record.time if isinstance(record, CallRecord) else utc_now()
-    return moment.astimezone(UTC).strftime("%Y%m%dT%H")
+def _entry(record: LogRecord, kind: bytes) -> Entry:
+    hour = record.time.astimezone(UTC).strftime(_HOUR).encode()
+    return Entry(kind, hour, quote(record.id), encode_line(record))
 
 
 def _next_number(folder: Path) -> int:
@@ -358,12 +377,12 @@ def _ready_name(number: int, hour: str) -> str:
     return f"ready-{number:010d}-{hour}.jsonl.zst"
 
 
-def _frame(line: bytes, kind: bytes) -> bytes:
-    body = kind + b" " + line
+def _frame(entry: Entry) -> bytes:
+    body = b" ".join((entry.kind, entry.hour, entry.id.encode(), entry.line))
     return b"%08x " % zlib.crc32(body) + body
 
 
-def _read(path: Path) -> Iterator[tuple[bytes, LogRecord]]:
+def _read(path: Path) -> Iterator[Entry]:
     """The whole lines of an open file. What was torn by a crash was never acknowledged."""
     damaged = 0
     with path.open("rb") as file:
@@ -372,9 +391,7 @@ def _read(path: Path) -> Iterator[tuple[bytes, LogRecord]]:
             if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
                 damaged += line.strip() != b""
                 continue
-            try:
-                yield body[:1], parse_line(body[2:])
-            except ValueError:
-                damaged += 1
+            kind, hour, name, content = body.split(b" ", 3)
+            yield Entry(kind, hour, name.decode(), content)
     if damaged:
         logger.warning("%s has %d half-written lines, left out", path.name, damaged)

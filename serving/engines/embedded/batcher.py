@@ -28,6 +28,10 @@ class BatcherClosed(Exception):
     """The engine is shutting down, or its thread has died."""
 
 
+class GenerationFailed(Exception):
+    """The model could not answer this request."""
+
+
 @dataclass
 class Job:
     """One request on its way through the batcher.
@@ -168,7 +172,7 @@ class Batcher:
                     self._pass()
                 except Exception as error:
                     log.exception("a pass of the model failed")
-                    self._fail(error)
+                    self._fail(GenerationFailed(f"the model failed: {type(error).__name__}"))
         finally:
             with self._wake:
                 self._closing = True
@@ -236,7 +240,7 @@ class Batcher:
     def _finish(self, rows: Sequence[Row]) -> None:
         for row in rows:
             job = self._jobs.pop(id(row))
-            error = RuntimeError(row.error) if row.error else None
+            error = GenerationFailed(row.error) if row.error else None
             job.report(len(row.tokens), True, error)
 
     def _fail(self, error: Exception, *, also_waiting: bool = False) -> None:

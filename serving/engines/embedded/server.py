@@ -15,13 +15,13 @@ from typing import Any
 from aiohttp import web
 
 from infra.artifacts.base import BaseShape
-from infra.calls.record import new_id
 from serving.engines.embedded import dialect
 from serving.engines.embedded.adapter_weights import read_adapter
 from serving.engines.embedded.adapters import AdapterProblem, Adapters
 from serving.engines.embedded.base_model import BaseModel
-from serving.engines.embedded.batcher import Batcher, BatcherClosed, Job, QueueFull
+from serving.engines.embedded.batcher import Batcher, BatcherClosed, GenerationFailed, QueueFull
 from serving.engines.embedded.decoding import Row, RunningBatch
+from serving.engines.embedded.generation import Generation
 from serving.engines.embedded.metrics import Metrics
 from serving.engines.embedded.mixed_lora import BASE_SLOT, AdapterBank
 
@@ -42,16 +42,6 @@ class Limits:
     max_answer_tokens: int = 1024
     threads: int = 1
     drain_seconds: float = 30
-
-
-@dataclass
-class Generation:
-    """One request in the event loop: the row, and the news of it."""
-
-    row: Row
-    name: str | None
-    news: asyncio.Queue[tuple[int, bool, Exception | None]]
-    job: Job | None = None
 
 
 class EmbeddedServer:
@@ -191,21 +181,15 @@ class EmbeddedServer:
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         asked = dialect.parse_request(await _json(request))
-        prompt = await self._encode(asked)
-        generation = self._submit(asked, prompt)
+        generation = self._submit(asked, await self._encode(asked))
         try:
             if asked.stream:
-                return await self._stream(request, asked, generation)
-            while True:
-                count, done, error = await generation.news.get()
-                if done:
-                    break
+                return await _stream(request, generation)
+            return web.json_response(await generation.answer())
+        except GenerationFailed as error:
+            return _refusal(500, str(error))
         finally:
-            if generation.job is not None:
-                generation.job.cancelled = True
-        if error is not None:
-            return _error_response(error)
-        return web.json_response(self._body(asked, generation.row, count))
+            generation.job.cancelled = True
 
     async def _encode(self, asked: dialect.CompletionRequest) -> list[int]:
         limit = self._limits.max_prompt_tokens
@@ -232,107 +216,40 @@ class EmbeddedServer:
 
     def _submit(self, asked: dialect.CompletionRequest, prompt: list[int]) -> Generation:
         name = None if asked.model == self._name else asked.model
-        special = self._base.special_tokens
         try:
             slot = BASE_SLOT if name is None else self._adapters.acquire(name)
         except KeyError:
             raise AdapterProblem(404, f"no model named {asked.model[:200]!r} is loaded") from None
-        row = Row(
-            prompt=prompt,
-            slot=slot,
-            max_tokens=asked.max_tokens,
-            stop_tokens=self._base.end_tokens
-            | {special[text] for text in asked.stop if text in special},
-            stop_texts=tuple(text for text in asked.stop if text not in special),
-        )
-        generation = Generation(row, name, asyncio.Queue())
-        loop = asyncio.get_running_loop()
-
-        def report(count: int, done: bool, error: Exception | None) -> None:
-            loop.call_soon_threadsafe(self._told, generation, (count, done, error))
-
-        generation.job = Job(row, report, every_token=asked.stream)
+        # Released when the row is out of the batch, not when the handler ends: a caller that left
+        # early leaves its row running for a moment.
+        release = partial(self._adapters.release, name) if name is not None else None
+        generation = Generation(asked, prompt, slot, self._base, release)
         try:
             self._batcher.submit(generation.job)
         except (QueueFull, BatcherClosed):
-            if name is not None:
-                self._adapters.release(name)
+            if release is not None:
+                release()
             raise
         return generation
 
-    def _told(self, generation: Generation, news: tuple[int, bool, Exception | None]) -> None:
-        # Here, not in the handler: a caller that left early leaves its row running for a moment.
-        if news[1] and generation.name is not None:
-            self._adapters.release(generation.name)
-        generation.news.put_nowait(news)
 
-    def _text(self, asked: dialect.CompletionRequest, row: Row, count: int, done: bool) -> str:
-        """What may be shown of the first ``count`` tokens."""
-        tokens = row.tokens[:count]
-        if tokens and tokens[-1] in row.stop_tokens:
-            tokens = tokens[:-1]
-        text = self._base.decode(tokens, skip_special_tokens=asked.skip_special_tokens)
-        text = dialect.cut(text, row.stop_texts)
-        return text if done else dialect.settled(text, row.stop_texts)
-
-    def _body(self, asked: dialect.CompletionRequest, row: Row, count: int) -> dict[str, Any]:
-        return dialect.completion(
-            f"cmpl-{new_id()}",
-            int(time.time()),
-            asked.model,
-            [
-                dialect.choice(
-                    self._text(asked, row, count, True),
-                    row.finish_reason,
-                    *self._logprobs(asked, row, 0, count),
-                )
-            ],
-            dialect.usage(len(row.prompt), count),
-        )
-
-    def _logprobs(
-        self, asked: dialect.CompletionRequest, row: Row, start: int, end: int
-    ) -> tuple[list[str], list[float] | None]:
-        if asked.logprobs is None:
-            return [], None
-        tokens = [self._base.decode([token]) for token in row.tokens[start:end]]
-        return tokens, row.logprobs[start:end]
-
-    async def _stream(
-        self, request: web.Request, asked: dialect.CompletionRequest, generation: Generation
-    ) -> web.StreamResponse:
-        # The first token decides between an error status and a stream.
-        count, done, error = await generation.news.get()
-        if error is not None:
-            return _error_response(error)
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-        )
-        await response.prepare(request)
-        identifier, created, row = f"cmpl-{new_id()}", int(time.time()), generation.row
-        chunk = partial(dialect.completion, identifier, created, asked.model)
-        shown, sent = "", 0
-        while True:
-            text = self._text(asked, row, count, done)
-            choice = dialect.choice(
-                text[len(shown) :],
-                row.finish_reason if done else None,
-                *self._logprobs(asked, row, sent, count),
-            )
-            await _send(response, chunk([choice], None))
-            shown, sent = text, count
-            if done:
-                break
-            count, done, error = await generation.news.get()
-            if error is not None:
-                await _send(response, dialect.error(500, str(error)))
-                await response.write_eof()
-                return response
-        if asked.stream_options is not None and asked.stream_options.include_usage:
-            await _send(response, chunk([], dialect.usage(len(row.prompt), count)))
+async def _stream(request: web.Request, generation: Generation) -> web.StreamResponse:
+    chunks = generation.chunks()
+    # The first token decides between an error status and a stream.
+    first = await anext(chunks)
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+    )
+    await response.prepare(request)
+    await _send(response, first)
+    try:
+        async for chunk in chunks:
+            await _send(response, chunk)
         await response.write(b"data: [DONE]\n\n")
-        await response.write_eof()
-        return response
+    except (GenerationFailed, BatcherClosed) as error:
+        await _send(response, dialect.error(500, str(error)))
+    await response.write_eof()
+    return response
 
 
 async def _json(request: web.Request) -> dict[str, Any]:
@@ -354,10 +271,6 @@ def _text(body: dict[str, Any], field: str) -> str:
 
 async def _send(response: web.StreamResponse, body: dict[str, Any]) -> None:
     await response.write(b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n")
-
-
-def _error_response(error: Exception) -> web.Response:
-    return _refusal(503 if isinstance(error, BatcherClosed) else 500, str(error))
 
 
 def _refusal(status: int, message: str) -> web.Response:

@@ -13,10 +13,12 @@ from sqlalchemy import insert
 from infra.database.open import Database
 from infra.database.tables import api_keys
 from infra.objects.store import ObjectStore
+from infra.tasks.signature import Signature, signature
+from serving.gateway import routing
 from serving.gateway.keys import hash_key
 from tests.serving.gateway.conftest import Start
 from tests.serving.gateway.upstreams import TeacherServer
-from tests.serving.gateway.world import chat, logged, read_log, until
+from tests.serving.gateway.world import add_task, chat, logged, read_log, until
 
 RUBBISH = {
     "empty": b"",
@@ -94,6 +96,26 @@ async def test_a_prompt_of_10_mb_within_the_limit_is_answered_and_logged(
         assert (await running.ask(chat("short")))[0] == 200
         record = await logged(store, headers["x-nightschool-call-id"])
     assert "ann@example.com" not in record.model_dump_json()
+
+
+async def test_a_giant_system_prompt_does_not_hold_up_the_others(
+    start: Start, teacher: TeacherServer, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_task(database)
+    looked: list[int] = []
+
+    def watch(request: dict) -> Signature:
+        looked.append(len(str(request)))
+        return signature(request)
+
+    monkeypatch.setattr(routing, "signature", watch)
+    teacher.say = lambda _: {"role": "assistant", "content": "ok"}
+    giant = chat("x")
+    giant["messages"][0]["content"] = "w1 " * 2_000_000
+    async with start() as running:
+        await until(lambda: running.gateway.table.current.tasks)
+        assert (await running.ask(giant))[0] == 200
+        assert looked == []  # that alone would take seconds of the event loop
 
 
 async def test_callers_need_a_key_where_keys_are_required(

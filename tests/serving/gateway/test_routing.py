@@ -110,6 +110,13 @@ def test_a_tagged_call_says_how_much_of_the_structure_it_shares() -> None:
     assert shares == [(True, True), (False, True), (False, False)]
 
 
+def test_a_request_too_long_to_look_into_has_only_its_tag() -> None:
+    router = Router(Snapshot((task("light", LIGHT),)))
+    assert router.route(chat(LIGHT), None, "t", look=False) is None
+    found = router.route(chat(LIGHT), "light", "t", look=False)
+    assert found is not None and (found.task.id, found.same_signature) == ("light", False)
+
+
 def test_one_tenants_task_is_not_anothers() -> None:
     tasks = [task("light", LIGHT, tenant="acme")]
     assert routed(tasks, LIGHT, tenant="acme") is not None

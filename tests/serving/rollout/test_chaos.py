@@ -45,13 +45,15 @@ deaths = st.sampled_from([None, None, None]) | st.integers(0, 40)
 
 class Chaos(RuleBasedStateMachine):
     template: ClassVar[Path | None] = None
+    template_folder: ClassVar[tempfile.TemporaryDirectory[str]]
 
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
         path = self.folder / "registry.db"
         if Chaos.template is None:
-            Chaos.template = Path(tempfile.mkdtemp(prefix="chaos-template-")) / "registry.db"
+            Chaos.template_folder = tempfile.TemporaryDirectory(prefix="chaos-template-")
+            Chaos.template = Path(Chaos.template_folder.name) / "registry.db"
             fresh = Database(f"sqlite:///{Chaos.template}")
             fresh.upgrade()
             add_task(fresh, "mail")

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.engines.embedded.base_model import load_base_model
-from serving.engines.embedded.batcher import Batcher, BatcherClosed, Job, QueueFull, Step, choose
+from serving.engines.embedded.batcher import (
+    Batcher,
+    BatcherClosed,
+    GenerationFailed,
+    Job,
+    QueueFull,
+    Step,
+    choose,
+)
 from serving.engines.embedded.decoding import Row, RunningBatch
 from serving.engines.embedded.mixed_lora import BASE_SLOT, AdapterBank
 
@@ -127,7 +135,7 @@ def test_a_failing_pass_fails_its_rows_and_the_engine_goes_on(
         harness.batcher.submit(job)
         _, done, error = news.get(timeout=WAIT_SECONDS)
         assert done
-        assert isinstance(error, TypeError)
+        assert isinstance(error, GenerationFailed)
     job, news = harness.job()
     harness.batcher.submit(job)
     assert news.get(timeout=WAIT_SECONDS) == (4, True, None)

@@ -228,6 +228,7 @@ async def test_damaged_folders_are_refused_with_the_reason(
     assert (await complete(url))[0] == 200
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 async def test_adapters_that_do_not_fit_are_refused(url: str, base: Path, tmp_path: Path) -> None:
     from tests.tiny_model import make_tiny_model
 
@@ -279,7 +280,7 @@ async def test_overload_is_429_and_passes(url: str) -> None:
 
 
 async def test_callers_that_leave_free_their_place(url: str) -> None:
-    """Abandoned long answers would keep the batch full for longer than this test waits."""
+    before = (await counted(url))["decoded"]
     for _ in range(3):
         asks = [asyncio.create_task(complete(url, max_tokens=900)) for _ in range(4)]
         await asyncio.sleep(0.05)
@@ -287,6 +288,8 @@ async def test_callers_that_leave_free_their_place(url: str) -> None:
             ask.cancel()
         await asyncio.gather(*asks, return_exceptions=True)
     await until(lambda: answers(url))
+    # Four rows that nobody stopped would have gone on to their limit before this one's turn.
+    assert (await counted(url))["decoded"] - before < 4 * 899
 
 
 async def test_metrics_and_health(url: str) -> None:

@@ -1,0 +1,130 @@
+"""Walk over a JSON value and replace what is personal, in every string, key and JSON in a string."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from infra.anonymize.credentials import is_secret_name
+from infra.anonymize.finding import Finding
+from infra.anonymize.json_text import looks_like_json, rewrite
+from infra.anonymize.placeholders import MAX_DEPTH, REPLACED
+from infra.settings.model import Anonymizer as AnonymizerSettings
+
+MIN_CHARACTERS = 4
+MAX_JSON_NESTING = 4
+
+_BASE64 = re.compile(r"data:[\w.+/-]{0,100};base64,[A-Za-z0-9+/=_-]*+")
+_PHONE_NAME = re.compile(r"(?i).{0,30}(?:phone|mobile|telephone|cell|fax|msisdn).{0,30}")
+
+# What is the same in every session comes first, so that it gets the same numbers in each.
+_CONSTANT_FIRST = ("tools", "functions", "response_format", "messages")
+
+
+class Rewriting:
+    """One pass over one value: where to replace, and how often it was.
+
+    Args:
+        settings: how long a text may be, and which kinds stay.
+        find: personal data in a text.
+        placeholder: kind and value to what stands in its place.
+    """
+
+    def __init__(
+        self,
+        settings: AnonymizerSettings,
+        find: Callable[[str], list[Finding]],
+        placeholder: Callable[[str, str], str],
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._settings = settings
+        self._find = find
+        self._placeholder = placeholder
+
+    def value(self, value: Any, name: str = "", depth: int = 0) -> Any:
+        if isinstance(value, str):
+            return self._string(name, value)
+        if isinstance(value, bool) or value is None:
+            return value
+        if isinstance(value, int):
+            return self._number(name, value)
+        if depth >= MAX_DEPTH:
+            # Nobody nests this deep in earnest, and what is not looked at is not kept.
+            self.counts["TOO_DEEP"] += 1
+            return None
+        if isinstance(value, Mapping):
+            order = sorted(value, key=_rank) if depth == 0 else value
+            changed = {
+                key: (self._key(key), self.value(value[key], str(key), depth + 1)) for key in order
+            }
+            return dict(changed[key] for key in value)
+        if isinstance(value, list | tuple):
+            return [self.value(item, name, depth + 1) for item in value]
+        return value
+
+    def _key(self, key: Any) -> Any:
+        return self._prose(key) if isinstance(key, str) else key
+
+    def _string(self, name: str, text: str, nesting: int = MAX_JSON_NESTING) -> str:
+        if nesting and text.lstrip(" \t\r\n")[:1] in ("{", "[", '"') and looks_like_json(text):
+            return rewrite(
+                text,
+                self._prose,
+                lambda key, item: self._string(key or name, item, nesting - 1),
+                lambda key, number: self._number(key or name, number),
+            )
+        if text and is_secret_name(name) and REPLACED.fullmatch(text) is None:
+            return self._replace("PASSWORD", text)
+        return self._prose(text)
+
+    def _prose(self, text: str) -> str:
+        if len(text) < MIN_CHARACTERS:
+            return text
+        limit = self._settings.max_text_characters
+        if len(text) > limit:
+            if _BASE64.fullmatch(text):
+                return text
+            # A cut through the middle of an address would leave half of it.
+            cut = max(text.rfind(" ", limit - 1000, limit), text.rfind("\n", limit - 1000, limit))
+            cut = cut if cut > 0 else limit - 1000
+            self.counts["TOO_LONG"] += 1
+            return f"{self._prose(text[:cut])} [{len(text) - cut} characters left out]"
+        if text.startswith("data:") and _BASE64.fullmatch(text):
+            return text
+        findings = self._find(text)
+        if not findings:
+            return text
+        parts, place = [], 0
+        for finding in findings:
+            parts += [
+                text[place : finding.start],
+                self._replace(finding.kind, text[finding.start : finding.end]),
+            ]
+            place = finding.end
+        return "".join([*parts, text[place:]])
+
+    def _number(self, name: str, number: int) -> Any:
+        """A card number stays one when it is written as a number; so does a phone number."""
+        if not 10**6 <= number < 10**19:
+            return number
+        text = str(number)
+        kinds = {
+            finding.kind for finding in self._find(text) if finding.end - finding.start == len(text)
+        }
+        if "CARD" in kinds:
+            return self._replace("CARD", text)
+        if "PHONE" in kinds and _PHONE_NAME.fullmatch(name):
+            return self._replace("PHONE", text)
+        return number
+
+    def _replace(self, kind: str, value: str) -> str:
+        if kind in self._settings.keep_kinds:
+            return value
+        self.counts[kind] += 1
+        return self._placeholder(kind, value)
+
+
+def _rank(key: Any) -> int:
+    return _CONSTANT_FIRST.index(key) if key in _CONSTANT_FIRST else len(_CONSTANT_FIRST)
