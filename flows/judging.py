@@ -232,10 +232,10 @@ async def _incumbent(
 
 
 def _progress(say: Say, what: str) -> Callable[[int, int], None]:
-    """Say how far a replay is, about every tenth of it."""
+    """Say how far a replay is, about every quarter of it."""
 
     def report(done: int, total: int) -> None:
-        if done == total or done % max(1, total // 10) == 0:
+        if done == total or done % max(1, total // 4) == 0:
             say(f"judging {what}: {done} of {total}")
 
     return report

@@ -64,7 +64,11 @@ class Tender:
                 if (after.state, after.step) != (rollout.state, rollout.step):
                     moved.append(after)
         self._log.forget_all_but([rollout.id for rollout in rollouts])
-        deliver(context.database, context.channels, self._clock())
+        deliver(
+            context.database,
+            context.channels,
+            max_attempts=context.settings.notify.max_attempts,
+        )
         return Tended(len(rollouts), tuple(moved))
 
     def observe(self, rollout: Rollout, loaded: bool) -> Observation:

@@ -33,6 +33,7 @@ from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
 from tests.contracts.servers import PostgresServer, S3Server, start_postgres, start_s3
+from tests.prefect_server import PrefectServer, start_prefect
 
 # How long an example takes says more about the machine's other work than about the code.
 hypothesis.settings.register_profile("nightschool", deadline=None, max_examples=50)
@@ -83,6 +84,13 @@ def postgres() -> Iterator[PostgresServer]:
 def s3_server() -> Iterator[S3Server]:
     """A real server process that speaks the S3 protocol over HTTP."""
     with start_s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A real Prefect server, shared by every test that needs one."""
+    with start_prefect(tmp_path_factory.mktemp("prefect-server")) as server:
         yield server
 
 

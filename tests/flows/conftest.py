@@ -1,9 +1,8 @@
-"""One real Prefect server for the session, and the flows served in it."""
+"""The flows served in the session's Prefect server, and the hook receiver."""
 
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,16 +12,11 @@ import pytest
 
 from flows.orchestrator import Orchestrator
 from flows.stack.processes import Stack
-from flows.stack.services import Service, prefect_api_url, prefect_environment, services
+from flows.stack.services import Service, prefect_api_url, services
 from infra.database.open import open_database
 from infra.settings.model import Settings
 from infra.settings.sources import load_settings
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.prefect_server import PrefectServer, free_port
 
 
 @dataclass(frozen=True)
@@ -33,24 +27,24 @@ class PrefectWorld:
 
 
 @pytest.fixture(scope="session")
-def prefect_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectWorld]:
-    """A Prefect server, the flows served in it and the hook receiver, each a real process."""
+def prefect_world(
+    prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PrefectWorld]:
+    """The flows, served in the Prefect server, and the hook receiver, each a real process."""
     folder: Path = tmp_path_factory.mktemp("prefect")
     variables = {
         "NIGHTSCHOOL_STORAGE__URL": str(folder / "objects"),
         "NIGHTSCHOOL_DATABASE__URL": f"sqlite:///{folder}/nightschool.db",
-        "NIGHTSCHOOL_PREFECT__PORT": str(free_port()),
-        "NIGHTSCHOOL_PREFECT__HOME": str(folder / "prefect"),
+        **prefect_server.settings,
         "NIGHTSCHOOL_HOOKS__PORT": str(free_port()),
         "NIGHTSCHOOL_HOOKS__SECRETS": '{"tests": "whsec_bmlnaHQgc2Nob29s"}',
     }
     before = dict(os.environ)
-    os.environ.update(variables)
+    os.environ.update({**variables, **prefect_server.variables})
     try:
         settings = load_settings()
-        os.environ.update(prefect_environment(settings))
         open_database(settings.database).upgrade()
-        wanted = {"prefect", "flows", "hooks"}
+        wanted = {"flows", "hooks"}
         chosen: list[Service] = [
             service for service in services(settings, base_model=folder) if service.name in wanted
         ]

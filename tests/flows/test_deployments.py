@@ -8,7 +8,8 @@ import pytest
 
 from flows.orchestrator import FlowRun, Orchestrator, OrchestratorDown, OrchestratorRefused
 from flows.serve import deployments
-from tests.flows.conftest import PrefectWorld, free_port
+from tests.flows.conftest import PrefectWorld
+from tests.prefect_server import free_port
 
 
 def ended(orchestrator: Orchestrator, run: FlowRun, seconds: float = 120) -> FlowRun:

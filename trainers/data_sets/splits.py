@@ -12,13 +12,16 @@ from trainers.data_sets.labels import Example
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
+VALIDATION_SHARE, TEST_SHARE = 0.15, 0.2
 
 E = TypeVar("E", bound=Example)
 
 
 def split_by_session(examples: Sequence[E]) -> dict[SplitName, list[E]]:
-    """Oldest 70 % of the sessions to train, the next 10 % to validation, the newest 20 % to test.
+    """Oldest 65 % of the sessions to train, the next 15 % to validation, the newest 20 % to test.
+
+    Validation is where the confidence threshold is certified, which takes rows (see
+    ``evaluators.calibration``).
 
     A session is as old as its newest call, so that nothing in test is older than training's last
     session began to end. From three sessions on every split has one; two make train and test.

@@ -18,7 +18,8 @@ from infra.calls.record import new_id
 from infra.database.open import Database, open_database
 from infra.objects.store import ObjectStore
 from infra.settings.model import Hooks
-from tests.flows.conftest import PrefectWorld, free_port
+from tests.flows.conftest import PrefectWorld
+from tests.prefect_server import free_port
 
 SECRET = "whsec_bmlnaHQgc2Nob29s"
 

@@ -12,7 +12,7 @@ import pytest
 
 from flows.stack.processes import Stack, StackError, require_free_ports
 from flows.stack.services import Service
-from tests.flows.conftest import free_port
+from tests.prefect_server import free_port
 
 SERVER = (
     "import http.server, subprocess, sys; "

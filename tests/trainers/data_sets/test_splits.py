@@ -27,11 +27,11 @@ def sizes(count):
         (1, (1, 0, 0)),
         (2, (1, 0, 1)),
         (3, (1, 1, 1)),
-        (10, (7, 1, 2)),
-        (100, (70, 10, 20)),
+        (10, (6, 2, 2)),
+        (100, (65, 15, 20)),
     ],
 )
-def test_seventy_ten_twenty(sessions, expected):
+def test_the_shares_of_the_splits(sessions, expected):
     assert sizes(sessions) == expected
 
 

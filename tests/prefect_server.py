@@ -1,0 +1,52 @@
+"""A real Prefect server of the test session's own, started as the product starts it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.stack.processes import Stack
+from flows.stack.services import prefect_api_url, prefect_environment, services
+from infra.settings.model import Settings
+
+
+@dataclass(frozen=True)
+class PrefectServer:
+    settings: dict[str, str]
+    """Night School's settings for it, as environment variables."""
+    variables: dict[str, str]
+    """Prefect's own variables for a process that talks to it."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def start_prefect(folder: Path) -> Iterator[PrefectServer]:
+    """Only the server: no flow is deployed in it."""
+    settings = Settings.model_validate({"prefect": {"port": free_port(), "home": folder / "home"}})
+    # What this machine is set to must not win over what the tests start.
+    before = {
+        name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PREFECT_API")
+    }
+    try:
+        server = [s for s in services(settings, base_model=folder) if s.name == "prefect"]
+        variables = prefect_environment(settings)
+    finally:
+        os.environ.update(before)
+    with Stack(folder / "log") as stack:
+        stack.start(server)
+        yield PrefectServer(
+            {
+                "NIGHTSCHOOL_PREFECT__API_URL": prefect_api_url(settings),
+                "NIGHTSCHOOL_PREFECT__HOME": str(settings.prefect.home),
+            },
+            variables,
+        )
