@@ -14,6 +14,7 @@ from pathlib import Path
 from flows.holding import hold
 from flows.wiring import Context
 from infra.calls.record import utc_now
+from infra.database.events import list_events
 from trainers.artifact import package
 from trainers.base_model import BaseModel, prepare_base
 from trainers.data_sets.freeze import EmptyDataset, freeze
@@ -23,13 +24,16 @@ from trainers.discover.discover import TaskSummary, discover
 from trainers.executors.protocol import Executor, RunHandle, TrainJob
 from trainers.ingest.ingest import IngestReport, ingest
 from trainers.plan import Measured, Plan, plan
-from trainers.run_folder import RunFolder, RunRequest
+from trainers.run_folder import RunFolder, RunRequest, begun_before
 from trainers.spec import LoraSpec, TrainSpec
 
 Say = Callable[[str], None]
 POLL_SECONDS = 10.0
 INGEST = "ingest"
 INGEST_WAIT_SECONDS = 600.0
+RELEASED = "adapter.released"
+"""The event that ends an adapter's night; until it is there, the night is not done with it."""
+MAX_RELEASED = 10_000
 DRILL_STEPS = 40
 """A deliberately bad adapter needs no more training than it takes to keep the answers' format."""
 DEADLINE_GRACE = timedelta(minutes=10)
@@ -112,9 +116,13 @@ def train_spec(
     *,
     shuffle_answers: bool = False,
 ) -> TrainSpec:
-    """What the settings and the data set make of one run."""
+    """What the settings and the data set make of one run.
+
+    A run that an earlier night began on the same examples is gone on with, whatever number of steps
+    fits into what is left of this one: its deadline ends it in time.
+    """
     training = context.settings.training
-    return TrainSpec(
+    wanted = TrainSpec(
         task_id=dataset.task_id,
         base_model=base.name,
         base_digest=base.digest,
@@ -131,6 +139,7 @@ def train_spec(
         seed=training.seed,
         shuffle_answers=shuffle_answers,
     )
+    return begun_before(training.runs, wanted) or wanted
 
 
 def train(
@@ -214,8 +223,15 @@ def _await(handle: RunHandle, spec: TrainSpec, deadline: datetime | None, say: S
 
 
 def _measured(context: Context) -> Measured:
-    """What earlier nights taught: coverage by task and the data sets already trained on."""
+    """What earlier nights taught: coverage by task and the data sets they are done with.
+
+    An adapter that a night was killed over, registered or not, does not count as done: the next
+    night finds it trained and judged, and brings it to its end.
+    """
     adapters = context.registry.adapters()
+    with context.database.read() as connection:
+        ends = list_events(connection, what=RELEASED, limit=MAX_RELEASED, newest_first=True)
+    released = {event.subject for event in ends}
     coverage: dict[str, float] = {}
     for adapter in adapters:
         for scorecard in context.registry.scorecards(adapter.name)[:1]:
@@ -233,5 +249,5 @@ def _measured(context: Context) -> Measured:
     return Measured(
         seconds_per_step=sum(seconds[-5:]) / len(seconds[-5:]) if seconds else None,
         coverage=coverage,
-        trained=frozenset(a.dataset_digest for a in adapters if a.name not in drills),
+        trained=frozenset(a.dataset_digest for a in adapters if a.name in released - drills),
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
-from pydantic import Field
 
 from flows.holding import TTL_SECONDS, hold
 from flows.judging import Judgement, judge
@@ -116,20 +115,21 @@ def drift_task(run: PlannedRun) -> str:
     timeout_seconds=12 * 3600,
 )
 def night(
-    reason: Annotated[str, Field(description="Why it runs; shown in the run's name")] = "schedule",
-    only: Annotated[str | None, Field(description="Train this task only (its id)")] = None,
-    by_hand: Annotated[
-        bool, Field(description="Ignore the configured night window and start now")
-    ] = False,
-    drill: Annotated[
-        bool,
-        Field(description="Train a deliberately bad adapter on shuffled answers, for a drill"),
-    ] = False,
-    gate_override: Annotated[
-        str | None, Field(description="A reason to let adapters past a gate that did not pass")
-    ] = None,
+    reason: str = "schedule",
+    only: str | None = None,
+    by_hand: bool = False,
+    drill: bool = False,
+    gate_override: str | None = None,
 ) -> dict[str, Any]:
-    """Learn from the logs and bring in what is good enough."""
+    """Learn from the logs and bring in what is good enough.
+
+    Args:
+        reason: Why it runs; shown in the run's name.
+        only: Train this task only (its id).
+        by_hand: Ignore the configured night window and start now.
+        drill: Train a deliberately bad adapter on shuffled answers, for a drill.
+        gate_override: A reason to let adapters past a gate that did not pass.
+    """
     logger = get_run_logger()
     with (
         open_context() as context,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.judging import Judgement
-from flows.learning import Trained
+from flows.learning import RELEASED, Trained
 from flows.wiring import Context
+from infra.database.events import record_event
 from serving.registry.errors import RolloutRefused
 from serving.registry.records import Rollout
 from serving.rollout.policy import RolloutPolicy, WhenOpen
@@ -41,6 +42,29 @@ def release(
         gate_override: a person's reason to let it past the gate. Then every answer that passes its
             checks is shown: an adapter that was not certified has no threshold to go by.
     """
+    released = _release(context, trained, judgement, gate_override, when_open, actor)
+    # Last of all: a night that is killed before this does the release again, which changes nothing
+    # that is done already.
+    with context.database.begin() as connection:
+        record_event(
+            connection,
+            actor=actor,
+            what=RELEASED,
+            subject=trained.name,
+            why=released.reason,
+            evidence={"verdict": released.verdict, "rollout": released.rollout},
+        )
+    return released
+
+
+def _release(
+    context: Context,
+    trained: Trained,
+    judgement: Judgement,
+    gate_override: str | None,
+    when_open: WhenOpen,
+    actor: str,
+) -> Released:
     threshold = judgement.threshold if gate_override is None else None
     scores = _body(judgement)
     artifact = publish(context.store, trained.folder, threshold=threshold, metrics=scores["scores"])

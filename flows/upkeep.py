@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field
 
 from flows.holding import Busy, hold
 from flows.learning import ingest_logs
@@ -21,8 +20,6 @@ from serving.rollout.controller import rollback as take_back
 
 TEND_FOR_SECONDS = 900.0
 """One run of the rollout flow tends this long; the schedule starts the next one."""
-Reason = Annotated[str, Field(description="Why; shown in the run's name and kept in the events")]
-TaskId = Annotated[str, Field(description="The id of a task; `nightschool tasks` lists them")]
 
 
 @flow(name="ingest", flow_run_name="ingest", timeout_seconds=3600)
@@ -68,23 +65,25 @@ def watch() -> list[str]:
 
 
 @flow(name="retrain", flow_run_name="retrain {task}: {reason}", timeout_seconds=12 * 3600)
-def retrain(
-    task: Annotated[str | None, Field(description="The id of a task; empty for all")] = None,
-    reason: Reason = "by hand",
-) -> dict[str, Any]:
-    """Train one task (or all) now, judge it, and open its rollout."""
+def retrain(task: str | None = None, reason: str = "by hand") -> dict[str, Any]:
+    """Train one task (or all) now, judge it, and open its rollout.
+
+    Args:
+        task: The id of a task; empty for all.
+        reason: Why; shown in the run's name.
+    """
     return night(reason=f"retrain, {reason}", only=task, by_hand=True)
 
 
 @flow(name="rollback", flow_run_name="roll back {task}: {reason}", timeout_seconds=300)
-def rollback(
-    task: TaskId,
-    reason: Reason = "by hand",
-    to: Annotated[
-        str | None, Field(description="An earlier champion or teacher; empty: the previous one")
-    ] = None,
-) -> str:
-    """Put the previous champion, or the teacher, back."""
+def rollback(task: str, reason: str = "by hand", to: str | None = None) -> str:
+    """Put the previous champion, or the teacher, back.
+
+    Args:
+        task: The id of a task; `nightschool tasks` lists them.
+        reason: Why; shown in the run's name and kept in the events.
+        to: An earlier champion, or teacher; empty for the previous one.
+    """
     with open_context() as context:
         route = take_back(
             context.registry,

@@ -197,6 +197,20 @@ class RunFolder:
         return read_tail(self.attempts_file)
 
 
+def begun_before(runs: Path, spec: TrainSpec) -> TrainSpec | None:
+    """The spec of the newest run in ``runs`` that differs from ``spec`` in its steps at most."""
+    folders = [RunFolder(path.parent) for path in runs.glob("*/spec.json")]
+    folders.sort(key=lambda folder: folder.spec_file.stat().st_mtime, reverse=True)
+    for folder in folders:
+        try:
+            found = folder.spec()
+        except ValueError:
+            continue  # of another release
+        if found.model_copy(update={"steps": spec.steps}) == spec:
+            return found
+    return None
+
+
 def append_line(path: Path, event: Mapping[str, Any]) -> None:
     """Append one JSON line in a single write, so that a reader sees it whole or not at all."""
     with path.open("ab", buffering=0) as stream:

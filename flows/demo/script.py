@@ -20,6 +20,7 @@ from flows.demo.player import Tally, play
 from flows.demo.settings import demo_ports, demo_variables
 from flows.demo.stages import DemoFailed, PlayProgress, Stages, follow
 from flows.demo.traffic import TrafficSession, sessions
+from flows.orchestrator import FlowRun
 from flows.reporting import report_url
 from flows.stack.processes import Stack, StackError, require_free_ports
 from flows.stack.services import Service, prefect_ui_url, services
@@ -43,7 +44,9 @@ class Pace:
     day_one_sessions: int = 760
     batch_sessions: int = 40
     """Day two is played in batches, until no rollout is open."""
-    max_batches: int = 60
+    batch_seconds: float = 4.0
+    """A batch lasts at least this long: verdicts need time as well as sessions."""
+    max_batches: int = 80
     kinds: tuple[str, ...] | None = None
     """Kinds of traffic; None for all."""
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -164,7 +167,12 @@ class Demo:
         self._await_deployments(context)
 
     def _night(self, context: Context, parameters: dict[str, Any]) -> None:
-        self._run(context, "night", parameters)
+        run = self._run(context, "night", parameters)
+        for task in context.orchestrator().task_runs(run.id):
+            # Parallel trainings add up: what is shown is the work, not the wait.
+            name = f"night: {task['name'].split()[0]}"
+            seconds = float(task.get("total_run_time") or 0)
+            self._stages.seconds[name] = self._stages.seconds.get(name, 0.0) + seconds
         for version in (
             v for task in context.registry.tasks() for v in context.registry.datasets(task.id)
         ):
@@ -185,6 +193,7 @@ class Demo:
             traffic = self._sessions(self._batches)
             if kind is not None:
                 traffic = [session for session in traffic if session.kind == kind]
+            ends = time.monotonic() + self._pace.batch_seconds
             tally = self._play(traffic, "day two", None)
             into.merge(tally)
             self._captured.merge(tally)
@@ -196,6 +205,7 @@ class Demo:
                 open_left = open_left or rollout.open
             if not open_left:
                 return
+            time.sleep(max(0.0, ends - time.monotonic()))
         self._stages.say("   the traffic of the day is used up with a rollout still open")
 
     def _drill(self, context: Context) -> str | None:
@@ -224,12 +234,12 @@ class Demo:
         )
         return kinds.most_common(1)[0][0]
 
-    def _run(self, context: Context, flow: str, parameters: dict[str, Any]) -> None:
+    def _run(self, context: Context, flow: str, parameters: dict[str, Any]) -> FlowRun:
         orchestrator = context.orchestrator()
         run = orchestrator.start(flow, parameters)
         ui = prefect_ui_url(self._settings)
         self._stages.say(f"   {flow} runs in Prefect: {ui}/runs/flow-run/{run.id}")
-        follow(
+        return follow(
             orchestrator,
             run,
             self._stages.say,

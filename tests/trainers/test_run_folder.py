@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_run import tiny_run, tiny_spec
-from trainers.run_folder import RunFolder, RunRequest, append_line, read_tail
+from trainers.run_folder import RunFolder, RunRequest, append_line, begun_before, read_tail
 
 
 def test_a_folder_belongs_to_one_spec(tiny_base: Path, tmp_path: Path) -> None:
@@ -59,3 +59,15 @@ def test_a_command_line_can_import_specs_and_executors_without_the_heavy_librari
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_run_is_found_again_when_only_its_steps_differ(tiny_base: Path, tmp_path: Path) -> None:
+    wanted = tiny_spec(tiny_base, steps=12)
+    assert begun_before(tmp_path / "none", wanted) is None
+    longer = tiny_run(tmp_path / "longer", tiny_base, steps=40).spec()
+    tiny_run(tmp_path / "other", tiny_base, steps=12, seed=99)
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "spec.json").write_text('{"task_id": 1}')
+    assert begun_before(tmp_path, wanted) == longer
+    assert begun_before(tmp_path, tiny_spec(tiny_base, dataset_digest="e" * 64)) is None
