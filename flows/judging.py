@@ -26,6 +26,8 @@ from infra.prompting.template import FULL, PromptFormat
 from serving.small_model import SmallAnswer, SmallModel
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
+ANSWER_SECONDS = 300.0
+"""For one answer: nobody waits for it, and an unpruned prompt on a busy processor takes long."""
 Say = Callable[[str], None]
 
 
@@ -95,7 +97,7 @@ async def _judge(
         loaded_here = await engine.ensure_loaded(name, folder)
         try:
             await engine.probe(name)
-            small = SmallModel(engine)
+            small = SmallModel(engine, timeout_seconds=ANSWER_SECONDS)
 
             async def adapter(request: Mapping[str, Any]) -> SmallAnswer:
                 return await small.answer(
@@ -117,12 +119,14 @@ async def _judge(
             calibration_rows = await replay(
                 adapter,
                 validation,
+                timeout_seconds=ANSWER_SECONDS,
                 concurrency=concurrency,
                 progress=_progress(say, f"{manifest.name}: validation"),
             )
             rows = await replay(
                 adapter,
                 test,
+                timeout_seconds=ANSWER_SECONDS,
                 concurrency=concurrency,
                 progress=_progress(say, f"{manifest.name}: test"),
             )
@@ -191,6 +195,7 @@ async def _base_outcomes(
     outcomes = await replay(
         answerer,
         examples,
+        timeout_seconds=ANSWER_SECONDS,
         concurrency=context.settings.engine.batch_size,
         progress=_progress(say, "base model"),
     )
@@ -212,7 +217,7 @@ async def _incumbent(
     form = PromptFormat.from_dict(read_manifest(folder).format)
     async with context.engine() as engine:
         await engine.ensure_loaded(champion, folder)
-        small = SmallModel(engine)
+        small = SmallModel(engine, timeout_seconds=ANSWER_SECONDS)
 
         async def answer(request: Mapping[str, Any]) -> SmallAnswer:
             return await small.answer(
@@ -225,6 +230,7 @@ async def _incumbent(
         rows = await replay(
             answer,
             test,
+            timeout_seconds=ANSWER_SECONDS,
             concurrency=context.settings.engine.batch_size,
             progress=_progress(say, f"incumbent {champion}"),
         )

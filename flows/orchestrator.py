@@ -66,6 +66,10 @@ class Orchestrator:
             self._ask("POST", f"/deployments/{deployment['id']}/create_flow_run", body)
         )
 
+    def check(self) -> None:
+        """Raises OrchestratorDown unless the server is well."""
+        self._ask("GET", "/health")
+
     def run(self, run_id: str) -> FlowRun:
         """Raises OrchestratorDown, OrchestratorRefused (no such run)."""
         return _flow_run(self._ask("GET", f"/flow_runs/{quote(run_id, safe='')}"))

@@ -17,7 +17,7 @@ from infra.notify.open import open_channels
 from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
-from infra.settings.sources import load_settings
+from infra.settings.sources import SettingsError, load_settings
 from serving.engines.client import EngineClient
 from serving.registry.registry import Registry
 
@@ -50,8 +50,17 @@ class Context:
 
 @contextmanager
 def open_context(settings: Settings | None = None) -> Iterator[Context]:
-    """Open store and database. Raises SchemaOutdated when the tables are not this release's."""
+    """Open store and database.
+
+    Raises:
+        SettingsError: the settings contradict themselves.
+        SchemaOutdated: the tables are not this release's.
+    """
     settings = settings or load_settings()
+    try:
+        channels = open_channels(settings.notify)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     database = open_database(settings.database)
     try:
         database.check()
@@ -60,7 +69,7 @@ def open_context(settings: Settings | None = None) -> Iterator[Context]:
             open_store(settings.storage),
             database,
             Registry(database),
-            open_channels(settings.notify),
+            channels,
             f"{socket.gethostname()}:{os.getpid()}",
         )
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flows.cli.common import FAILED, JSON_OPTION, context_of, fail, failing_clearly, show
+from flows.cli.common import FAILED, JSON_OPTION, USAGE, context_of, fail, failing_clearly, show
 
 
 @click.command(
@@ -80,7 +80,11 @@ def create_key(ctx: click.Context, tenant: str, role: Any, label: str) -> None:
     from serving.registry import keys as api_keys
 
     with context_of(ctx) as context:
-        click.echo(api_keys.create_key(context.database, tenant=tenant, role=role, label=label))
+        try:
+            key = api_keys.create_key(context.database, tenant=tenant, role=role, label=label)
+        except ValueError as error:
+            fail(str(error), USAGE)
+        click.echo(key)
 
 
 @keys.command("list")

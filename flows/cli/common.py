@@ -21,6 +21,26 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 FAILED, USAGE, NOT_FOUND = 1, 2, 3
+# By name, so that a command imports only what it uses.
+KNOWN_ERRORS = {
+    "infra.settings.sources.SettingsError": USAGE,
+    "infra.database.open.DatabaseUrlInvalid": USAGE,
+    "infra.database.open.DatabaseError": FAILED,
+    "infra.objects.store.ObjectStoreError": FAILED,
+    "serving.registry.errors.Unknown": NOT_FOUND,
+    "serving.registry.errors.NothingToRollBack": NOT_FOUND,
+    "serving.registry.errors.RegistryError": FAILED,
+    "trainers.base_model.BaseModelError": FAILED,
+    "trainers.data_sets.versions.DatasetCorrupt": FAILED,
+    "trainers.discover.assignments.AssignmentsCorrupt": FAILED,
+    "trainers.discover.discover.DiscoveryContended": FAILED,
+    "trainers.executors.protocol.ExecutorError": FAILED,
+    "flows.holding.Busy": FAILED,
+    "flows.night.NightFailed": FAILED,
+    "flows.orchestrator.OrchestratorDown": FAILED,
+    "flows.orchestrator.OrchestratorRefused": FAILED,
+    "flows.stack.processes.StackError": FAILED,
+}
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
 
@@ -47,30 +67,21 @@ def failing_clearly(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        from flows.orchestrator import OrchestratorDown, OrchestratorRefused
-        from flows.stack.processes import StackError
-        from infra.database.open import DatabaseError
-        from infra.objects.store import ObjectStoreError
-        from infra.settings.sources import SettingsError
-        from serving.registry.errors import NothingToRollBack, RegistryError, Unknown
-
         try:
             return command(*args, **kwargs)
-        except SettingsError as error:
-            fail(str(error), USAGE)
-        except (Unknown, NothingToRollBack) as error:
-            fail(str(error), NOT_FOUND)
-        except (
-            DatabaseError,
-            ObjectStoreError,
-            OrchestratorDown,
-            OrchestratorRefused,
-            RegistryError,
-            StackError,
-        ) as error:
-            fail(str(error), FAILED)
+        except Exception as error:
+            status = _status_of(error)
+            if status is None:
+                raise
+            fail(str(error), status)
 
     return wrapped
+
+
+def _status_of(error: Exception) -> int | None:
+    """The exit status that stands for the error's nearest known class."""
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
+    return next((KNOWN_ERRORS[name] for name in names if name in KNOWN_ERRORS), None)
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -78,7 +78,10 @@ def night(ctx: click.Context, only: str | None, plan_only: bool, as_json: bool) 
     if plan_only:
         with open_context(settings) as context:
             deadline = utc_now() + timedelta(hours=4)
-            plan = plan_night(context, discover_tasks(context), only=only, deadline=deadline)
+            found = discover_tasks(context)
+            if only is not None:
+                context.registry.task(only)
+            plan = plan_night(context, found, only=only, deadline=deadline)
         rows = [
             {"task": run.task_id, "steps": run.steps, "seconds": run.estimated_seconds}
             | {"why": run.reason}
@@ -86,6 +89,10 @@ def night(ctx: click.Context, only: str | None, plan_only: bool, as_json: bool) 
         ] + [{"task": t, "steps": 0, "seconds": 0.0, "why": why} for t, why in plan.skipped]
         show(rows, as_json, "No tasks yet: nothing to train.")
         return
+    with open_context(settings) as context:
+        if only is not None:
+            context.registry.task(only)
+        context.orchestrator().check()
     from flows.night import night as night_flow
 
     night_flow(reason="by hand", only=only, by_hand=True)

@@ -197,6 +197,10 @@ class Demo:
             tally = self._play(traffic, "day two", None)
             into.merge(tally)
             self._captured.merge(tally)
+            if self._batches % 4 == 0:
+                self._stages.say(
+                    f"   {into.calls} calls, {into.small_share:.0%} by the small model"
+                )
             open_left = False
             for rollout in context.registry.rollouts():
                 if shown.get(rollout.id) != (rollout.state, rollout.step):
@@ -286,9 +290,12 @@ class Demo:
         self._stages.say("== summary")
         for line in summaries.rendered(found):
             print(f"  {line}", flush=True)
+        inbox = self._folder / "slack.jsonl"
+        heard = len(inbox.read_text().splitlines()) if inbox.exists() else 0
+        print(f"  Slack      {heard} messages at its local end: {inbox}", flush=True)
         good = summaries.succeeded(found, bad)
         verdict = "an adapter was promoted and the bad one was rolled back" if good else "FAILED"
-        self._stages.say(f"{verdict}; {file}")
+        self._stages.say(f"{verdict}; {file} (the links answer while the stack runs)")
         return 0 if good else 1
 
 

@@ -48,6 +48,10 @@ class DatabaseUnreachable(DatabaseError):
     """No answer from the database, or it refused the connection."""
 
 
+class DatabaseUrlInvalid(DatabaseError):
+    """``[database] url`` cannot be right, whatever is at that place."""
+
+
 class SchemaOutdated(DatabaseError):
     """The tables are not those of this release."""
 
@@ -61,7 +65,8 @@ class Database:
         pool_size: connections kept open; as many again may be opened at a peak.
 
     Raises:
-        DatabaseError: the URL is not one of the two kinds.
+        DatabaseUrlInvalid: the URL is not one of the two kinds.
+        DatabaseUnreachable: the folder of a SQLite file cannot be made.
     """
 
     def __init__(self, url: str, *, busy_timeout_seconds: float = 15, pool_size: int = 5) -> None:
@@ -166,7 +171,14 @@ class Database:
 
     def _sqlite_engine(self, pool_size: int) -> Engine:
         assert self.url.database
-        Path(self.url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.url.database).absolute().parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseUnreachable(
+                f"the folder {folder} cannot be made ({error.strerror}): "
+                "name another file in [database] url"
+            ) from None
         engine = create_engine(
             self.url,
             pool_size=pool_size,
@@ -209,19 +221,19 @@ def _checked_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise DatabaseError(
+        raise DatabaseUrlInvalid(
             "[database] url is not a URL: use sqlite:///path or "
             "postgresql+psycopg://user:password@host/name"
         ) from None
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
-        raise DatabaseError(
+        raise DatabaseUrlInvalid(
             f"[database] url names {parsed.drivername!r}; this release speaks sqlite and "
             "postgresql+psycopg"
         )
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise DatabaseError(
+        raise DatabaseUrlInvalid(
             "a SQLite database in memory is not shared between connections: name a file, "
             "as in sqlite:///var/nightschool.db"
         )

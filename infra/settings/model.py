@@ -8,13 +8,18 @@ Sources, strongest first: ``NIGHTSCHOOL_<SECTION>__<FIELD>`` in the environment,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Host = Annotated[str, Field(min_length=1, max_length=253)]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/]", max_length=1000)]
+Clock = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
 
 class Section(BaseModel):
@@ -24,13 +29,15 @@ class Section(BaseModel):
 class Storage(Section):
     """Where logs, data sets and adapters live."""
 
-    url: str = Field("var/objects", description="A directory, or s3://bucket/prefix")
-    endpoint_url: str | None = Field(None, description="S3 endpoint other than AWS's")
-    region: str | None = Field(None, description="S3 region")
+    url: Text = Field("var/objects", description="A directory, or s3://bucket/prefix")
+    endpoint_url: HttpUrl | None = Field(None, description="S3 endpoint other than AWS's")
+    region: Text | None = Field(None, description="S3 region")
     access_key_id: SecretStr | None = Field(None, description="Else boto3's own credential chain")
     secret_access_key: SecretStr | None = Field(None, description="Else boto3's own chain")
-    server_side_encryption: str | None = Field(None, description="S3 SSE: AES256 or aws:kms")
-    max_object_bytes: int = Field(256 << 20, ge=1 << 10, le=5 << 30)
+    server_side_encryption: Text | None = Field(None, description="S3 SSE: AES256 or aws:kms")
+    max_object_bytes: int = Field(
+        256 << 20, ge=1 << 10, le=5 << 30, description="A log object larger than this is not read"
+    )
 
 
 class Database(Section):
@@ -40,40 +47,53 @@ class Database(Section):
         SecretStr("sqlite:///var/nightschool.db"),
         description="SQLAlchemy URL: sqlite:///path or postgresql+psycopg://user:password@host/db",
     )
-    busy_timeout_seconds: Seconds = 15
-    pool_size: int = Field(5, ge=1, le=100)
+    busy_timeout_seconds: Seconds = Field(
+        15, description="How long a write waits for another one's lock"
+    )
+    pool_size: int = Field(5, ge=1, le=100, description="Connections that a process keeps open")
 
 
 class Teacher(Section):
     """The large model: any OpenAI-compatible endpoint. Its answers are the labels."""
 
-    url: str = Field("http://127.0.0.1:8301/v1", description="Base URL ending in /v1")
-    model: str = Field("teacher", description="Name used when Night School itself asks")
+    url: HttpUrl = Field("http://127.0.0.1:8301/v1", description="Base URL ending in /v1")
+    model: Text = Field("teacher", description="Name used when Night School itself asks")
     api_key: SecretStr | None = Field(None, description="Sent upstream; never logged")
-    timeout_seconds: Seconds = 120
-    max_concurrency: int = Field(64, ge=1, le=10_000)
-    cost_per_million_tokens: float = Field(5.0, ge=0, description="For the savings estimate")
+    timeout_seconds: Seconds = Field(120, description="Longest wait for an answer")
+    max_concurrency: int = Field(64, ge=1, le=10_000, description="Calls to it at the same time")
+    cost_per_million_tokens: float = Field(
+        5.0, ge=0, le=1e6, description="In any currency; for the savings estimate"
+    )
 
 
 class Gateway(Section):
     """The OpenAI-compatible front door."""
 
-    host: str = "127.0.0.1"
-    port: Port = 8300
+    host: Host = Field("127.0.0.1", description="Address to listen on")
+    port: Port = Field(8300, description="Port to listen on")
     require_key: bool = Field(False, description="Refuse calls without a known API key")
-    max_body_bytes: int = Field(8 << 20, ge=1 << 10, le=256 << 20)
-    max_in_flight: int = Field(512, ge=1, le=100_000, description="Beyond this: 429")
+    max_body_bytes: int = Field(
+        8 << 20, ge=1 << 10, le=256 << 20, description="A larger request is refused: 413"
+    )
+    max_in_flight: int = Field(512, ge=1, le=100_000, description="Calls at once; beyond this: 429")
     small_model_queue: int = Field(
         32,
         ge=1,
         le=10_000,
         description="Waiting small-model calls; beyond this the teacher answers",
     )
-    small_model_timeout_seconds: Seconds = 20
+    small_model_timeout_seconds: Seconds = Field(
+        20, description="Longest wait for the small model; then the teacher answers"
+    )
     refresh_seconds: Seconds = Field(0.5, description="How often routes are read again")
     spool: Path = Field(Path("var/spool"), description="Append-only log spool on local disk")
     ship_seconds: Seconds = Field(2.0, description="How often the spool goes to object storage")
-    ship_bytes: int = Field(4 << 20, ge=1 << 10, le=256 << 20)
+    ship_bytes: int = Field(
+        4 << 20,
+        ge=1 << 10,
+        le=256 << 20,
+        description="This much in the spool is shipped without waiting",
+    )
     snapshot: Path = Field(Path("var/routes.json"), description="Last good routes, for a restart")
     adapters: Path = Field(Path("var/adapters"), description="Local copies of served adapters")
     audit_rate: Share = Field(
@@ -90,76 +110,147 @@ class Gateway(Section):
 class Engine(Section):
     """Who runs the small model."""
 
-    kind: Literal["embedded", "vllm"] = "embedded"
-    url: str = Field("http://127.0.0.1:8302", description="Engine address; keep it private")
-    api_key: SecretStr | None = None
-    base_model: str = Field(
+    kind: Literal["embedded", "vllm"] = Field(
+        "embedded", description="embedded: a CPU engine that comes along; vllm: a vLLM server"
+    )
+    url: HttpUrl = Field("http://127.0.0.1:8302", description="Engine address; keep it private")
+    api_key: SecretStr | None = Field(None, description="Sent to the engine; never logged")
+    base_model: Text = Field(
         "smollm2-135m", description="smollm2-135m (packaged), a folder or hub id"
     )
     models: Path = Field(Path("var/models"), description="Converted base models")
     max_adapters: int = Field(8, ge=1, le=1000, description="Adapters loaded at once")
-    max_rank: int = Field(32, ge=1, le=512)
-    max_prompt_tokens: int = Field(2048, ge=16, le=1 << 20)
-    max_answer_tokens: int = Field(160, ge=1, le=1 << 16)
-    batch_size: int = Field(16, ge=1, le=512)
+    max_rank: int = Field(32, ge=1, le=512, description="Adapters of a higher rank are refused")
+    max_prompt_tokens: int = Field(
+        2048, ge=16, le=1 << 20, description="A longer prompt is the teacher's"
+    )
+    max_answer_tokens: int = Field(
+        160, ge=1, le=1 << 16, description="A longer answer is cut off, so the teacher's"
+    )
+    batch_size: int = Field(16, ge=1, le=512, description="Answers made at the same time")
     batch_window_seconds: Seconds = Field(0.008, description="Embedded: time to gather a batch")
-    threads: int = Field(1, ge=1, le=256)
+    threads: int = Field(1, ge=1, le=256, description="Embedded: CPU threads")
 
 
 class Anonymizer(Section):
     """What happens to personal data before anything is stored."""
 
-    enabled: bool = True
-    policy: Literal["replace", "hash", "drop"] = "replace"
+    enabled: bool = Field(True, description="False stores what was said as it was said")
+    policy: Literal["replace", "hash", "drop"] = Field(
+        "replace",
+        description="replace: `<EMAIL_1>`, the same within a session; hash: keyed hash, the same "
+        "everywhere; drop: the kind only",
+    )
     hash_key: SecretStr | None = Field(None, description="Key of the keyed hash (policy hash)")
-    keep_kinds: tuple[str, ...] = Field((), description="Kinds left as they are")
-    default_region: str = Field("US", description="For phone numbers without a country code")
-    max_text_characters: int = Field(1_000_000, ge=1000, le=100_000_000)
+    keep_kinds: tuple[Text, ...] = Field(
+        (), max_length=100, description="Kinds left as they are, e.g. EMAIL"
+    )
+    default_region: str = Field(
+        "US",
+        pattern=r"^[A-Z]{2}$",
+        description="Country (two capitals) of phone numbers without a country code",
+    )
+    max_text_characters: int = Field(
+        1_000_000, ge=1000, le=100_000_000, description="A longer text is cut before it is stored"
+    )
 
 
 class Ingest(Section):
+    """Taking logs in."""
+
     claim_seconds: Seconds = Field(600, description="A claimed object is free again after this")
-    max_line_bytes: int = Field(16 << 20, ge=1 << 10, le=256 << 20)
-    rows_per_file: int = Field(5000, ge=1, le=1_000_000)
-    near_duplicate_similarity: float = Field(0.95, gt=0, le=1, description="MinHash Jaccard")
+    max_line_bytes: int = Field(
+        16 << 20, ge=1 << 10, le=256 << 20, description="A longer line goes to quarantine"
+    )
+    rows_per_file: int = Field(5000, ge=1, le=1_000_000, description="Calls per Parquet file")
+    near_duplicate_similarity: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="MinHash Jaccard similarity from which two calls count as copies",
+    )
 
 
 class Discovery(Section):
-    min_calls: int = Field(40, ge=2, description="Calls before a cluster becomes a candidate")
+    """Finding the tasks in the logs."""
+
+    min_calls: int = Field(
+        40, ge=2, le=1_000_000, description="Calls before a cluster becomes a candidate"
+    )
     radius: float = Field(0.75, gt=0, le=2, description="Cosine distance that still belongs")
-    max_calls: int = Field(50_000, ge=100, description="Newest calls looked at in one night")
-    dimensions: int = Field(512, ge=32, le=8192)
+    max_calls: int = Field(
+        50_000, ge=100, le=10_000_000, description="Newest calls looked at in one night"
+    )
+    dimensions: int = Field(512, ge=32, le=8192, description="Length of a prompt's embedding")
 
 
 class Training(Section):
-    backend: Literal["auto", "peft", "unsloth"] = "auto"
-    executor: Literal["ray", "local"] = "ray"
-    ray_address: str | None = Field(None, description="None starts a local Ray")
+    """Training adapters."""
+
+    backend: Literal["auto", "peft", "unsloth"] = Field(
+        "auto", description="auto: unsloth where there is a GPU, peft elsewhere"
+    )
+    executor: Literal["ray", "local"] = Field(
+        "ray", description="ray: tasks on a Ray cluster; local: processes of this machine"
+    )
+    ray_address: Text | None = Field(None, description="None starts a local Ray")
     workers: int = Field(2, ge=1, le=1000, description="Runs at the same time")
-    cpus_per_run: float = Field(1, gt=0, le=256)
-    gpus_per_run: float = Field(0, ge=0, le=64)
+    cpus_per_run: float = Field(1, gt=0, le=256, description="CPU cores reserved for a run")
+    gpus_per_run: float = Field(
+        0, ge=0, le=64, description="GPUs reserved for a run; above 0 it never falls back to CPU"
+    )
     runs: Path = Field(Path("var/runs"), description="Scratch folders of training runs")
-    rank: int = Field(16, ge=1, le=256)
-    learning_rate: float = Field(1e-3, gt=0, lt=1)
-    batch_size: int = Field(16, ge=1, le=1024)
-    max_steps: int = Field(400, ge=1, le=1_000_000)
-    epochs: float = Field(3, gt=0, le=100)
-    max_sequence_tokens: int = Field(512, ge=16, le=1 << 20)
-    last_layers: int | None = Field(None, ge=1, description="Adapt only the last N layers")
-    checkpoint_steps: int = Field(25, ge=1, le=100_000)
-    max_examples: int = Field(5000, ge=1, le=10_000_000)
-    min_examples: int = Field(60, ge=4, description="Fewer training examples: not trained")
-    max_retries: int = Field(3, ge=0, le=20)
-    seed: int = Field(7, ge=0)
+    rank: int = Field(16, ge=1, le=256, description="LoRA rank; alpha is twice that")
+    learning_rate: float = Field(1e-3, gt=0, lt=1, description="Peak of the cosine schedule")
+    batch_size: int = Field(16, ge=1, le=1024, description="Examples per optimizer step")
+    max_steps: int = Field(400, ge=1, le=1_000_000, description="Optimizer steps of a run at most")
+    epochs: float = Field(3, gt=0, le=100, description="Times that a run sees each example")
+    max_sequence_tokens: int = Field(
+        512, ge=16, le=1 << 20, description="A longer example is left out, never cut"
+    )
+    last_layers: int | None = Field(
+        None, ge=1, le=1000, description="Adapt only the last N layers; None: all"
+    )
+    checkpoint_steps: int = Field(
+        25, ge=1, le=100_000, description="Steps between checkpoints, each with a validation loss"
+    )
+    max_examples: int = Field(
+        5000, ge=1, le=10_000_000, description="Newest examples kept in a data set"
+    )
+    min_examples: int = Field(
+        60, ge=4, le=10_000_000, description="Fewer training examples: not trained"
+    )
+    max_retries: int = Field(
+        3, ge=0, le=20, description="Further processes for a run that was killed or got stuck"
+    )
+    seed: int = Field(7, ge=0, le=2**32 - 1, description="Decides order and initial weights")
 
 
 class Night(Section):
-    cron: str = Field("0 1 * * *", description="Schedule of the night flow")
-    timezone: str = "UTC"
-    start: str = Field("22:00", pattern=r"^\d\d:\d\d$", description="NIGHT_START, local time")
-    end: str = Field("06:00", pattern=r"^\d\d:\d\d$", description="NIGHT_END, local time")
+    """When to learn, and how much."""
+
+    cron: str = Field(
+        "0 1 * * *",
+        pattern=r"^\S+( \S+){4}$",
+        max_length=100,
+        description="Schedule of the night flow: minute, hour, day, month, weekday",
+    )
+    timezone: Text = Field("UTC", description="Time zone of schedule and window, e.g. Europe/Paris")
+    start: Clock = Field("22:00", description="NIGHT_START, HH:MM in the time zone")
+    end: Clock = Field("06:00", description="NIGHT_END, HH:MM; before the start: the next day")
     max_tasks: int = Field(8, ge=1, le=1000, description="Adapters trained in one night at most")
-    seconds_per_step: float = Field(2.0, gt=0, description="First estimate; then as measured")
+    seconds_per_step: float = Field(
+        2.0, gt=0, le=86400, description="First estimate of a training step; then as measured"
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, OSError, ValueError):
+            raise ValueError("no time zone of that name: write one like Europe/Paris") from None
+        return value
 
 
 class Gate(Section):
@@ -169,22 +260,48 @@ class Gate(Section):
     level: float = Field(0.05, gt=0, lt=0.5, description="One-sided error rate")
     risk: float = Field(0.05, gt=0, lt=0.5, description="Tolerated error among shown answers")
     min_coverage: Share = Field(0.3, description="Below this the adapter is not worth it")
-    min_rows: int = Field(30, ge=5, le=100_000)
-    max_test_rows: int = Field(300, ge=5, le=100_000)
-    max_base_rows: int = Field(32, ge=1, le=100_000, description="The base model is slow unpruned")
+    min_rows: int = Field(
+        30, ge=5, le=100_000, description="Test examples below which the verdict is inconclusive"
+    )
+    max_test_rows: int = Field(
+        300, ge=5, le=100_000, description="Test and validation examples asked at most, each"
+    )
+    max_base_rows: int = Field(
+        32,
+        ge=1,
+        le=100_000,
+        description="Test examples also asked of the base model, which is slow",
+    )
 
 
 class Rollout(Section):
-    shadow_sessions: int = Field(20, ge=0, description="Paired answers before anyone is exposed")
-    steps: tuple[float, ...] = Field((0.1, 0.25, 0.5), description="Canary shares of sessions")
-    step_sessions: int = Field(20, ge=1, description="Canary sessions before the next step")
+    """Bringing an adapter in, step by step."""
+
+    shadow_sessions: int = Field(
+        20, ge=0, le=1_000_000, description="Paired answers before anyone is exposed"
+    )
+    steps: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.1, 0.25, 0.5),
+        min_length=1,
+        max_length=20,
+        description="Canary shares of sessions, rising; 1 to 20 of them",
+    )
+    step_sessions: int = Field(
+        20, ge=1, le=1_000_000, description="Canary sessions before the next step"
+    )
     margin: float = Field(0.1, gt=0, le=0.5, description="Tolerated loss against the champion")
     alpha_bad: float = Field(0.05, gt=0, lt=0.5, description="False rollback rate")
     alpha_good: float = Field(0.05, gt=0, lt=0.5, description="False promotion rate")
     maturity_seconds: Seconds = Field(300, description="A label later than this counts as worst")
-    shadow_deadline_seconds: Seconds = 3 * 86400
-    canary_deadline_seconds: Seconds = 7 * 86400
-    max_sessions: int = Field(2000, ge=10, description="Canary sessions, then inconclusive")
+    shadow_deadline_seconds: Seconds = Field(
+        3 * 86400, description="A shadow without a verdict by then is inconclusive"
+    )
+    canary_deadline_seconds: Seconds = Field(
+        7 * 86400, description="A canary without a verdict by then is inconclusive"
+    )
+    max_sessions: int = Field(
+        2000, ge=10, le=10_000_000, description="Canary sessions, then inconclusive"
+    )
     tend_seconds: Seconds = Field(60, description="How often open rollouts are looked at")
     audit_rate: Share = Field(1.0, description="Canary answers also asked of the teacher")
     cooldown_seconds: float = Field(
@@ -194,35 +311,60 @@ class Rollout(Section):
         "queue", description="A new adapter ends the open rollout of its task, or waits for it"
     )
 
+    @field_validator("steps")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("canary shares must rise strictly, as in [0.1, 0.25, 0.5]")
+        return value
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.max_sessions < self.step_sessions:
+            raise ValueError("max_sessions is below step_sessions: no rollout could ever end well")
+        return self
+
 
 class Watch(Section):
-    max_rows: int = Field(2000, ge=50, le=100_000, description="Capped sample: effect, not n")
+    """Looking for drift between nights."""
+
+    max_rows: int = Field(
+        2000, ge=50, le=100_000, description="Calls compared from each side, drawn at random"
+    )
     drift_share: Share = Field(0.5, description="Share of drifted columns that asks for a night")
 
 
 class Notify(Section):
+    """Messages to people."""
+
     slack_webhook_url: SecretStr | None = Field(None, description="Slack incoming webhook")
-    webhook_url: str | None = Field(None, description="Generic signed webhook")
+    webhook_url: Text | None = Field(None, description="Generic signed webhook")
     webhook_secret: SecretStr | None = Field(None, description="whsec_..., Standard Webhooks")
-    max_attempts: int = Field(8, ge=1, le=100)
-    timeout_seconds: Seconds = 10
+    max_attempts: int = Field(
+        8, ge=1, le=100, description="Tries, ever further apart, before a message is given up"
+    )
+    timeout_seconds: Seconds = Field(10, description="Longest wait for a channel's answer")
 
 
 class Hooks(Section):
     """Signed webhooks in."""
 
-    host: str = "127.0.0.1"
-    port: Port = 8303
+    host: Host = Field("127.0.0.1", description="Address to listen on")
+    port: Port = Field(8303, description="Port to listen on")
     secrets: dict[str, SecretStr] = Field(
-        default_factory=dict, description="Sender name to whsec_... secret"
+        default_factory=dict, max_length=1000, description="Sender name to whsec_... secret"
     )
-    max_body_bytes: int = Field(64 << 10, ge=256, le=1 << 20)
+    max_body_bytes: int = Field(
+        64 << 10, ge=256, le=1 << 20, description="A larger request is refused: 413"
+    )
 
 
 class PrefectServer(Section):
-    host: str = "127.0.0.1"
-    port: Port = 4200
-    api_url: str | None = Field(None, description="An existing server; None: `up` starts one")
+    """The orchestrator."""
+
+    host: Host = Field("127.0.0.1", description="Address that `up` lets the server listen on")
+    port: Port = Field(4200, description="Its port")
+    api_url: HttpUrl | None = Field(None, description="An existing server; None: `up` starts one")
     home: Path = Field(Path("var/prefect"), description="Data of the server that `up` starts")
 
 

@@ -100,11 +100,13 @@ class TaskRoute:
     """Of the open rollout's policy; None: the gateway's own."""
 
     def adapters(self) -> tuple[AdapterRoute, ...]:
-        """Those that may be asked: none for a task that is left to the teacher."""
+        """Those the engine must hold: none for a task that is left to the teacher.
+
+        A candidate is among them before its first stage: it is exposed once it is loaded.
+        """
         if self.policy == "teacher":
             return ()
-        candidate = self.candidate if self.stage != "none" else None
-        return tuple(adapter for adapter in (self.champion, candidate) if adapter is not None)
+        return tuple(adapter for adapter in (self.champion, self.candidate) if adapter is not None)
 
 
 @dataclass(frozen=True)

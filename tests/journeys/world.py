@@ -49,7 +49,9 @@ class World:
         run = self.run()
         if run is None:
             return 0
-        steps = [int(p.parent.name.split("-")[1]) for p in run.checkpoints.glob("checkpoint-*/sealed")]
+        steps = [
+            int(p.parent.name.split("-")[1]) for p in run.checkpoints.glob("checkpoint-*/sealed")
+        ]
         return max(steps, default=0)
 
     @contextmanager

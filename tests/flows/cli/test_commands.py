@@ -1,0 +1,499 @@
+"""The command line as a person and a script meet it, on a real SQLite database."""
+
+from __future__ import annotations
+
+import http.server
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import text
+
+from flows.cli import COMMANDS, main
+from flows.cli.common import KNOWN_ERRORS
+from infra.calls.record import utc_now
+from infra.database.open import Database
+from infra.objects.directory import DirectoryStore
+from serving.registry.keys import find_key
+from serving.registry.registry import Registry
+from serving.rollout.policy import RolloutPolicy
+from tests.prefect_server import free_port
+from tests.serving.registry.world import add_adapter, add_task, digest
+from tests.trainers.recorded import home, put_log
+
+SECRET = "hunter2-do-not-print"
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory without settings but those that keep this test to itself."""
+    monkeypatch.chdir(tmp_path)
+    # Set and taken away again, so that a command's own change of it is undone too.
+    monkeypatch.setenv("NIGHTSCHOOL_CONFIG", "none")
+    monkeypatch.delenv("NIGHTSCHOOL_CONFIG")
+    monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{tmp_path}/ns.db")
+    monkeypatch.setenv("NIGHTSCHOOL_STORAGE__URL", str(tmp_path / "objects"))
+    # Nothing listens there.
+    for name in ("GATEWAY__PORT", "HOOKS__PORT", "PREFECT__PORT"):
+        monkeypatch.setenv(f"NIGHTSCHOOL_{name}", str(free_port()))
+    monkeypatch.setenv("NIGHTSCHOOL_ENGINE__URL", f"http://127.0.0.1:{free_port()}")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    def invoke(*arguments: str, status: int = 0) -> Result:
+        result = CliRunner().invoke(main, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == status, result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def empty(folder: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{folder}/ns.db")
+    database.upgrade()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def registry(empty: Database) -> Registry:
+    """Two tasks; an adapter that was promoted, one on its way, one that failed the gate."""
+    registry = Registry(empty)
+    for task in ("invoice-fields", "small-talk"):
+        add_task(empty, task)
+    champion = add_adapter(registry, "invoice-fields", 1)
+    registry.set_route(
+        "invoice-fields", 0, None, champion=champion.name, actor="ann", why="by hand"
+    )
+    candidate = add_adapter(registry, "invoice-fields", 2, now=utc_now())
+    registry.record_scorecard(
+        digest=digest("a fuller card"),
+        adapter=candidate.name,
+        dataset_digest=candidate.dataset_digest,
+        body={"scores": {"base": 0.25, "adapter": 0.875, "served": 1.0}, "coverage": 0.75},
+        gate={"verdict": "pass"},
+        now=utc_now(),
+    )
+    registry.open_rollout(
+        "invoice-fields", candidate.name, RolloutPolicy(), actor="night", why="the gate said pass"
+    )
+    add_adapter(registry, "small-talk", 3, verdict="fail")
+    return registry
+
+
+def parsed(result: Result) -> Any:
+    return json.loads(result.stdout)
+
+
+def lines(result: Result) -> list[str]:
+    return result.stdout.splitlines()
+
+
+class TestHelp:
+    def test_help_is_instant_because_nothing_heavy_is_imported(self):
+        heavy = {"torch", "prefect", "ray", "sqlalchemy", "numpy", "pydantic", "aiohttp", "boto3"}
+        code = (
+            "import sys\n"
+            "from click.testing import CliRunner\n"
+            "from flows.cli import COMMANDS, main\n"
+            "for words in ([], *([name] for name in COMMANDS)):\n"
+            "    assert CliRunner().invoke(main, [*words, '--help']).exit_code == 0, words\n"
+            f"print(sorted({heavy!r} & set(sys.modules)))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "[]"
+
+    def test_a_real_process_prints_every_command_and_the_exit_statuses(self):
+        done = subprocess.run(
+            [sys.executable, "-c", "from flows.cli import main; main()", "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
+        assert "0 done, 1 it failed, 2 wrong usage or settings, 3 not found" in done.stdout
+
+    def test_an_unknown_command_or_option_is_wrong_usage(self, run: Run):
+        assert "No such command 'nonsense'" in run("nonsense", status=2).stderr
+        assert "No such option" in run("tasks", "--nonsense", status=2).stderr
+        assert "is not in the range" in run("events", "--limit", "0", status=2).stderr
+
+    def test_every_error_that_is_known_by_name_exists(self):
+        for name in KNOWN_ERRORS:
+            module, _, kind = name.rpartition(".")
+            found = getattr(importlib.import_module(module), kind)
+            assert issubclass(found, Exception)
+            assert found.__module__ == module
+
+
+class TestReading:
+    def test_tasks(self, run: Run, registry: Registry):
+        champion = registry.route("invoice-fields").champion
+        assert parsed(run("tasks", "--json")) == [
+            {
+                "id": task,
+                "name": f"Task {task}",
+                "state": "candidate",
+                "policy": "specialize",
+                "calls": 100,
+                "champion": who,
+            }
+            for task, who in (("invoice-fields", champion), ("small-talk", "teacher"))
+        ]
+        head, first, second = lines(run("tasks"))
+        assert head.split() == ["id", "name", "state", "policy", "calls", "champion"]
+        assert first.split()[0] == "invoice-fields"
+        assert first.endswith(champion)
+        assert second.endswith("teacher")
+
+    def test_adapters(self, run: Run, registry: Registry):
+        rows = parsed(run("adapters", "--json"))
+        assert {row["adapter"] for row in rows} == {a.name for a in registry.adapters()}
+        (failed,) = (row for row in rows if row["adapter"].startswith("small-talk@"))
+        assert (failed["gate"], failed["state"], failed["score"]) == ("fail", "registered", None)
+        of_task = parsed(run("adapters", "invoice-fields", "--json"))
+        assert len(of_task) == 2
+        newest = of_task[-1]
+        assert (newest["base"], newest["score"], newest["coverage"]) == (0.25, 0.875, 0.75)
+        assert "0.875" in run("adapters", "invoice-fields").stdout
+        assert "no task 'nobody'" in run("adapters", "nobody", status=3).stderr
+
+    def test_rollouts(self, run: Run, registry: Registry):
+        (row,) = parsed(run("rollouts", "--json"))
+        (rollout,) = registry.rollouts()
+        assert (row["id"], row["adapter"]) == (rollout.id, rollout.adapter)
+        assert (row["state"], row["reason"]) == ("pending", "the gate said pass")
+        assert rollout.adapter in run("rollouts").stdout
+
+    def test_events(self, run: Run, registry: Registry):
+        everything = parsed(run("events", "--json", "--limit", "1000"))
+        assert [row["what"] for row in everything] == [e.what for e in registry.events(limit=1000)]
+        assert len(parsed(run("events", "--json", "--limit", "2"))) == 2
+        by_hand = [row for row in everything if row["actor"] == "ann"]
+        assert [(row["what"], row["why"]) for row in by_hand] == [("route.changed", "by hand")]
+        (rollout,) = registry.rollouts()
+        (opened,) = parsed(run("events", rollout.id, "--json"))
+        assert (opened["what"], opened["subject"]) == ("rollout.opened", rollout.id)
+        assert "Nothing has happened yet." in run("events", "nobody").stdout
+
+    def test_status(self, run: Run, registry: Registry):
+        found = parsed(run("status", "--json"))
+        assert set(found["services"]) == {"prefect", "engine", "gateway", "hooks"}
+        assert not any(service["up"] for service in found["services"].values())
+        (rollout,) = registry.rollouts()
+        assert found["open_rollouts"] == {rollout.adapter: "pending"}
+        assert found["champions"] == {"invoice-fields": registry.route("invoice-fields").champion}
+        said = run("status").stdout
+        assert "down" in said
+        assert f"{rollout.adapter}: pending" in said
+
+    @pytest.mark.parametrize(
+        ("command", "hint"),
+        [
+            ("tasks", "No tasks yet"),
+            ("adapters", "No adapters yet"),
+            ("rollouts", "No rollouts yet"),
+            ("events", "Nothing has happened yet"),
+        ],
+    )
+    def test_an_empty_registry_says_so_and_is_an_empty_list_for_a_script(
+        self, run: Run, empty: Database, command: str, hint: str
+    ):
+        assert hint in run(command).stdout
+        assert parsed(run(command, "--json")) == []
+
+
+class TestActing:
+    def test_a_rollback_takes_the_candidate_then_the_champion_then_nothing(
+        self, run: Run, registry: Registry
+    ):
+        champion = registry.route("invoice-fields").champion
+        (rollout,) = registry.rollouts()
+        first = parsed(run("rollback", "invoice-fields", "--why", "odd answers", "--json"))
+        assert (first["champion"], first["candidate"]) == (champion, None)
+        assert registry.rollout(rollout.id).state == "rolled_back"
+        assert "is answered by teacher" in run("rollback", "invoice-fields").stdout
+        assert registry.route("invoice-fields").champion == "teacher"
+        assert registry.adapter(champion).state == "rejected"
+        assert "nightschool: " in run("rollback", "invoice-fields", status=3).stderr
+        whys = {event.why for event in registry.history("invoice-fields")}
+        assert "odd answers" in " ".join(whys)
+
+    def test_a_rollback_to_the_teacher(self, run: Run, registry: Registry):
+        run("rollback", "invoice-fields", "--to", "teacher")
+        assert registry.route("invoice-fields").champion == "teacher"
+
+    def test_a_rollback_that_cannot_be(self, run: Run, registry: Registry):
+        before = registry.route("invoice-fields")
+        assert "no task 'nobody'" in run("rollback", "nobody", status=3).stderr
+        never = run("rollback", "invoice-fields", "--to", "somebody-else", status=1)
+        assert "somebody-else" in never.stderr
+        assert registry.route("invoice-fields") == before
+
+    def test_keys_are_shown_once_and_revoked_by_the_start_of_their_hash(
+        self, run: Run, empty: Database
+    ):
+        made = run("keys", "create", "--tenant", "shop", "--label", "till").stdout.strip()
+        found = find_key(empty, made)
+        assert found is not None
+        assert (found.tenant, found.role, found.label) == ("shop", "call", "till")
+        for listing in (run("keys", "list"), run("keys", "list", "--json"), run("events")):
+            assert made not in listing.output
+        (row,) = parsed(run("keys", "list", "--json"))
+        assert (row["tenant"], row["label"], row["revoked"]) == ("shop", "till", None)
+        assert found.hash.startswith(row["hash"])
+        run("keys", "revoke", row["hash"])
+        assert find_key(empty, made) is None
+        assert parsed(run("keys", "list", "--json"))[0]["revoked"] is not None
+        assert "no key begins with" in run("keys", "revoke", "0123456789ab", status=3).stderr
+
+    def test_a_key_that_cannot_be(self, run: Run, empty: Database):
+        assert "tenant has 1 to 100" in run("keys", "create", "--tenant", " ", status=2).stderr
+        assert "Invalid value for '--role'" in run("keys", "create", "--role", "x", status=2).stderr
+        assert parsed(run("keys", "list", "--json")) == []
+
+    def test_retraining_needs_a_task_that_exists_and_a_prefect_server(
+        self, run: Run, registry: Registry
+    ):
+        assert "no task 'nobody'" in run("retrain", "nobody", status=3).stderr
+        refused = run("retrain", "small-talk", status=1)
+        assert "start one with nightschool up" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Takes a message, or refuses it, by its path."""
+
+    taken: list[bytes] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        good = self.path.startswith("/good")
+        if good:
+            self.taken.append(body)
+        self.send_response(200 if good else 403)
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[str]:
+    Receiver.taken = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class TestNotify:
+    def test_every_channel_gets_a_message(
+        self, run: Run, empty: Database, receiver: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setenv("NIGHTSCHOOL_NOTIFY__SLACK_WEBHOOK_URL", f"{receiver}/good/{SECRET}")
+        result = run("notify", "test")
+        assert lines(result) == ["console: sent", "slack: sent"]
+        (body,) = Receiver.taken
+        assert "Night School: a test message" in body.decode()
+        assert SECRET not in result.output
+
+    def test_a_channel_that_refuses_fails_the_command_and_keeps_its_address_secret(
+        self, run: Run, empty: Database, receiver: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setenv("NIGHTSCHOOL_NOTIFY__SLACK_WEBHOOK_URL", f"{receiver}/bad/{SECRET}")
+        result = run("notify", "test", status=1)
+        assert "console: sent" in result.stdout
+        assert "slack: Slack refused with status 403" in result.stdout
+        assert "1 of the channels do not work" in result.stderr
+        assert SECRET not in result.output
+
+    def test_a_channel_that_is_set_up_by_half_is_a_wrong_setting(
+        self, run: Run, empty: Database, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setenv("NIGHTSCHOOL_NOTIFY__WEBHOOK_URL", "http://127.0.0.1:9/hook")
+        refused = run("tasks", status=2)
+        assert "webhook_url is set without webhook_secret" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+class TestSettings:
+    def test_config_names_every_setting_and_its_origin(
+        self, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        (folder / "here.toml").write_text("[training]\nrank = 8\n")
+        monkeypatch.setenv("NIGHTSCHOOL_TRAINING__SEED", "11")
+        rows = {r["key"]: r for r in parsed(run("--config", "here.toml", "config", "--json"))}
+        assert (rows["training.rank"]["value"], rows["training.rank"]["source"]) == (
+            "8",
+            "here.toml",
+        )
+        assert rows["training.seed"]["source"] == "NIGHTSCHOOL_TRAINING__SEED"
+        assert rows["training.epochs"]["source"] == "default"
+        assert "training.rank" in run("--config", "here.toml", "config").stdout
+
+    def test_no_secret_is_ever_printed(
+        self, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        secret = {
+            "TEACHER__API_KEY": SECRET,
+            "ENGINE__API_KEY": SECRET,
+            "STORAGE__SECRET_ACCESS_KEY": SECRET,
+            "ANONYMIZER__HASH_KEY": SECRET,
+            "HOOKS__SECRETS": json.dumps({"ci": SECRET}),
+            "DATABASE__URL": f"postgresql+psycopg://me:{SECRET}@127.0.0.1:{free_port()}/ns",
+            "DATABASE__BUSY_TIMEOUT_SECONDS": "2",
+        }
+        for name, value in secret.items():
+            monkeypatch.setenv(f"NIGHTSCHOOL_{name}", value)
+        for arguments in (["config"], ["config", "--json"]):
+            assert SECRET not in run(*arguments).output
+        # Nothing listens there: what is said of it holds no password either.
+        for arguments in (["tasks"], ["db", "upgrade"], ["status"]):
+            refused = run(*arguments, status=1)
+            assert SECRET not in refused.output
+            assert "did not do what was asked" in refused.stderr
+
+    @pytest.mark.parametrize(
+        ("name", "value", "told"),
+        [
+            ("NIGHTSCHOOL_GATEWAY__PORT", SECRET, "NIGHTSCHOOL_GATEWAY__PORT: gateway.port"),
+            ("NIGHTSCHOOL_GATEWAY__PROT", SECRET, "did you mean NIGHTSCHOOL_GATEWAY__PORT"),
+            ("NIGHTSCHOOL_NIGHT__TIMEZONE", SECRET, "no time zone of that name"),
+            ("NIGHTSCHOOL_ROLLOUT__STEPS", SECRET, "written as JSON"),
+            ("NIGHTSCHOOL_DATABASE__URL", f"mysql://me:{SECRET}@x/y", "names 'mysql'"),
+            ("NIGHTSCHOOL_DATABASE__URL", SECRET, "[database] url is not a URL"),
+            ("NIGHTSCHOOL_CONFIG", "missing.toml", "missing.toml"),
+        ],
+    )
+    def test_a_wrong_setting_is_one_clear_line_without_its_value(
+        self,
+        run: Run,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        value: str,
+        told: str,
+    ):
+        monkeypatch.setenv(name, value)
+        refused = run("tasks", status=2)
+        assert told in refused.stderr
+        assert refused.stderr.startswith("nightschool: ")
+        assert len(refused.stderr.splitlines()) == 1
+        assert SECRET not in refused.output
+
+    def test_a_wrong_file_is_named(self, run: Run, folder: Path):
+        (folder / "bad.toml").write_text("[engine]\nbatch_size = 70000\n")
+        assert (
+            "bad.toml: engine.batch_size" in run("--config", "bad.toml", "tasks", status=2).stderr
+        )
+        (folder / "torn.toml").write_text("[gateway\n")
+        assert "not valid TOML" in run("--config", "torn.toml", "tasks", status=2).stderr
+        assert "missing.toml" in run("--config", "missing.toml", "tasks", status=2).stderr
+
+
+class TestDatabase:
+    def test_an_outdated_database_says_what_to_run_and_that_helps(self, run: Run, folder: Path):
+        refused = run("tasks", status=1)
+        assert "nightschool db upgrade" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+        first = run("db", "upgrade").stdout
+        assert "revision" in first
+        assert run("db", "upgrade").stdout == first
+        assert parsed(run("tasks", "--json")) == []
+
+    def test_a_database_of_a_newer_release_is_left_alone(self, run: Run, empty: Database):
+        with empty.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        for arguments in (["tasks"], ["db", "upgrade"]):
+            assert "newer release" in run(*arguments, status=1).stderr
+
+    def test_a_place_where_no_file_can_be(
+        self, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        (folder / "file").write_text("not a folder")
+        monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{folder}/file/ns.db")
+        refused = run("db", "upgrade", status=1)
+        assert "cannot be made" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+    def test_a_file_that_is_no_database(self, run: Run, folder: Path):
+        (folder / "ns.db").write_bytes(b"this is no database, whatever its name says" * 100)
+        assert "not a database" in run("tasks", status=1).stderr
+
+
+class TestNight:
+    @pytest.fixture
+    def recorded(self, folder: Path, empty: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+        """A day's calls of one task, ingested."""
+        from infra.settings.sources import load_settings
+        from trainers.ingest.ingest import ingest
+
+        monkeypatch.setenv("NIGHTSCHOOL_GATE__MIN_ROWS", "5")
+        store = DirectoryStore(folder / "objects")
+        put_log(store, [home(number) for number in range(96)])
+        ingest(store, empty, load_settings(), holder="test")
+        return empty
+
+    def test_the_plan_says_what_would_be_trained_and_trains_nothing(
+        self, run: Run, recorded: Database
+    ):
+        (row,) = parsed(run("night", "--plan", "--json"))
+        registry = Registry(recorded)
+        (task,) = registry.tasks()
+        assert row["task"] == task.id
+        assert row["steps"] > 0
+        assert row["seconds"] > 0
+        assert "training examples" in row["why"]
+        assert registry.adapters() == []
+        assert parsed(run("night", "--plan", "--task", task.id, "--json")) == [row]
+        assert task.id in run("night", "--plan").stdout
+        assert "no task 'nobody'" in run("night", "--plan", "--task", "nobody", status=3).stderr
+
+    def test_what_is_not_trained_has_its_reason(
+        self, run: Run, recorded: Database, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setenv("NIGHTSCHOOL_TRAINING__MIN_EXAMPLES", "5000")
+        (row,) = parsed(run("night", "--plan", "--json"))
+        assert row["steps"] == 0
+        assert "at least 5000 are needed" in row["why"]
+
+    def test_without_calls_there_is_nothing_to_plan(self, run: Run, empty: Database):
+        assert "No tasks yet" in run("night", "--plan").stdout
+        assert parsed(run("night", "--plan", "--json")) == []
+
+    def test_a_night_needs_a_known_task_and_a_prefect_server(self, run: Run, registry: Registry):
+        assert "no task 'nobody'" in run("night", "--task", "nobody", status=3).stderr
+        refused = run("night", status=1)
+        assert "start one with nightschool up" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+def test_the_installed_command_prints_one_line_and_its_status(folder: Path):
+    """Once through a real process: no traceback, and the status that a shell sees."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from flows.cli import main; main()", "tasks"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "run nightschool db upgrade" in done.stderr
