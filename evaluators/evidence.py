@@ -21,7 +21,6 @@ from evaluators.sessions import (
     SessionOutcome,
     session_outcomes,
     settled_prefix,
-    teacher_answer,
     unique_calls,
 )
 from infra.calls.record import CallRecord, FeedbackRecord, OtherAnswer
@@ -157,13 +156,16 @@ def judge_shadow(
     """Pair the candidate's unseen answers with what the champion answered to the same prompts.
 
     The paired test compares both with the teacher's answer, so where the champion is an adapter and
-    no audit was made, a pair counts towards the agreement but not towards the verdict.
+    no audit was made, a pair counts towards the agreement but not towards the verdict. In the canary
+    arm only answers that were refused stand beside the one served: those are no sample, and left out.
     """
     sessions: dict[tuple[str, str], list[tuple[CallRecord, OtherAnswer]]] = defaultdict(list)
     for call in unique_calls(calls):
         other = _shadow_answer(call, candidate)
-        if other is not None and call.answered_by.rollout == rollout and call.time <= now:
-            sessions[call.tenant, call.session].append((call, other))
+        by = call.answered_by
+        if other is None or by.rollout != rollout or by.arm == "canary" or call.time > now:
+            continue
+        sessions[call.tenant, call.session].append((call, other))
     horizon = timedelta(seconds=policy.maturity_seconds)
     settled = [pairs for pairs in sessions.values() if now >= pairs[0][0].time + horizon]
     agreements: list[float] = []
@@ -247,7 +249,7 @@ def _difference(call: CallRecord, other: OtherAnswer) -> float | None:
 def _teacher_said(call: CallRecord) -> Any:
     if call.answered_by.adapter is None or call.answered_by.escalation is not None:
         return call.answer
-    return teacher_answer(call)
+    return call.audit
 
 
 def _mean(items: Sequence[SessionOutcome]) -> float | None:

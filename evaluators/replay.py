@@ -7,6 +7,7 @@ the teacher. It comes in as a callable, so this room knows no engine.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -151,6 +152,9 @@ async def _ask(answerer: Answerer, example: Example, timeout_seconds: float) -> 
         said = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]
         return _failed(example, time.perf_counter() - started, said)
     waited = time.perf_counter() - started
+    confidence = answer.confidence
+    if confidence is not None and not math.isfinite(confidence):
+        confidence = None  # never reaches a threshold, and JSON has no infinity
     score = score_answer(example.answer, answer.message, example.request)
     if not answer.checks.passed:
         # Serving would not show it, so a lucky match behind a failed check is not a right answer.
@@ -160,7 +164,7 @@ async def _ask(answerer: Answerer, example: Example, timeout_seconds: float) -> 
         example.session,
         answer.message,
         answer.checks,
-        answer.confidence,
+        confidence,
         score,
         waited,
     )

@@ -6,7 +6,7 @@ each call, the first that applies:
 
 1. a hard failure (failed checks, engine error, timeout, kill switch, no answer) is 0;
 2. the caller's feedback: its score, or the agreement of the answer with the correction;
-3. the teacher answered, as champion or because the small model was not confident: 1 by definition;
+3. the teacher answered, as champion or for a reason in ``FORGIVEN``: 1 by definition;
 4. the agreement of the shown answer with the teacher's audit answer;
 5. else it is missing: anything from 0 to 1.
 
@@ -28,9 +28,10 @@ from typing import Literal
 from evaluators.scoring import score_answer
 from infra.calls.record import Arm, CallRecord, FeedbackRecord
 
-# The teacher answered in the small model's place, and that is how the cascade is meant to work, or
-# the engine was full: not the adapter's failure. Every other escalation is one.
-FORGIVEN = frozenset({"confidence", "overloaded"})
+# The teacher answered in the small model's place, and that is how the cascade is meant to work: it
+# was not sure, the engine was full, the prompt too long for it, or the caller wanted fewer tokens
+# than its answer takes. Every other escalation is the adapter's failure.
+FORGIVEN = frozenset({"confidence", "overloaded", "prompt_too_long", "token_limit"})
 
 Basis = Literal["failure", "feedback", "agreement", "missing"]
 
@@ -155,24 +156,15 @@ def call_outcome(call: CallRecord, feedback: Sequence[FeedbackRecord]) -> CallOu
             return CallOutcome(score, score, "feedback")
     if call.answered_by.adapter is None or call.answered_by.escalation is not None:
         return CallOutcome(1.0, 1.0, "agreement")
-    audited = teacher_answer(call)
-    if audited is None:
+    if call.audit is None:
         return CallOutcome(0.0, 1.0, "missing")
-    score = score_answer(audited, answer, call.request).correct
+    score = score_answer(call.audit, answer, call.request).correct
     return CallOutcome(score, score, "agreement")
 
 
 def hard_failure(escalation: str | None) -> bool:
     """Whether this escalation is the adapter's failure; an unknown reason is."""
     return escalation is not None and escalation.split(":")[0] not in FORGIVEN
-
-
-def teacher_answer(call: CallRecord) -> Mapping[str, object] | None:
-    """What the teacher said when it was asked the same, off the caller's path."""
-    for other in call.other_answers:
-        if other.purpose == "audit" and other.adapter is None and other.error is None:
-            return other.message
-    return None
 
 
 def _outcome(

@@ -6,6 +6,7 @@ killed and runs again finds what is done and does the rest.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -61,7 +62,7 @@ def ingest_logs(context: Context, say: Say = lambda _: None) -> IngestReport:
     with hold(context.database, INGEST, context.holder, wait_seconds=INGEST_WAIT_SECONDS):
         # Whoever has the lease takes over the claims of one that was killed.
         return ingest(
-            context.store, context.database, context.settings, holder=INGEST, progress=say
+            context.store, context.database, context.settings, holder=INGEST, progress=_seldom(say)
         )
 
 
@@ -188,6 +189,19 @@ def train(
         spec.dataset_digest,
         spec.digest,
     )
+
+
+def _seldom(say: Say) -> Say:
+    """Pass on a line at most every ``POLL_SECONDS``: a day has thousands of log objects."""
+    last = time.monotonic()
+
+    def pass_on(line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= POLL_SECONDS:
+            last = time.monotonic()
+            say(line)
+
+    return pass_on
 
 
 def _rows(

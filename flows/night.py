@@ -83,16 +83,11 @@ def judge_task(trained: Trained) -> Judgement:
 
 
 @task(retries=2, cache_policy=NO_CACHE, task_run_name="release {trained.name}")
-def release_task(trained: Trained, judgement: Judgement, gate_override: str | None) -> Released:
+def release_task(
+    trained: Trained, judgement: Judgement, gate_override: str | None, drill: bool
+) -> Released:
     with open_context() as context:
-        # A drill is asked for now: it must not wait behind another rollout.
-        return release(
-            context,
-            trained,
-            judgement,
-            gate_override=gate_override,
-            when_open="supersede" if gate_override else "queue",
-        )
+        return release(context, trained, judgement, gate_override=gate_override, drill=drill)
 
 
 @task(retries=1, cache_policy=NO_CACHE, task_run_name="drift {run.task_id}")
@@ -151,7 +146,7 @@ def night(
             trained = [_submit_training(run, plan, executor, drill) for run in plan.runs]
             judged = [judge_task.submit(future) for future in trained]
             released = [
-                release_task.submit(adapter, judgement, gate_override)  # type: ignore[call-overload]
+                release_task.submit(adapter, judgement, gate_override, drill)  # type: ignore[call-overload]
                 for adapter, judgement in zip(trained, judged, strict=True)
             ]
             outcomes = [_outcome(future) for future in released]

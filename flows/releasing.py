@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.judging import Judgement
@@ -11,7 +11,7 @@ from flows.wiring import Context
 from infra.database.events import record_event
 from serving.registry.errors import RolloutRefused
 from serving.registry.records import Rollout
-from serving.rollout.policy import RolloutPolicy, WhenOpen
+from serving.rollout.policy import RolloutPolicy
 from trainers.artifact import publish
 
 ACTOR = "night"
@@ -33,7 +33,7 @@ def release(
     judgement: Judgement,
     *,
     gate_override: str | None = None,
-    when_open: WhenOpen = "queue",
+    drill: bool = False,
     actor: str = ACTOR,
 ) -> Released:
     """Publish and register the adapter with its scorecard; open a rollout if the gate passed.
@@ -41,8 +41,15 @@ def release(
     Args:
         gate_override: a person's reason to let it past the gate. Then every answer that passes its
             checks is shown: an adapter that was not certified has no threshold to go by.
+        drill: go straight to the canary, and do not wait behind another rollout: the shadow would
+            find a deliberately bad adapter out before the canary has to.
     """
-    released = _release(context, trained, judgement, gate_override, when_open, actor)
+    policy = RolloutPolicy.from_settings(
+        context.settings.rollout, when_open="supersede" if drill else None
+    )
+    if drill:
+        policy = replace(policy, shadow_sessions=0)
+    released = _release(context, trained, judgement, gate_override, policy, actor)
     # Last of all: a night that is killed before this does the release again, which changes nothing
     # that is done already.
     with context.database.begin() as connection:
@@ -62,7 +69,7 @@ def _release(
     trained: Trained,
     judgement: Judgement,
     gate_override: str | None,
-    when_open: WhenOpen,
+    policy: RolloutPolicy,
     actor: str,
 ) -> Released:
     threshold = judgement.threshold if gate_override is None else None
@@ -94,7 +101,7 @@ def _release(
         rollout = context.registry.open_rollout(
             trained.task_id,
             trained.name,
-            RolloutPolicy.from_settings(context.settings.rollout, when_open=when_open),
+            policy,
             actor=actor,
             why=gate_override or f"the gate said {judgement.verdict}",
             gate_override=gate_override,

@@ -13,6 +13,8 @@ from flows.stack.processes import Stack
 from flows.stack.services import prefect_api_url, prefect_environment, services
 from infra.settings.model import Settings
 
+_OWN = ("PREFECT_API_URL", "PREFECT_HOME")
+
 
 @dataclass(frozen=True)
 class PrefectServer:
@@ -33,9 +35,7 @@ def start_prefect(folder: Path) -> Iterator[PrefectServer]:
     """Only the server: no flow is deployed in it."""
     settings = Settings.model_validate({"prefect": {"port": free_port(), "home": folder / "home"}})
     # What this machine is set to must not win over what the tests start.
-    before = {
-        name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PREFECT_API")
-    }
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name in _OWN}
     try:
         server = [s for s in services(settings, base_model=folder) if s.name == "prefect"]
         variables = prefect_environment(settings)

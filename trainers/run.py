@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from infra.artifacts.base import fingerprint
 from infra.artifacts.manifest import ArtifactError
+from infra.files import write_atomically
 from trainers.backends.protocol import StepEvent, TrainingBackend
 from trainers.encoding import TrainingError
 from trainers.run_folder import (
@@ -35,7 +36,6 @@ from trainers.run_folder import (
     TrainResult,
     append_line,
     now,
-    write_atomically,
 )
 
 EXIT_DONE, EXIT_FAILED, EXIT_AGAIN = 0, 1, 75

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.files import write_atomically
 from trainers.spec import TrainSpec
 
 BackendName = Literal["auto", "peft", "unsloth"]
@@ -234,16 +234,6 @@ def read_tail(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return events
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old text or the new one, whole, even after a crash."""
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with scratch.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.replace(path)
 
 
 def now() -> float:

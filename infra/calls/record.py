@@ -120,6 +120,14 @@ class CallRecord(Record):
         choices = self.response.get("choices") or []
         return choices[0].get("message") if choices else None
 
+    @property
+    def audit(self) -> dict[str, Any] | None:
+        """What the teacher said when it was asked the same, off the caller's path."""
+        for other in self.other_answers:
+            if other.purpose == "audit" and other.adapter is None and other.error is None:
+                return other.message
+        return None
+
 
 class FeedbackRecord(Record):
     """What became of an answer, reported later by the caller for a call id."""

@@ -7,6 +7,16 @@ from infra.notify.message import Channel
 from infra.settings.model import Notify
 
 
+def channel_names(settings: Notify) -> tuple[str, ...]:
+    """The names of ``open_channels``, for those who only write messages and carry none."""
+    names = ["console"]
+    if settings.slack_webhook_url is not None:
+        names.append("slack")
+    if settings.webhook_url is not None:
+        names.append("webhook")
+    return tuple(names)
+
+
 def open_channels(settings: Notify) -> dict[str, Channel]:
     """The console always, ``slack`` and ``webhook`` where they are set up.
 

@@ -19,6 +19,7 @@ from threading import Lock
 from typing import BinaryIO
 from uuid import uuid4
 
+from infra.files import sync_folder
 from infra.objects.keys import RESERVED, check_key
 from infra.objects.store import (
     ObjectChanged,
@@ -82,7 +83,7 @@ class DirectoryStore:
         ):
             self._make_parent(path)
             os.replace(temporary, path)  # noqa: PTH105
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return _info(key, data)
 
     def create(self, key: str, data: bytes) -> ObjectInfo:
@@ -104,7 +105,7 @@ class DirectoryStore:
                 raise ObjectExists(
                     f"the object {key} is already there, and is written only once"
                 ) from None
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return _info(key, data)
 
     def replace(self, key: str, data: bytes, etag: str) -> ObjectInfo:
@@ -115,7 +116,7 @@ class DirectoryStore:
                     f"the object {key} has changed since it was read: read it again"
                 )
             os.replace(temporary, path)  # noqa: PTH105
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return _info(key, data)
 
     def get(self, key: str) -> bytes:
@@ -147,7 +148,7 @@ class DirectoryStore:
         with self._locked(key), suppress(ObjectMissing), _explained(key):
             if not path.is_dir():
                 path.unlink()
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
@@ -236,7 +237,7 @@ class DirectoryStore:
             folder = folder.parent
         for made in reversed(missing):
             made.mkdir(exist_ok=True)
-            _sync_folder(made.parent)
+            sync_folder(made.parent)
 
     def _sweep(self) -> None:
         """Remove what killed writers left, old enough that nobody still writes it."""
@@ -253,15 +254,6 @@ def _overlaps(folder: str, prefix: str) -> bool:
 
 def _info(key: str, data: bytes) -> ObjectInfo:
     return ObjectInfo(key, len(data), hashlib.sha256(data).hexdigest())
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without this a power cut may forget the name of a file whose content is safe.
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from referencing.exceptions import Unresolvable
 from infra.calls.record import Checks, new_id
 
 MAX_ANSWER_CHARACTERS = 200_000
+CUT_OFF = "cut off at the token limit"
 # The default registry would fetch whatever URL a caller's schema refers to.
 _NO_FETCHING: Registry[Any] = Registry()
 
@@ -48,7 +49,7 @@ def parse_answer(text: str, request: Mapping[str, Any], *, complete: bool = True
     else:
         message = {"role": "assistant", "content": text}
     if not complete or not text or len(text) > MAX_ANSWER_CHARACTERS:
-        reason = "no text" if not text else "cut off at the token limit"
+        reason = "no text" if not text else CUT_OFF
         return ParsedAnswer(message, Checks(parsed=False, reason=reason))
     return ParsedAnswer(message, check_answer(message, request))
 

@@ -18,7 +18,7 @@ from infra.settings.model import Settings
 from serving.gateway.arms import TEACHER, Assignment, assign
 from serving.gateway.background import Background
 from serving.gateway.call import Call, checked, unseen
-from serving.gateway.cascade import Small, beyond_small_model
+from serving.gateway.cascade import NOT_THE_ADAPTERS, Small, beyond_small_model
 from serving.gateway.guard import KillSwitch, tended
 from serving.gateway.holdings import Holdings
 from serving.gateway.metrics import Metrics
@@ -229,9 +229,9 @@ class Answering:
         candidate = call.assignment.shadow
         assert candidate is not None
         small = await self._small.ask(candidate, await self._redacted(call))
-        if small.escalation == "overloaded":
+        if small.escalation in NOT_THE_ADAPTERS:
             self._metrics.dropped.labels("shadow").inc()
-            return None  # says nothing about the candidate
+            return None
         self._guard(call.routed, small)
         return unseen(small, self.settings.engine.base_model, "shadow")
 
@@ -267,7 +267,8 @@ class Answering:
         def make() -> CallRecord:
             return scope.record(frozen.record(teacher, small))
 
-        self._recorder.put(make, call.chat.size_bytes + 4096, provisional=provisional)
+        held = call.chat.size_bytes + call.answer_bytes + 4096
+        self._recorder.put(make, held, provisional=provisional)
 
     async def _redacted(self, call: Call) -> dict[str, Any]:
         """The request as the small model sees it. In a thread: a scope may be busy with a long text."""

@@ -45,6 +45,8 @@ class Call:
     """The request as the small model sees it."""
     escalation: str | None = None
     response: dict[str, Any] = field(default_factory=dict)
+    answer_bytes: int = 0
+    """Of the teacher's answer as it came: what the waiting record holds in memory beside the request."""
     latency_seconds: float = 0.0
     others: list[OtherAnswer] = field(default_factory=list)
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.anonymize.placeholders import PLACEHOLDER
 from infra.calls.record import Checks, Usage
-from serving.engines.protocol import EngineError, EngineOverloaded, EngineTimeout, EngineUnavailable
+from infra.prompting.answers import CUT_OFF
+from serving.engines.protocol import (
+    EngineError,
+    EngineOverloaded,
+    EngineRefused,
+    EngineTimeout,
+    EngineUnavailable,
+)
 from serving.small_model import SmallAnswer
 
 MAX_REASON_CHARACTERS = 120
-# What an anonymizer leaves behind, e.g. <EMAIL_1>.
-PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9_]{1,30}_(?:[0-9]{1,9}|h[0-9a-f]{16})>")
+NOT_THE_ADAPTERS = frozenset({"overloaded", "prompt_too_long", "token_limit"})
+"""Escalations that are nobody's failure and say nothing about the adapter."""
+TOO_LONG = frozenset({400, 413})
+"""HTTP statuses of an engine to a request of ours that it does not take: the prompt is too long."""
 # Options that change what an answer is, and that the small model does not know.
 _UNKNOWN_OPTIONS = (
     "logit_bias",
@@ -38,7 +47,7 @@ class Small:
     accepted: bool = False
     escalation: str | None = None
     """None when accepted, else one of checks:<...>, confidence, engine_unavailable, engine_timeout,
-    overloaded."""
+    overloaded, prompt_too_long, token_limit."""
     hard_failure: bool = False
     """Whether it counts towards the kill switch: the adapter failed, not the road to it."""
     latency_seconds: float = 0.0
@@ -96,6 +105,8 @@ def judged(
         accepted = False
     if accepted:
         escalation = None
+    elif limited and checks.reason == CUT_OFF:
+        escalation = "token_limit"
     elif not checks.passed:
         escalation = f"checks:{(checks.reason or 'failed')[:MAX_REASON_CHARACTERS]}"
     else:
@@ -116,13 +127,15 @@ def judged(
 def failed(adapter: str, error: EngineError | TimeoutError, latency_seconds: float) -> Small:
     """What an error of the engine means for the caller and for the adapter.
 
-    Only a timeout and a failure inside the engine count against the adapter. No engine at all, a
-    full queue, and a refusal (prompt too long, adapter gone after a restart) say nothing about it.
+    Only a timeout and a failure inside the engine count towards the kill switch. No engine at all, a
+    full queue, and a refusal (prompt too long, adapter gone after a restart) do not.
     """
     if isinstance(error, (EngineTimeout, TimeoutError)):
         reason, hard = "engine_timeout", True
     elif isinstance(error, EngineOverloaded):
         reason, hard = "overloaded", False
+    elif isinstance(error, EngineRefused) and error.status in TOO_LONG:
+        reason, hard = "prompt_too_long", False
     else:
         inside = isinstance(error, EngineUnavailable) and error.status is not None
         reason, hard = "engine_unavailable", inside
@@ -139,7 +152,7 @@ def placeholders(value: Any) -> set[str]:
         node = waiting.pop()
         if isinstance(node, str):
             if "<" in node:
-                found.update(PLACEHOLDER.findall(node))
+                found.update(match.group() for match in PLACEHOLDER.finditer(node))
         elif isinstance(node, Mapping):
             waiting.extend(node.values())
         elif isinstance(node, list):

@@ -74,6 +74,7 @@ class Chat:
     def _pass_on(self, call: Call, reply: Reply) -> web.Response:
         """The teacher's answer as it came, and what the log makes of it."""
         body = reply.json()
+        call.answer_bytes = len(reply.body)
         if reply.status == 200 and body is not None and body.get("choices"):
             call.answered(body)
         else:
@@ -122,6 +123,7 @@ class Chat:
     ) -> None:
         assembler: Assembler | None = Assembler()
         async for chunk in upstream.content.iter_any():
+            call.answer_bytes += len(chunk)
             if assembler is not None:
                 try:
                     assembler.feed(chunk)

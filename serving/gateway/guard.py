@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from infra.calls.record import utc_now
+from infra.files import write_atomically
 from serving.gateway.routes import Snapshot, TaskRoute
 
 logger = logging.getLogger(__name__)
@@ -128,14 +128,9 @@ class KillSwitch:
     def _keep(self) -> None:
         """Called with the lock held. A kill that cannot be written still holds in memory."""
         kills = [asdict(kill) for kill in self._kills.values()][-MAX_KILLS:]
-        part = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("w", encoding="utf-8") as file:
-                json.dump(kills, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self._path)
+            write_atomically(self._path, json.dumps(kills))
         except OSError as error:
             logger.error("kills cannot be kept at %s: %s", self._path, error.strerror)
 

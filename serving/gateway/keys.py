@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serving.gateway.problems import unauthorized
+from serving.registry.keys import hash_key
 
 DEFAULT_TENANT = "default"
 
@@ -16,11 +16,6 @@ class Caller:
     tenant: str
     key_known: bool
     """Whether the key is one of ours, which must therefore never be forwarded."""
-
-
-def hash_key(key: str) -> str:
-    """sha256 of the key, 64 hex characters: what the ``api_keys`` table holds."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:

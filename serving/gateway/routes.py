@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +20,7 @@ from sqlalchemy import Connection, Row, func, select
 from infra.calls.record import utc_now
 from infra.database.open import Database
 from infra.database.tables import adapters, api_keys, rollouts, routes, tasks
+from infra.files import write_atomically
 from infra.prompting.template import PromptFormat
 
 logger = logging.getLogger(__name__)
@@ -174,15 +174,7 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
     """Write atomically: a reader sees the old file or the new one, whole. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     body = {"version": FILE_VERSION, **asdict(snapshot)}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(body, file, default=_jsonable)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(body, default=_jsonable))
 
 
 def load_snapshot(path: Path) -> Snapshot | None:

@@ -13,6 +13,7 @@ from aiohttp import web
 from infra.anonymize.anonymizer import Anonymizer
 from infra.calls.record import utc_now
 from infra.database.open import Database, open_database
+from infra.notify.open import channel_names
 from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
@@ -133,11 +134,12 @@ class Gateway:
 
     async def _feedback(self, request: web.Request) -> web.StreamResponse:
         caller = self._caller(request)
-        body = parse_object(await self._body(request))
+        raw = await self._body(request)
+        body = parse_object(raw)
         record, call = read_feedback(body, caller.tenant, self.calls)
         await self.recorder.room()
         make = anonymized(record, call, self.answering.scopes, self.anonymizer)
-        if not await self.recorder.put(make, 4096):
+        if not await self.recorder.put(make, len(raw) + 4096):
             raise GatewayError(503, "the feedback could not be kept: try again", kind="api_error")
         return web.json_response({"object": "feedback", "id": record.id, "call_id": record.call_id})
 
@@ -253,7 +255,7 @@ class Gateway:
             self._database.close()
 
     def _deliver_kills(self) -> None:
-        channels = notify_channels(self.settings)
+        channels = channel_names(self.settings.notify)
         while not self._stopping.wait(self.settings.gateway.refresh_seconds):
             try:
                 kills.deliver(self.kills, self._open_database, channels)
@@ -312,16 +314,6 @@ def make_engine(settings: Settings) -> EngineClient:
         timeout_seconds=settings.gateway.small_model_timeout_seconds,
         max_rank=settings.engine.max_rank,
     )
-
-
-def notify_channels(settings: Settings) -> tuple[str, ...]:
-    """Names of the notification channels that are configured."""
-    names = ["console"]
-    if settings.notify.slack_webhook_url is not None:
-        names.append("slack")
-    if settings.notify.webhook_url is not None:
-        names.append("webhook")
-    return tuple(names)
 
 
 def _model(name: str, owner: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ import zstandard
 
 from infra.calls.codec import COMPRESSION_LEVEL, encode_line, log_key
 from infra.calls.record import LogRecord
+from infra.files import sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ class Spool:
             path = self.folder / _open_name(self._number)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
             self._size, self._count, self._torn = 0, 0, False
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         if self._torn:
             line = b"\n" + line  # ends what an earlier failure left half-written
         written = 0
@@ -334,7 +335,7 @@ def _make_ready(folder: Path, number: int, entries: list[Entry]) -> Path | None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        _sync_folder(folder)
+        sync_folder(folder)
     (folder / _open_name(number)).unlink(missing_ok=True)
     return path
 
@@ -359,14 +360,6 @@ def _next_number(folder: Path) -> int:
         os.fsync(file.fileno())
     part.replace(path)
     return number
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _open_name(number: int) -> str:

@@ -39,7 +39,9 @@ def test_every_command_answers_help_with_an_example_and_stands_in_the_readme(com
 
 def test_commands_and_their_summaries_agree():
     assert list(COMMANDS) == list(SUMMARIES)
-    assert all(summary in CliRunner().invoke(main, ["--help"]).output for summary in SUMMARIES.values())
+    assert all(
+        summary in CliRunner().invoke(main, ["--help"]).output for summary in SUMMARIES.values()
+    )
 
 
 def test_the_readmes_tree_names_what_is_there():

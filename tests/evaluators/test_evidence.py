@@ -98,6 +98,8 @@ def test_an_unaudited_champion_counts_as_perfect_for_promotion_and_not_at_all_fo
         ("something new", 0, 1),
         ("confidence", 1, 1),
         ("overloaded", 1, 1),
+        ("prompt_too_long", 1, 1),
+        ("token_limit", 1, 1),
         (None, 1, 0),
     ],
 )
@@ -284,3 +286,19 @@ def test_shadow_pairs_of_unsettled_sessions_and_of_others_wait_outside():
     assert summary([]).agreement is None
     elsewhere = [call("x", 0, "champion", adapter=None, shadow=shadow(), rollout="rollout-2")]
     assert summary(elsewhere).pairs == 0
+
+
+def test_refused_answers_of_the_canary_arm_are_no_sample_of_the_shadow():
+    paired = shadowed(*[shadow()] * 20)
+    # One canary session in twenty is refused: within the margin, whoever counts the other nineteen.
+    refused = [
+        call(
+            f"c{place}",
+            100 + place,
+            escalation="checks:arguments of play are not JSON",
+            shadow=shadow(accepted=False, ok=False),
+            epoch=2,
+        )
+        for place in range(20)
+    ]
+    assert summary(paired + refused) == summary(paired)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,12 @@ async def test_errors_and_failed_checks_are_wrong_and_say_why():
     assert found[1].error == "ConnectionError: engine gone" and found[1].confidence is None
     assert found[2].error is None and found[2].score.stages["exact"] == 1
     assert [item.showable for item in found] == [True, False, False, False, True, True]
+
+
+async def test_a_confidence_that_is_no_number_is_none_and_fits_into_json():
+    found = await replay(Answerer({0: Said(says("answer-0"), confidence=-math.inf)}), examples(1))
+    assert found[0].confidence is None and found[0].correct == 1
+    json.dumps(found[0].to_dict(), allow_nan=False)
 
 
 async def test_a_late_answer_is_an_error():

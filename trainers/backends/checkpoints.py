@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.artifacts.manifest import CONFIG, WEIGHTS
-from trainers.run_folder import write_atomically
+from infra.files import write_atomically
 from trainers.spec import TrainSpec
 
 _SEAL = "sealed"

@@ -100,7 +100,9 @@ def _examples(
     found: dict[str, tuple[Example, str]] = {}
     dropped: Counter[str] = Counter()
     for record, source in read_calls(store, files, members):
-        label = label_of(record, said.get(record.id, ()))
+        # Whoever knows a call's id may report on it, but only its own tenant teaches from it.
+        reports = [item for item in said.get(record.id, ()) if item.tenant == record.tenant]
+        label = label_of(record, reports)
         if not isinstance(label, Label):
             dropped[label] += 1
             continue

@@ -65,15 +65,7 @@ def label_of(record: CallRecord, feedback: Sequence[FeedbackRecord]) -> Label | 
         if _cut_off(record):
             return "invalid"
         return _usable(message, record, "teacher")
-    audit = next(
-        (
-            other.message
-            for other in record.other_answers
-            if other.purpose == "audit" and other.adapter is None and other.error is None
-        ),
-        None,
-    )
-    return "small-model" if audit is None else _usable(audit, record, "audit")
+    return "small-model" if record.audit is None else _usable(record.audit, record, "audit")
 
 
 def agreement(examples: Iterable[Example]) -> dict[str, Any]:

@@ -34,19 +34,20 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory without settings but those that keep this test to itself."""
+    # Commands change their own process's environment; here it is everybody's.
+    before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
-    # Set and taken away again, so that a command's own change of it is undone too.
-    monkeypatch.setenv("NIGHTSCHOOL_CONFIG", "none")
-    monkeypatch.delenv("NIGHTSCHOOL_CONFIG")
     monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{tmp_path}/ns.db")
     monkeypatch.setenv("NIGHTSCHOOL_STORAGE__URL", str(tmp_path / "objects"))
     # Nothing listens there.
     for name in ("GATEWAY__PORT", "HOOKS__PORT", "PREFECT__PORT"):
         monkeypatch.setenv(f"NIGHTSCHOOL_{name}", str(free_port()))
     monkeypatch.setenv("NIGHTSCHOOL_ENGINE__URL", f"http://127.0.0.1:{free_port()}")
-    return tmp_path
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from datetime import UTC, datetime
 
 import openai
@@ -15,7 +16,7 @@ from infra.database.tables import api_keys
 from infra.objects.store import ObjectStore
 from infra.tasks.signature import Signature, signature
 from serving.gateway import routing
-from serving.gateway.keys import hash_key
+from serving.registry.keys import hash_key
 from tests.serving.gateway.conftest import Start
 from tests.serving.gateway.upstreams import TeacherServer
 from tests.serving.gateway.world import add_task, chat, logged, read_log, until
@@ -194,6 +195,24 @@ async def test_a_full_disk_costs_the_log_and_not_the_answer(
         _, _, headers = await running.ask(chat("y"))
         await logged(store, headers["x-nightschool-call-id"])
     assert len(read_log(store)) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_records_that_wait_are_bounded_with_their_answers(
+    start: Start, teacher: TeacherServer, stream: bool
+) -> None:
+    teacher.say = lambda _: {"role": "assistant", "content": "x" * 1_000_000}
+    async with start() as running:
+        disk = threading.Event()
+        running.gateway.recorder._pool.submit(disk.wait)
+        try:
+            url = f"{running.url}/v1/chat/completions"
+            async with running.http.post(url, json=chat("x", stream=stream)) as response:
+                assert len(await response.read()) > 1_000_000
+            assert running.gateway.recorder._bytes > 1_000_000
+        finally:
+            disk.set()
+        await until(lambda: running.gateway.recorder._bytes == 0)
 
 
 async def test_a_record_that_cannot_be_anonymized_is_not_written(

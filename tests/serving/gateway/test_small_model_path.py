@@ -120,9 +120,11 @@ async def test_a_streaming_caller_gets_the_adapters_answer_in_chunks(
         (lambda e: setattr(e, "say", lambda *_: "to <PHONE_9>"), "checks:names a placeholder"),
         (lambda e: setattr(e, "mode", "error"), "engine_unavailable"),
         (lambda e: setattr(e, "mode", "full"), "overloaded"),
+        (lambda e: setattr(e, "mode", "too long"), "prompt_too_long"),
+        (lambda e: setattr(e, "finish_reason", "length"), "checks:cut off at the token limit"),
         (lambda e: setattr(e, "mode", "hang"), "engine_timeout"),
     ],
-    ids=["confidence", "empty", "placeholder", "error", "full", "hang"],
+    ids=["confidence", "empty", "placeholder", "error", "full", "too long", "cut off", "hang"],
 )
 async def test_the_teacher_answers_what_the_canary_should_not(
     start: Start,
@@ -147,6 +149,31 @@ async def test_the_teacher_answers_what_the_canary_should_not(
     (refused,) = record.other_answers
     assert refused.adapter == candidate and not refused.accepted
     assert (refused.message is None) == (refused.error is not None)
+
+
+async def test_what_the_callers_own_limit_cuts_off_is_not_held_against_the_canary(
+    start: Start, candidate: str, engine: EngineServer, store: ObjectStore
+) -> None:
+    engine.finish_reason = "length"
+    async with start(kill_error_burst=1) as running:
+        await ready(running.http, running.url, candidate)
+        _, _, headers = await running.ask({**chat("on"), "max_tokens": 5})
+        record = await logged(store, headers["x-nightschool-call-id"])
+        assert not running.gateway.kills.killed("rollout-1")
+    by = record.answered_by
+    assert (by.arm, by.adapter, by.escalation) == ("canary", None, "token_limit")
+
+
+async def test_a_prompt_too_long_for_the_engine_is_no_shadow_pair(
+    start: Start, candidate: str, database: Database, engine: EngineServer, store: ObjectStore
+) -> None:
+    set_route(database, candidate=candidate, rollout_id="rollout-1", stage="shadow")
+    engine.mode = "too long"
+    async with start() as running:
+        await ready(running.http, running.url, candidate)
+        _, _, headers = await running.ask(chat("on"))
+        record = await logged(store, headers["x-nightschool-call-id"])
+    assert record.answered_by.arm == "champion" and record.other_answers == []
 
 
 async def test_sessions_split_by_their_bucket_and_stay(

@@ -81,6 +81,20 @@ def test_a_crash_loses_nothing_and_the_next_gateway_ships_it(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.parametrize("torn", [b"deadbeef F 20", b"\x00\xff\n", b"not a frame at all\n"])
+def test_a_half_written_line_costs_only_itself(tmp_path: Path, torn: bytes) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    spool = Spool(tmp_path / "spool")
+    for i in range(3):
+        spool.append(record(f"r{i}"))
+    crash(spool)
+    (left,) = spool.folder.glob("open-*.log")
+    with left.open("ab") as file:
+        file.write(torn)
+    ship_all(Spool(tmp_path / "spool"), store)
+    assert read_log(store) == [record(f"r{i}") for i in range(3)]
+
+
 def test_provisional_records_wait_for_their_final_ones(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "objects")
     spool = Spool(tmp_path / "spool")

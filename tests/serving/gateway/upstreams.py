@@ -121,12 +121,13 @@ class TeacherServer:
 
 
 class EngineServer:
-    """Speaks the engines' dialect. ``mode``: ok, error, full, hang."""
+    """Speaks the engines' dialect. ``mode``: ok, error, full, too long, hang."""
 
     def __init__(self) -> None:
         self.mode = "ok"
         self.say: Callable[[str, str], str] = lambda _model, _prompt: "small answer"
         self.confidence = -0.01
+        self.finish_reason = "stop"
         self.loaded: dict[str, str] = {}
         self.prompts: list[tuple[str, str]] = []
         self.url = ""
@@ -173,13 +174,15 @@ class EngineServer:
                 return web.json_response({"error": {"message": "boom"}}, status=500)
             if self.mode == "full":
                 return web.json_response({"error": {"message": "queue full"}}, status=503)
+            if self.mode == "too long":
+                return web.json_response({"error": {"message": "prompt too long"}}, status=400)
             if self.mode == "hang":
                 await asyncio.sleep(60)
         text = self.say(model, prompt)
         choice = {
             "index": 0,
             "text": text,
-            "finish_reason": "stop",
+            "finish_reason": self.finish_reason,
             "logprobs": {"token_logprobs": [self.confidence] * 3, "tokens": ["a", "b", "c"]},
         }
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 3, "total_tokens": 0}

@@ -88,12 +88,14 @@ def test_small_models_do_not_teach_themselves_and_people_correct(tmp_path):
         FeedbackRecord(call_id="call-00000", score=0.0, time=START),
         FeedbackRecord(call_id="call-00001", correction=right, time=START),
         FeedbackRecord(call_id="call-00105", correction=right, time=START),
+        FeedbackRecord(call_id="call-00002", correction=right, time=START, tenant="another"),
     ]
     store, _, _, version = frozen(tmp_path, [*records, *feedback])
     found = {e.call_id: e for e in every(store, version)}
     assert len(found) == 30
     assert "call-00000" not in found
     assert found["call-00001"].answer == found["call-00105"].answer == right
+    assert found["call-00002"].answer != right  # nobody teaches another tenant's tasks
     assert version.manifest["sources"] == {"correction": 2, "teacher": 28}
     assert version.manifest["dropped"] == {"rejected": 1, "small-model": 9}
 
