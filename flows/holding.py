@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from infra.calls.record import new_id
 from infra.database.leases import acquire, release, renew
 from infra.database.open import Database
+
+logger = logging.getLogger(__name__)
 
 TTL_SECONDS = 20.0
 POLL_SECONDS = 1.0
@@ -42,7 +45,16 @@ def hold(database: Database, name: str, holder: str, *, wait_seconds: float = 0.
 
     def keep() -> None:
         while not done.wait(TTL_SECONDS / 4):
-            renew(database, name, holder, fence, TTL_SECONDS)
+            try:
+                held = renew(database, name, holder, fence, TTL_SECONDS)
+            except Exception:
+                # A database that is away for a moment: the next try may still be in time.
+                logger.exception("the lease %s could not be renewed", name)
+                continue
+            if not held:
+                # What the holder writes is guarded by content keys and versions of its own.
+                logger.error("the lease %s ran out while its work went on", name)
+                return
 
     keeper = threading.Thread(target=keep, name=f"lease {name}", daemon=True)
     keeper.start()

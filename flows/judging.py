@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.calibration import calibrate_outcomes
-from evaluators.gate import TEACHER, GateEvidence, GatePolicy, decide
-from evaluators.replay import Outcome, replay
+from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, decide
+from evaluators.replay import Answerer, Outcome, replay
 from evaluators.scorecard import make_scorecard
 from evaluators.served import gate_rows, serve
 from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
 from infra.objects.store import ObjectExists, ObjectMissing
 from infra.prompting.template import FULL, PromptFormat
+from serving.engines.client import EngineClient
+from serving.engines.protocol import EngineError, EngineUnavailable
 from serving.small_model import SmallAnswer, SmallModel
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
+
+logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 300.0
 """For one answer: nobody waits for it, and an unpruned prompt on a busy processor takes long."""
@@ -97,45 +102,23 @@ async def _judge(
         loaded_here = await engine.ensure_loaded(name, folder)
         try:
             await engine.probe(name)
-            small = SmallModel(engine, timeout_seconds=ANSWER_SECONDS)
-
-            async def adapter(request: Mapping[str, Any]) -> SmallAnswer:
-                return await small.answer(
-                    request,
-                    adapter=name,
-                    form=form,
-                    max_tokens=context.settings.engine.max_answer_tokens,
-                )
-
-            async def base(request: Mapping[str, Any]) -> SmallAnswer:
-                return await small.answer(
-                    request,
-                    adapter=None,
-                    form=FULL,
-                    max_tokens=context.settings.engine.max_answer_tokens,
-                )
-
-            concurrency = context.settings.engine.batch_size
-            calibration_rows = await replay(
-                adapter,
-                validation,
-                timeout_seconds=ANSWER_SECONDS,
-                concurrency=concurrency,
-                progress=_progress(say, f"{manifest.name}: validation"),
+            adapter = _answerer(context, engine, name, form)
+            calibration_rows = await _replay(
+                context, adapter, validation, say, f"{name}: validation"
             )
-            rows = await replay(
-                adapter,
-                test,
-                timeout_seconds=ANSWER_SECONDS,
-                concurrency=concurrency,
-                progress=_progress(say, f"{manifest.name}: test"),
-            )
+            rows = await _replay(context, adapter, test, say, f"{name}: test")
             base_rows = await _base_outcomes(
-                context, manifest.base_digest, dataset, test[: gate.max_base_rows], base, say
+                context,
+                manifest.base_digest,
+                dataset,
+                test[: gate.max_base_rows],
+                _answerer(context, engine, None, FULL),
+                say,
             )
         finally:
             if loaded_here:
-                await engine.ensure_unloaded(name)
+                await _unload(engine, name)
+    _require_answers([*calibration_rows, *rows, *base_rows])
     champion, incumbent = await _incumbent(context, manifest.task_id, manifest.name, test, say)
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
     shown_from = math.inf if threshold.value is None else threshold.value
@@ -183,7 +166,7 @@ async def _base_outcomes(
     base_digest: str,
     dataset: DatasetVersion,
     examples: Sequence[Example],
-    answerer: Any,
+    answerer: Answerer,
     say: Say,
 ) -> list[Outcome]:
     """The base model's answers: asked once per data set and base, slow as its full prompts are."""
@@ -192,13 +175,8 @@ async def _base_outcomes(
         return [Outcome.from_dict(row) for row in json.loads(context.store.get(key))]
     except ObjectMissing:
         pass
-    outcomes = await replay(
-        answerer,
-        examples,
-        timeout_seconds=ANSWER_SECONDS,
-        concurrency=context.settings.engine.batch_size,
-        progress=_progress(say, "base model"),
-    )
+    outcomes = await _replay(context, answerer, examples, say, "base model")
+    _require_answers(outcomes)
     context.store.put(key, json.dumps([row.to_dict() for row in outcomes]).encode())
     return outcomes
 
@@ -217,24 +195,55 @@ async def _incumbent(
     form = PromptFormat.from_dict(read_manifest(folder).format)
     async with context.engine() as engine:
         await engine.ensure_loaded(champion, folder)
-        small = SmallModel(engine, timeout_seconds=ANSWER_SECONDS)
-
-        async def answer(request: Mapping[str, Any]) -> SmallAnswer:
-            return await small.answer(
-                request,
-                adapter=champion,
-                form=form,
-                max_tokens=context.settings.engine.max_answer_tokens,
-            )
-
-        rows = await replay(
-            answer,
-            test,
-            timeout_seconds=ANSWER_SECONDS,
-            concurrency=context.settings.engine.batch_size,
-            progress=_progress(say, f"incumbent {champion}"),
-        )
+        answerer = _answerer(context, engine, champion, form)
+        rows = await _replay(context, answerer, test, say, f"incumbent {champion}")
     return serve(rows, registered.threshold), champion
+
+
+def _answerer(
+    context: Context, engine: EngineClient, adapter: str | None, form: PromptFormat
+) -> Answerer:
+    """The small model as the gateway asks it, without a threshold; None asks the base model."""
+    small = SmallModel(engine, timeout_seconds=ANSWER_SECONDS)
+
+    async def answer(request: Mapping[str, Any]) -> SmallAnswer:
+        limit = context.settings.engine.max_answer_tokens
+        return await small.answer(request, adapter=adapter, form=form, max_tokens=limit)
+
+    return answer
+
+
+async def _replay(
+    context: Context, answerer: Answerer, examples: Sequence[Example], say: Say, what: str
+) -> list[Outcome]:
+    return await replay(
+        answerer,
+        examples,
+        timeout_seconds=ANSWER_SECONDS,
+        concurrency=context.settings.engine.batch_size,
+        progress=_progress(say, what),
+    )
+
+
+def _require_answers(outcomes: Sequence[Outcome]) -> None:
+    """A judgement is kept for good, so it must be of the adapter and not of a sick engine.
+
+    Raises EngineUnavailable when the engine gave up on more answers than the gate would let pass.
+    """
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if len(errors) > MAX_ERROR_SHARE * len(outcomes):
+        raise EngineUnavailable(
+            f"the engine failed on {len(errors)} of {len(outcomes)} questions, the last time with: "
+            f"{errors[-1]}; nothing is judged, run the night again when it is well"
+        )
+
+
+async def _unload(engine: EngineClient, name: str) -> None:
+    """The judgement stands whether or not the engine lets go; the gateways clear up later."""
+    try:
+        await engine.ensure_unloaded(name)
+    except EngineError as error:
+        logger.warning("%s was judged but not unloaded: %s", name, error)
 
 
 def _progress(say: Say, what: str) -> Callable[[int, int], None]:

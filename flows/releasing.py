@@ -25,6 +25,8 @@ class Released:
     verdict: str
     rollout: str | None
     reason: str
+    refused: bool = False
+    """The gate let it pass, and the registry did not open its rollout."""
 
 
 def release(
@@ -50,6 +52,9 @@ def release(
     if drill:
         policy = replace(policy, shadow_sessions=0)
     released = _release(context, trained, judgement, gate_override, policy, actor)
+    if released.refused:
+        # Perhaps only for now (the task rests after a rollback): the next night asks again.
+        return released
     # Last of all: a night that is killed before this does the release again, which changes nothing
     # that is done already.
     with context.database.begin() as connection:
@@ -107,7 +112,7 @@ def _release(
             gate_override=gate_override,
         )
     except RolloutRefused as refused:
-        return Released(trained.name, judgement.verdict, None, str(refused))
+        return Released(trained.name, judgement.verdict, None, str(refused), refused=True)
     return Released(trained.name, judgement.verdict, rollout.id, "rollout opened")
 
 

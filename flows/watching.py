@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
-from evaluators.drift import report
+from evaluators.drift import TooFewRows, report
 from flows.learning import dataset_of
 from flows.reporting import rows
 from flows.wiring import Context
@@ -16,6 +17,8 @@ from infra.notify.outbox import enqueue
 from serving.registry.records import TEACHER
 from trainers.data_sets.freeze import EmptyDataset, freeze
 from trainers.data_sets.versions import read_split
+
+logger = logging.getLogger(__name__)
 
 ACTOR = "watch"
 
@@ -39,8 +42,12 @@ def watch_tasks(context: Context) -> dict[str, float]:
             continue
         reference = rows(read_split(context.store, trained_on, "train"))[-limit:]
         current = rows(read_split(context.store, live, "test"))[-limit:]
-        with tempfile.TemporaryDirectory() as folder:
-            summary = report(reference, current, Path(folder))
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                summary = report(reference, current, Path(folder))
+        except TooFewRows as few:
+            logger.info("%s is not compared: %s", route.task_id, few)
+            continue
         if summary.share >= context.settings.watch.drift_share:
             drifted[route.task_id] = summary.share
             _announce(context, route.task_id, live.digest, summary.share)

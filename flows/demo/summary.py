@@ -56,10 +56,12 @@ def summarize(
 
 
 def succeeded(summary: Mapping[str, Any], bad_adapter: str | None) -> bool:
-    """An adapter was promoted, and the deliberately bad one was rolled back."""
-    states = {(rollout["adapter"], rollout["state"]) for rollout in summary["rollouts"]}
-    promoted = any(state == "promoted" for name, state in states if name != bad_adapter)
-    return promoted and (bad_adapter, "rolled_back") in states
+    """An adapter was promoted, and the deliberately bad one was rolled back from its canary."""
+    good = [item for item in summary["rollouts"] if item["adapter"] != bad_adapter]
+    bad = [item for item in summary["rollouts"] if item["adapter"] == bad_adapter]
+    # In canary, not in the shadow: callers were exposed to it, and then no longer.
+    taken_back = any(item["state"] == "rolled_back" and item["sessions"] > 0 for item in bad)
+    return taken_back and any(item["state"] == "promoted" for item in good)
 
 
 def write(summary: Mapping[str, Any], file: Path) -> None:

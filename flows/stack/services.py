@@ -138,12 +138,15 @@ def _embedded_engine(settings: Settings, base_model: Path, python: str) -> Servi
         "--served-model-name": engine.base_model,
         "--host": host,
         "--port": port,
-        "--max-adapters": str(engine.max_adapters),
+        # One more than the routes may fill: the judge needs a place for its candidate.
+        "--max-adapters": str(engine.max_adapters + 1),
         "--max-rank": str(engine.max_rank),
         "--threads": str(engine.threads),
         "--batch-size": str(engine.batch_size),
         "--batch-window-seconds": str(engine.batch_window_seconds),
         "--max-prompt-tokens": str(engine.max_prompt_tokens),
+        "--max-answer-tokens": str(engine.max_answer_tokens),
+        "--max-waiting": str(2 * settings.gateway.small_model_queue + engine.batch_size),
     }
     return Service(
         "engine",

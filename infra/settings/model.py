@@ -387,3 +387,19 @@ class Settings(Section):
     notify: Notify = Notify()
     hooks: Hooks = Hooks()
     prefect: PrefectServer = PrefectServer()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Settings:
+        """What one section promises another must be able to keep."""
+        if self.training.rank > self.engine.max_rank:
+            raise ValueError(
+                f"training.rank ({self.training.rank}) is above engine.max_rank "
+                f"({self.engine.max_rank}): what is trained could never be served"
+            )
+        if self.rollout.tend_seconds >= self.gateway.dead_man_seconds:
+            raise ValueError(
+                f"rollout.tend_seconds ({self.rollout.tend_seconds:g}) is not below "
+                f"gateway.dead_man_seconds ({self.gateway.dead_man_seconds:g}): every canary would "
+                "be suspended between two looks"
+            )
+        return self

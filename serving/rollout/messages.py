@@ -88,10 +88,14 @@ def _undo(rollout: Rollout, transition: Transition) -> str:
 
 
 def _numbers(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """The scalars, one level deep: what fits a chat message."""
+    """The scalars, and the canary's e-values and means: what fits a chat message."""
     flat: dict[str, Any] = {}
-    for name in ("counts", "verdicts", "observed"):
-        for key, value in (evidence.get(name) or {}).items():
+    parts = [(evidence.get(name) or {}).items() for name in ("counts", "verdicts", "observed")]
+    canary = (evidence.get("observed") or {}).get("canary") or {}
+    wanted = ("e_bad", "e_good", "mean_canary", "mean_champion", "escalations")
+    parts.append({key: canary[key] for key in wanted if key in canary}.items())
+    for part in parts:
+        for key, value in part:
             if isinstance(value, str | int | float | bool) and len(flat) < 20:
                 flat[key] = value
     return flat

@@ -11,7 +11,8 @@ from infra.database.open import Database
 
 def test_only_one_holds_and_the_next_has_a_higher_fence(database: Database):
     with (
-        hold(database, "night", "one") as first, pytest.raises(Busy, match="night is being done elsewhere"),
+        hold(database, "night", "one") as first,
+        pytest.raises(Busy, match="night is being done elsewhere"),
         hold(database, "night", "two"),
     ):
         pass

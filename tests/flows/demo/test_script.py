@@ -21,6 +21,7 @@ ROLLOUTS = [
         (ROLLOUTS[1:], "a@2", False),
         ([{**ROLLOUTS[0], "adapter": "a@2"}, ROLLOUTS[1]], "a@2", False),
         (ROLLOUTS, None, False),
+        ([ROLLOUTS[0], {**ROLLOUTS[1], "sessions": 0}], "a@2", False),
     ],
 )
 def test_success_is_a_promotion_and_the_bad_ones_rollback(rollouts, bad, expected):

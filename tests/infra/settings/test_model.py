@@ -132,3 +132,15 @@ def test_the_stored_page_is_the_present_one():
     assert stored == page(), "run python -m infra.settings.page > infra/settings/README.md"
     assert "`night.seconds_per_step` | `2.0` | > 0, ≤ 86400 |" in stored
     assert "| `embedded`, `vllm` |" in stored
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": {"rank": 64}}, "could never be served"),
+        ({"rollout": {"tend_seconds": 900}}, "suspended between two looks"),
+    ],
+)
+def test_sections_that_contradict_each_other_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Settings.model_validate(changes)
