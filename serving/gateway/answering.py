@@ -51,7 +51,8 @@ class Answering:
         holdings: Holdings,
         kills: KillSwitch,
         recorder: Recorder,
-        background: Background,
+        audits: Background,
+        shadows: Background,
         metrics: Metrics,
     ) -> None:
         self.settings = settings
@@ -62,7 +63,8 @@ class Answering:
         self._holdings = holdings
         self._kills = kills
         self._recorder = recorder
-        self._background = background
+        self._audits = audits
+        self._shadows = shadows
         self._metrics = metrics
         self._router = Router(Snapshot())
         self._routed_from: Snapshot | None = None
@@ -155,10 +157,18 @@ class Answering:
 
         # Safe at once, and once more when it is complete.
         self._log(call, provisional=True)
-        if not self._background.offer(gather):
-            for purpose in work:
-                self._metrics.dropped.labels(purpose).inc()
-            self._log(call)
+        # Shadows wait for the engine, audits for the teacher: in a queue of their own, the audits
+        # that a canary's verdict needs do not wait behind shadows that it can do without.
+        if "shadow" in work:
+            if self._shadows.offer(gather):
+                return
+            work.remove("shadow")
+            self._metrics.dropped.labels("shadow").inc()
+        if work and self._audits.offer(gather):
+            return
+        for purpose in work:
+            self._metrics.dropped.labels(purpose).inc()
+        self._log(call)
 
     async def _assign(self, call: Call) -> Assignment:
         routed = call.routed
@@ -228,6 +238,11 @@ class Answering:
     async def _shadow(self, call: Call) -> OtherAnswer | None:
         candidate = call.assignment.shadow
         assert candidate is not None
+        route = next((t for t in self._snapshot().tasks if t.id == call.task_id), None)
+        if route is None or route.stage != "shadow" or route.candidate != candidate:
+            # The rollout went on while this waited: its answer would be evidence of nothing.
+            self._metrics.dropped.labels("shadow").inc()
+            return None
         small = await self._small.ask(candidate, await self._redacted(call))
         if small.escalation in NOT_THE_ADAPTERS:
             self._metrics.dropped.labels("shadow").inc()

@@ -88,7 +88,9 @@ class Gateway:
         self.small = SmallCalls(SmallModel(self.engine), self.holdings, settings)
         self.teacher = Teacher(settings.teacher)
         self.recorder = Recorder(self.spool, self.metrics, self.shipper.poke)
-        self.background = Background()
+        self.audits = Background(workers=8, waiting=256)
+        # Few at a time: callers come before shadows at the engine.
+        self.shadows = Background(workers=4, waiting=32)
         self.calls = CallIndex()
         self.answering = Answering(
             settings,
@@ -99,7 +101,8 @@ class Gateway:
             holdings=self.holdings,
             kills=self.kills,
             recorder=self.recorder,
-            background=self.background,
+            audits=self.audits,
+            shadows=self.shadows,
             metrics=self.metrics,
         )
         key = settings.anonymizer.hash_key
@@ -227,7 +230,8 @@ class Gateway:
     async def _start(self, _: web.Application) -> None:
         self.holdings.want(self.table.current)
         self.holdings.start()
-        self.background.start()
+        self.audits.start()
+        self.shadows.start()
         self.table.start()
         self.shipper.start()
         self._kill_thread = threading.Thread(target=self._deliver_kills, daemon=True, name="kills")
@@ -239,7 +243,7 @@ class Gateway:
 
     async def _stop(self, _: web.Application) -> None:
         """Calls are answered by now: finish what nobody waits for, then write and ship."""
-        await self.background.drain(DRAIN_SECONDS)
+        await asyncio.gather(self.audits.drain(DRAIN_SECONDS), self.shadows.drain(DRAIN_SECONDS))
         await self.holdings.stop()
         self._stopping.set()
         await asyncio.to_thread(self.recorder.close)
@@ -298,7 +302,11 @@ class Gateway:
             "Small-model calls under way",
             lambda: self.small.under_way,
         )
-        watch("nightschool_background_waiting", "Second opinions waiting", self.background.depth)
+        watch(
+            "nightschool_background_waiting",
+            "Second opinions waiting",
+            lambda: self.audits.depth() + self.shadows.depth(),
+        )
         watch(
             "nightschool_adapters_ready",
             "Adapters that may get traffic",
