@@ -11,19 +11,9 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
-Text = Annotated[str, Field(min_length=1, max_length=1000)]
-Host = Annotated[str, Field(min_length=1, max_length=253)]
-HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/]", max_length=1000)]
-Clock = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from infra.settings.bounds import Clock, Host, HttpUrl, Port, Seconds, Section, Share, Text
 
 
 class Storage(Section):
@@ -389,7 +379,7 @@ class Settings(Section):
     prefect: PrefectServer = PrefectServer()
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> Settings:
+    def _sections_agree(self) -> Self:
         """What one section promises another must be able to keep."""
         if self.training.rank > self.engine.max_rank:
             raise ValueError(

@@ -1,0 +1,19 @@
+"""The kinds of value that settings have, with their bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Host = Annotated[str, Field(min_length=1, max_length=253)]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/]", max_length=1000)]
+Clock = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
