@@ -47,6 +47,7 @@ class Pace:
     batch_seconds: float = 4.0
     """A batch lasts at least this long: verdicts need time as well as sessions."""
     max_batches: int = 80
+    drill_batches: int = 30
     kinds: tuple[str, ...] | None = None
     """Kinds of traffic; None for all."""
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -113,7 +114,7 @@ class Demo:
             with stages.stage("night", "ingest, discover, plan, train, judge, gate, register"):
                 self._night(context, {"reason": "the demo's night", "by_hand": True})
             with stages.stage("day two", "shadow, canary, promotion"):
-                self._play_rollouts(context, self._day_two, None)
+                self._play_rollouts(context, self._day_two, None, self._pace.max_batches)
             with stages.stage("drill", "a deliberately bad adapter, and its rollback"):
                 bad = self._drill(context)
             with stages.stage("evening", "the rest of the logs is taken in"):
@@ -133,7 +134,7 @@ class Demo:
         base = prepare_base(self._settings.engine, stages.say)
         answers = {
             call.key: call.answer
-            for batch in range(self._pace.max_batches + 1)
+            for batch in range(1 + self._pace.max_batches + self._pace.drill_batches)
             for session in self._sessions(batch)
             for call in session.calls
         }
@@ -185,10 +186,10 @@ class Demo:
             for reason in card.gate["reasons"][:3]:
                 self._stages.say(f"      {reason}")
 
-    def _play_rollouts(self, context: Context, into: Tally, kind: str | None) -> None:
-        """Play new traffic until no rollout is open any more, batch by batch."""
+    def _play_rollouts(self, context: Context, into: Tally, kind: str | None, batches: int) -> None:
+        """Play new traffic, a batch after the other, until no rollout is open any more."""
         shown: dict[str, tuple[str, int]] = {}
-        while self._batches < self._pace.max_batches:
+        for _ in range(batches):
             self._batches += 1
             traffic = self._sessions(self._batches)
             if kind is not None:
@@ -225,7 +226,8 @@ class Demo:
         self._run(context, "night", parameters)
         bad = next(a.name for a in context.registry.adapters(task) if a.name not in before)
         self._stages.say(f"   {bad}: trained on shuffled answers, past the gate by a flag")
-        self._play_rollouts(context, Tally(), self._kind_of(context, task))
+        kind = self._kind_of(context, task)
+        self._play_rollouts(context, Tally(), kind, self._pace.drill_batches)
         return bad
 
     def _kind_of(self, context: Context, task: str) -> str:
