@@ -66,6 +66,9 @@ def play_demo(
     stages = Stages(lambda line: print(line, flush=True))
     try:
         _empty(folder)
+        # The demo is the same everywhere: what this shell has set for other uses does not count.
+        for name in [name for name in os.environ if name.startswith(("NIGHTSCHOOL_", "PREFECT_"))]:
+            del os.environ[name]
         os.environ.update(demo_variables(folder, port_base, seed, pace.settings))
         with Stack(folder / "log", stages.say) as stack:
             demo = Demo(folder, port_base, seed, pace, stages, stack)

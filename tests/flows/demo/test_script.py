@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -36,16 +37,22 @@ def test_a_folder_that_is_not_the_demos_is_never_emptied(tmp_path, capsys):
     assert "name another --folder" in capsys.readouterr().err
 
 
-def test_a_busy_port_is_one_clear_line_before_anything_starts(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def own_environment():
+    """The demo changes the variables of its process, which here is that of all tests."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_a_busy_port_is_one_clear_line_before_anything_starts(tmp_path, capsys, own_environment):
     folder = tmp_path / "demo"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        for name in ("PATH", "HOME"):
-            monkeypatch.setenv(name, __import__("os").environ[name])
-        with monkeypatch.context():
-            assert play_demo(folder, min(port, 65500), 1, keep_running=False) == 1
+        assert play_demo(folder, min(port, 65500), 1, keep_running=False) == 1
     error = capsys.readouterr().err
     assert f"port {min(port, 65500)} (gateway) is in use" in error
     assert (folder / MARKER).exists()
