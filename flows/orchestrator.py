@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -15,12 +16,21 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from infra.calls.record import new_id
+
 REQUEST_SECONDS = 10.0
+ATTEMPTS = 5
+RETRY_SECONDS = 0.5
+"""Before the second attempt; the later ones wait longer, five seconds in all."""
 TERMINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "CRASHED"})
 
 
 class OrchestratorDown(Exception):
     """Prefect could not be reached; what was asked for can be asked again later."""
+
+
+class OrchestratorBusy(OrchestratorDown):
+    """It answers, but failed: its database was locked, for instance. Asked again a few times."""
 
 
 class OrchestratorRefused(Exception):
@@ -60,8 +70,8 @@ class Orchestrator:
             "parameters": dict(parameters),
             "state": {"type": "SCHEDULED", "message": "asked for through Night School"},
         }
-        if idempotency_key is not None:
-            body["idempotency_key"] = idempotency_key
+        # Always one, so that asking a busy server again never starts a second run.
+        body["idempotency_key"] = idempotency_key or new_id()
         return _flow_run(
             self._ask("POST", f"/deployments/{deployment['id']}/create_flow_run", body)
         )
@@ -99,6 +109,16 @@ class Orchestrator:
         return [str(line["message"]) for line in self._ask("POST", "/logs/filter", body)]
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._ask_once(method, path, body)
+            except OrchestratorBusy:
+                if attempt == ATTEMPTS:
+                    raise
+                time.sleep(RETRY_SECONDS * attempt)
+        raise AssertionError("unreachable")
+
+    def _ask_once(self, method: str, path: str, body: Any) -> Any:
         request = urllib.request.Request(
             self._api + path,
             method=method,
@@ -111,7 +131,7 @@ class Orchestrator:
         except urllib.error.HTTPError as error:
             said = error.read(2000).decode(errors="replace")
             if error.code >= 500:
-                raise OrchestratorDown(f"Prefect failed ({error.code}) on {path}: {said}") from None
+                raise OrchestratorBusy(f"Prefect failed ({error.code}) on {path}: {said}") from None
             raise OrchestratorRefused(f"Prefect refused {path} ({error.code}): {said}") from None
         except (urllib.error.URLError, OSError, ValueError) as error:
             raise OrchestratorDown(

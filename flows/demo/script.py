@@ -20,7 +20,7 @@ from flows.demo.player import Tally, play
 from flows.demo.settings import demo_ports, demo_variables
 from flows.demo.stages import DemoFailed, PlayProgress, Stages, follow
 from flows.demo.traffic import TrafficSession, sessions
-from flows.orchestrator import FlowRun
+from flows.orchestrator import FlowRun, OrchestratorDown
 from flows.reporting import report_url
 from flows.stack.processes import Stack, StackError, require_free_ports
 from flows.stack.services import Service, prefect_ui_url, services
@@ -79,7 +79,7 @@ def play_demo(
                     stack.check()
                     time.sleep(1)
             return status
-    except (DemoFailed, StackError) as error:
+    except (DemoFailed, StackError, OrchestratorDown) as error:
         print(f"nightschool demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

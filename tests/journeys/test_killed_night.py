@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,23 @@ def kill_night_in_training(world: World, executor: str) -> None:
         worker = int(run.attempts()[-1]["pid"])
         # Held where it is: tiny steps are faster than Ray's noticing that the night has died.
         os.kill(worker, signal.SIGSTOP)
+        supervisor = parent(worker)
         kill(night.pid)
         assert night.wait(60) == -signal.SIGKILL
+    wait_until(lambda: parent(worker) != supervisor, 60)
+    # Its supervisor's end has asked it to end too, which it hears when it goes on.
+    with suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGCONT)
     wait_until(lambda: not alive(worker), 60)
     assert run.result() is None, "the training ended before the night was killed"
+
+
+def parent(pid: int) -> int | None:
+    """The process that started it, or has inherited it; None when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except FileNotFoundError:
+        return None
 
 
 def kill_worker_and_night_in_judging(world: World) -> None:
