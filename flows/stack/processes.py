@@ -91,19 +91,28 @@ class Stack:
         return {running.service.name: running.process.pid for running in self._running}
 
     def stop(self) -> None:
-        """Terminate in reverse order, then kill what has not ended within ``STOP_SECONDS``."""
-        for running in reversed(self._running):
-            _signal_group(running.process, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        for running in reversed(self._running):
-            try:
-                running.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                self._say(f"{running.service.name} did not end: killing it")
-            # The group may hold children that outlived their leader.
-            _signal_group(running.process, signal.SIGKILL)
-            running.process.wait()
+        """Terminate those that need another one first, then the rest; kill what does not end.
+
+        Each half has ``STOP_SECONDS``: the flows take leave of a Prefect server that still answers.
+        """
+        dependent = [running for running in self._running if running.service.after is not None]
+        others = [running for running in self._running if running.service.after is None]
+        for half in (dependent, others):
+            for running in reversed(half):
+                _signal_group(running.process, signal.SIGTERM)
+            deadline = time.monotonic() + STOP_SECONDS
+            for running in reversed(half):
+                self._await_end(running, deadline)
         self._running.clear()
+
+    def _await_end(self, running: Running, deadline: float) -> None:
+        try:
+            running.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._say(f"{running.service.name} did not end: killing it")
+        # The group may hold children that outlived their leader.
+        _signal_group(running.process, signal.SIGKILL)
+        running.process.wait()
 
     def _launch(self, service: Service) -> Running:
         log = self._logs / f"{service.name}.log"
