@@ -106,7 +106,10 @@ def plan_night(
     made = plan(chosen, datasets, context.settings, utc_now(), measured, deadline=deadline)
     if not drill:
         return made
-    short = tuple(replace(run, steps=min(run.steps, DRILL_STEPS)) for run in made.runs)
+    short = tuple(
+        replace(run, steps=min(run.steps, DRILL_STEPS), reason="a drill, on wrong answers")
+        for run in made.runs
+    )
     return replace(made, runs=short)
 
 

@@ -253,7 +253,7 @@ class Demo:
             run,
             self._stages.say,
             limit_seconds=NIGHT_LIMIT_SECONDS,
-            alive=lambda _: self._stack.check(),
+            alive=self._stack.check,
         )
 
     def _await_deployments(self, context: Context) -> None:

@@ -66,7 +66,12 @@ class PlayProgress:
 
 
 def follow(
-    orchestrator: Orchestrator, run: FlowRun, say: Say, *, limit_seconds: float, alive: Say
+    orchestrator: Orchestrator,
+    run: FlowRun,
+    say: Say,
+    *,
+    limit_seconds: float,
+    alive: Callable[[], None],
 ) -> FlowRun:
     """Show a run's log lines until it ends.
 
@@ -80,7 +85,7 @@ def follow(
     deadline = time.monotonic() + limit_seconds
     shown = 0
     while True:
-        alive("")
+        alive()
         try:
             lines = orchestrator.logs(run.id, shown)
             now = orchestrator.run(run.id)
