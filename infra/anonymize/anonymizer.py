@@ -15,24 +15,29 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from threading import Lock, RLock
+from itertools import count
+from threading import RLock
 from typing import Any, TypeVar
 
 from infra.anonymize.finding import Finding, Recognizer
 from infra.anonymize.json_text import looks_like_json, rewrite
+from infra.anonymize.memory import Generations, key_of, packed
 from infra.anonymize.placeholders import NOTHING, PLACEHOLDER, find_placeholders, map_strings
-from infra.anonymize.recognizers import find, structured
-from infra.anonymize.rewriting import MAX_JSON_NESTING, Rewriting
+from infra.anonymize.recognizers import Structured, find
+from infra.anonymize.rewriting import MAX_JSON_NESTING, Rewriting, constant_first
 from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
 from infra.settings.model import Anonymizer as AnonymizerSettings
 
 POLICY_VERSION = 1
 MAX_VALUES = 50_000
-_CACHED_TEXTS = 1024
-_CACHED_TEXT_CHARACTERS = 8192
-
+_KNOWN_TEXTS = 4096
+_KNOWN_TEXT_CHARACTERS = 8192
+_KNOWN_CLEAN = 50_000
+_KNOWN_REWRITTEN = 2000
+_KNOWN_REWRITTEN_BYTES = 16 << 10
+_OPEN_FIELDS = ("request", "response", "task_tag")
 
 Log = TypeVar("Log", CallRecord, FeedbackRecord)
 
@@ -57,13 +62,17 @@ class Anonymizer:
                 "set NIGHTSCHOOL_ANONYMIZER__HASH_KEY, or choose the policy replace"
             )
         self.settings = settings
-        self._recognizers = (*structured(settings.default_region), *recognizers)
+        self._structured = Structured(settings.default_region)
+        self._more = tuple(recognizers)
         self._keep = frozenset(settings.keep_kinds)
         key = settings.hash_key
         self._key = key.get_secret_value().encode() if key else b"nightschool"
-        # The history of a conversation comes again with every call.
-        self._cache: OrderedDict[str, tuple[Finding, ...]] = OrderedDict()
-        self._cache_lock = Lock()
+        self._texts: Generations[tuple[Finding, ...]] = Generations(_KNOWN_TEXTS)
+        # Parts of requests in which there is nothing to replace, in whatever session.
+        self._clean: Generations[bool] = Generations(_KNOWN_CLEAN)
+        # Those that were rewritten, by the scope's number.
+        self._rewritten: Generations[tuple[Any, Counter[str]]] = Generations(_KNOWN_REWRITTEN)
+        self._numbers = count()
 
     @property
     def policy(self) -> str:
@@ -76,21 +85,15 @@ class Anonymizer:
         """A new mapping of values to placeholders: one per session."""
         return Scope(self)
 
-    def find(self, text: str) -> list[Finding]:
+    def find(self, text: str) -> tuple[Finding, ...]:
         """Personal data in a text, kept kinds left out; existing placeholders are none."""
-        if len(text) > _CACHED_TEXT_CHARACTERS:
-            return list(self._find(text))
-        with self._cache_lock:
-            known = self._cache.get(text)
-            if known is not None:
-                self._cache.move_to_end(text)
-                return list(known)
-        found = self._find(text)
-        with self._cache_lock:
-            self._cache[text] = found
-            while len(self._cache) > _CACHED_TEXTS:
-                self._cache.popitem(last=False)
-        return list(found)
+        if len(text) > _KNOWN_TEXT_CHARACTERS:
+            return self._find(text)
+        known = self._texts.get(text)
+        if known is None:
+            known = self._find(text)
+            self._texts.put(text, known)
+        return known
 
     def keyed_hash(self, value: str) -> str:
         """16 hex characters of an HMAC-SHA-256 under the configured key."""
@@ -99,9 +102,11 @@ class Anonymizer:
         ]
 
     def _find(self, text: str) -> tuple[Finding, ...]:
-        recognizers: tuple[Recognizer, ...] = self._recognizers
+        recognizers = (*self._structured.worth_asking(text), *self._more)
         if "<" in text:
             recognizers = (find_placeholders, *recognizers)
+        if not recognizers:
+            return ()
         return tuple(
             finding
             for finding in find(text, recognizers)
@@ -114,6 +119,7 @@ class Scope:
 
     def __init__(self, anonymizer: Anonymizer) -> None:
         self._anonymizer = anonymizer
+        self._number = next(anonymizer._numbers)
         self._lock = RLock()
         self._placeholders: dict[tuple[str, str], str] = {}
         self._values: dict[str, str] = {}
@@ -168,6 +174,34 @@ class Scope:
         )
         return _with(record, changes)
 
+    def fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``record`` does, for a call record in its stored form: JSON values by field name."""
+        if not self._anonymizer.settings.enabled:
+            return dict(fields)
+        counts = Counter(fields["anonymization"]["counts"])
+        changed = dict(fields)
+        for name in _OPEN_FIELDS:
+            if fields[name] is not None:
+                changed[name], found = self._run(fields[name])
+                counts.update(found)
+        changed["session"] = self._name(fields["session"], "s", counts)
+        changed["tenant"] = self._name(fields["tenant"], "t", counts)
+        if fields["checks"]["reason"]:
+            reason, found = self._run(fields["checks"]["reason"])
+            counts.update(found)
+            changed["checks"] = {**fields["checks"], "reason": reason}
+        others = []
+        for other in fields["other_answers"]:
+            said, found = self._run({"message": other["message"], "error": other["error"]})
+            counts.update(found)
+            others.append({**other, **said})
+        changed["other_answers"] = others
+        changed["anonymization"] = {
+            "policy": self._anonymizer.policy,
+            "counts": dict(sorted(counts.items())),
+        }
+        return changed
+
     def restore(self, value: Any) -> Any:
         """Put the values back for the placeholders of this scope; unknown ones stay."""
         with self._lock:
@@ -205,11 +239,63 @@ class Scope:
         if not self._anonymizer.settings.enabled:
             return value, Counter()
         with self._lock:
-            self._reserve(value)
             run = Rewriting(self._anonymizer.settings, self._anonymizer.find, self._placeholder)
-            changed = run.value(value)
+            if isinstance(value, Mapping) and isinstance(value.get("messages"), list):
+                changed = self._conversation(value, run)
+            else:
+                data = packed(value)
+                if data is None or b"<" in data:
+                    self._reserve(value)
+                changed = run.value(value)
             self._counts.update(run.counts)
         return changed, run.counts
+
+    def _conversation(self, value: Mapping[str, Any], run: Rewriting) -> dict[str, Any]:
+        """A request, part by part: tools and earlier messages are mostly known already.
+
+        Rewriting a part again gives the same again, because a value keeps its placeholder; so a known
+        part is taken from memory.
+        """
+        parts: dict[Any, Any] = {}
+        reserved = False
+        for key in constant_first(value):
+            if key == "messages":
+                items, depth = value[key], 2
+            else:
+                items, depth = [value[key]], 1
+            done = []
+            for item in items:
+                data = packed(item)
+                if data is not None and not reserved and b"<" in data:
+                    self._reserve(value)
+                    reserved = True
+                done.append(self._part(str(key), item, depth, data, run))
+            parts[key] = done if key == "messages" else done[0]
+        return {run.key(key): parts[key] for key in value}
+
+    def _part(self, name: str, item: Any, depth: int, data: bytes | None, run: Rewriting) -> Any:
+        if data is None:
+            self._reserve(item)
+            return run.value(item, name, depth)
+        anonymizer, known = self._anonymizer, (name, key_of(data))
+        if anonymizer._clean.get(known):
+            return item
+        mine = (self._number, known)
+        before = anonymizer._rewritten.get(mine)
+        if before is not None:
+            run.counts.update(before[1])
+            return before[0]
+        counts, run.counts = run.counts, Counter()
+        changed = run.value(item, name, depth)
+        found, run.counts = run.counts, counts
+        run.counts.update(found)
+        if not found:
+            # Nothing replaced: the part is as it was, here and in every other session.
+            anonymizer._clean.put(known, True)
+            return item
+        if len(data) <= _KNOWN_REWRITTEN_BYTES:
+            anonymizer._rewritten.put(mine, (changed, found))
+        return changed
 
     def _placeholder(self, kind: str, value: str) -> str:
         known = self._placeholders.get((kind, value))
@@ -242,11 +328,7 @@ class Scope:
 
     def _open_fields(self, record: CallRecord | FeedbackRecord) -> dict[str, Any]:
         """The fields that callers fill, among them those that this release does not know."""
-        names = (
-            ("request", "response", "task_tag")
-            if isinstance(record, CallRecord)
-            else ("correction", "label")
-        )
+        names = _OPEN_FIELDS if isinstance(record, CallRecord) else ("correction", "label")
         return {name: getattr(record, name) for name in names} | (record.model_extra or {})
 
     def _other(self, other: OtherAnswer, counts: Counter[str]) -> OtherAnswer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from infra.anonymize.finding import Finding
 
@@ -84,4 +85,9 @@ def find_passwords(text: str) -> Iterator[Finding]:
 
 def is_secret_name(name: str) -> bool:
     """Whether a field of this name holds a secret whatever it looks like."""
-    return len(name) <= 60 and _SECRET_NAME.fullmatch(name) is not None
+    return len(name) <= 60 and _is_secret_name(name)
+
+
+@lru_cache(maxsize=4096)
+def _is_secret_name(name: str) -> bool:
+    return _SECRET_NAME.fullmatch(name) is not None

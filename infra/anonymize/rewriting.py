@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from infra.anonymize.credentials import is_secret_name
@@ -35,7 +35,7 @@ class Rewriting:
     def __init__(
         self,
         settings: AnonymizerSettings,
-        find: Callable[[str], list[Finding]],
+        find: Callable[[str], Sequence[Finding]],
         placeholder: Callable[[str, str], str],
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -55,16 +55,16 @@ class Rewriting:
             self.counts["TOO_DEEP"] += 1
             return None
         if isinstance(value, Mapping):
-            order = sorted(value, key=_rank) if depth == 0 else value
+            order = constant_first(value) if depth == 0 else value
             changed = {
-                key: (self._key(key), self.value(value[key], str(key), depth + 1)) for key in order
+                key: (self.key(key), self.value(value[key], str(key), depth + 1)) for key in order
             }
             return dict(changed[key] for key in value)
         if isinstance(value, list | tuple):
             return [self.value(item, name, depth + 1) for item in value]
         return value
 
-    def _key(self, key: Any) -> Any:
+    def key(self, key: Any) -> Any:
         return self._prose(key) if isinstance(key, str) else key
 
     def _string(self, name: str, text: str, nesting: int = MAX_JSON_NESTING) -> str:
@@ -124,6 +124,11 @@ class Rewriting:
             return value
         self.counts[kind] += 1
         return self._placeholder(kind, value)
+
+
+def constant_first(value: Mapping[Any, Any]) -> list[Any]:
+    """The keys of a request in the order in which its parts are given their numbers."""
+    return sorted(value, key=_rank)
 
 
 def _rank(key: Any) -> int:

@@ -7,11 +7,12 @@ or a cut-off end becomes a ``Problem`` in its place, and the good lines before i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
+import orjson
 import zstandard
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -55,6 +56,33 @@ class RecordError(ValueError):
         super().__init__(f"{reason} at {position}" if position else reason)
         self.reason = reason
         self.position = position
+
+
+class StoredLine(NamedTuple):
+    """A record as it is stored, with what its place in the log depends on."""
+
+    id: str
+    time: datetime
+    line: bytes
+    """JSON with its newline."""
+
+
+def stored(record: LogRecord) -> StoredLine:
+    return StoredLine(record.id, record.time, encode_line(record))
+
+
+def stored_fields(fields: Mapping[str, Any]) -> StoredLine:
+    """The same from a call record's fields in their stored form, without the cost of the model.
+
+    Args:
+        fields: every field of ``CallRecord``; ``time`` is an aware datetime, the rest is JSON.
+    """
+    try:
+        line = orjson.dumps(fields, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        # Lone surrogates, or whole numbers beyond 64 bits.
+        line = encode_line(CallRecord.model_validate(fields))
+    return StoredLine(fields["id"], fields["time"], line)
 
 
 def encode_lines(records: Iterable[LogRecord]) -> bytes:

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +26,7 @@ from infra.tasks.signature import items, message_text, role_of
 DIMENSIONS = 512
 MAX_PROMPT_WORDS = 400
 MAX_PROMPT_CHARACTERS = 20_000
+MAX_KNOWN_WORDS = 8192
 _PIECES = re.compile(r"[^\W_]+", re.UNICODE)
 
 Vector = NDArray[np.float32]
@@ -104,15 +106,27 @@ def _row(text: str, dimensions: int) -> Vector:
     for word, count in counts.items():
         # Short words are mostly function words; a repeated word says little more than one.
         weight = (1 + math.log(count)) * min(len(word), 6) / 6
-        _add(sums, f"w {word}", weight)
-        grams = _grams(word[:40])
-        for gram in grams:
-            _add(sums, f"c {gram}", 0.7 * weight / math.sqrt(len(grams)))
+        whole, *grams = _places(word, dimensions)
+        _add(sums, whole, weight)
+        if grams:
+            share = 0.7 * weight / math.sqrt(len(grams))
+            for place in grams:  # the innermost loop: no call in it
+                if place > 0:
+                    sums[place - 1] += share
+                else:
+                    sums[-place - 1] -= share
     for pair, count in pairs.items():
-        _add(sums, f"p {pair}", 0.4 * (1 + math.log(count)))
+        _add(sums, _place(f"p {pair}", dimensions), 0.4 * (1 + math.log(count)))
     vector = np.asarray(sums, dtype=np.float64)
     norm = float(np.linalg.norm(vector))
     return (vector / norm if norm > 0 else vector).astype(np.float32)
+
+
+@lru_cache(maxsize=MAX_KNOWN_WORDS)
+def _places(word: str, dimensions: int) -> tuple[int, ...]:
+    """Places of a word and of its character n-grams. The same words come in call after call."""
+    grams = (f"c {gram}" for gram in _grams(word[:40]))
+    return tuple(_place(feature, dimensions) for feature in (f"w {word}", *grams))
 
 
 def _grams(word: str) -> list[str]:
@@ -120,7 +134,16 @@ def _grams(word: str) -> list[str]:
     return [marked[i : i + n] for n in (3, 4) for i in range(len(marked) - n + 1)]
 
 
-def _add(sums: list[float], feature: str, weight: float) -> None:
+def _place(feature: str, dimensions: int) -> int:
+    """Where a feature counts: its dimension plus one, negative where it counts against."""
     # crc32 is linear in its input; the multiplication (Knuth's constant) spreads it over all bits.
     value = (zlib.crc32(feature.encode("utf-8", "surrogatepass")) * 2654435761) & 0xFFFFFFFF
-    sums[(value >> 1) % len(sums)] += weight if value >> 31 else -weight
+    index = (value >> 1) % dimensions + 1
+    return index if value >> 31 else -index
+
+
+def _add(sums: list[float], place: int, weight: float) -> None:
+    if place > 0:
+        sums[place - 1] += weight
+    else:
+        sums[-place - 1] -= weight

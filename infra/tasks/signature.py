@@ -20,6 +20,7 @@ MAX_DEPTH = 24
 MAX_TOOLS = 1000
 MAX_KNOWN = 1000
 """Tool lists whose digests are kept in memory."""
+_MAPPING = (dict, Mapping)  # the plain check first: these run for every message of every call
 
 # Prose and samples inside a JSON Schema: they vary (dates, examples) without changing what is asked.
 _PROSE = frozenset({"description", "title", "default", "example", "examples", "$comment", "$id"})
@@ -46,7 +47,7 @@ def signature(request: Any) -> Signature:
     body = request if isinstance(request, Mapping) else {}
     tools = sorted(_tools(body))
     kind, name, schema = _response(body.get("response_format"))
-    template = mask(_system_text(body.get("messages")))
+    template = mask(system_text(body.get("messages")))
     canonical = [SIGNATURE_VERSION, tools, [kind, name, _digest(schema)], template]
     return Signature(
         digest=_digest(canonical),
@@ -59,7 +60,7 @@ def signature(request: Any) -> Signature:
 
 def message_text(message: Any) -> str:
     """All text of a message's content: a string, or a list of parts; anything else is empty."""
-    content = message.get("content") if isinstance(message, Mapping) else None
+    content = message.get("content") if isinstance(message, _MAPPING) else None
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence) and not isinstance(content, bytes | bytearray):
@@ -69,7 +70,7 @@ def message_text(message: Any) -> str:
 
 
 def role_of(message: Any) -> str:
-    role = message.get("role") if isinstance(message, Mapping) else None
+    role = message.get("role") if isinstance(message, _MAPPING) else None
     return role if isinstance(role, str) else ""
 
 
@@ -78,7 +79,8 @@ def items(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
 
 
-def _system_text(messages: Any) -> str:
+def system_text(messages: Any) -> str:
+    """The text of all system and developer messages; empty for what is no list of messages."""
     # Every system message counts, also a late one: an adapter may leave the system prompt out of
     # its prompts only because the signature vouches for it.
     texts = (message_text(m) for m in items(messages) if role_of(m) in ("system", "developer"))
