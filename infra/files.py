@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str | Iterable[bytes]) -> None:
     """Replace a file's text in one step, on the disk when this returns.
+
+    Args:
+        text: whole, or piece by piece in UTF-8 where it is too long to be held twice.
 
     Raises OSError; the old text then stays.
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with part.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with part.open("wb") as stream:
+            for piece in (text.encode(),) if isinstance(text, str) else text:
+                stream.write(piece)
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(path)

@@ -156,7 +156,7 @@ class Database:
 
     def _postgres_engine(self, pool_size: int) -> Engine:
         wait = int(self.busy_timeout_seconds * 1000)
-        return create_engine(
+        engine = create_engine(
             self.url,
             pool_size=pool_size,
             max_overflow=pool_size,
@@ -166,8 +166,20 @@ class Database:
             connect_args={
                 "connect_timeout": max(2, int(self.busy_timeout_seconds)),
                 "options": f"-c timezone=UTC -c lock_timeout={wait}",
+                # A server that is gone without a word is found out in half a minute, not in hours.
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
             },
         )
+
+        @event.listens_for(engine, "do_connect")
+        def connect(_dialect: Any, _record: Any, given: Any, named: Any) -> Any:
+            from infra.database.connection import PatientConnection
+
+            return PatientConnection.connect(*given, **named)
+
+        return engine
 
     def _sqlite_engine(self, pool_size: int) -> Engine:
         assert self.url.database

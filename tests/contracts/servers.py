@@ -60,14 +60,14 @@ class S3Server:
 @contextmanager
 def start_postgres() -> Iterator[PostgresServer]:
     """PostgreSQL from the system's packages. Skips the test where there is none, except in CI."""
-    binaries = _postgres_binaries()
+    binaries = postgres_binaries()
     if binaries is None:
         message = "no PostgreSQL found: run infra/deploy/install-test-servers.sh"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
     # PostgreSQL refuses to run as root, and another user cannot enter pytest's own folders.
-    owner = _unprivileged_user()
+    owner = unprivileged_user()
     folder = Path(tempfile.mkdtemp(prefix="nightschool-postgres-"))
     try:
         if owner is not None:
@@ -81,7 +81,7 @@ def start_postgres() -> Iterator[PostgresServer]:
             stdout=subprocess.DEVNULL,
             timeout=START_SECONDS,
             cwd=folder,
-            **_as_user(owner),
+            **as_user(owner),
         )
 
         def command(port: int) -> list[str]:
@@ -159,7 +159,7 @@ def _running(
                 stderr=output,
                 cwd=log.parent,
                 preexec_fn=lambda: _set_process_option(_PARENT_DEATH_SIGNAL, int(stop)),
-                **_as_user(owner),
+                **as_user(owner),
             )
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -175,7 +175,7 @@ def _running(
     pytest.fail(f"the test server did not start:\n{log.read_text()[-2000:]}")
 
 
-def _postgres_binaries() -> Path | None:
+def postgres_binaries() -> Path | None:
     """The newest installed version's folder; Debian keeps it off the path."""
     installed = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"),
@@ -187,7 +187,7 @@ def _postgres_binaries() -> Path | None:
     return Path(found).resolve().parent if found and shutil.which("postgres") else None
 
 
-def _unprivileged_user() -> pwd.struct_passwd | None:
+def unprivileged_user() -> pwd.struct_passwd | None:
     """Who runs the server when we are root; None when we are not."""
     if os.getuid() != 0:
         return None
@@ -197,7 +197,7 @@ def _unprivileged_user() -> pwd.struct_passwd | None:
         return pwd.getpwnam("nobody")
 
 
-def _as_user(owner: pwd.struct_passwd | None) -> dict[str, object]:
+def as_user(owner: pwd.struct_passwd | None) -> dict[str, object]:
     if owner is None:
         return {}
     return {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
