@@ -6,15 +6,17 @@ The gateway and the judge both go through here, so what is judged is what is ser
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from infra.calls.record import Checks
 from infra.prompting.answers import mean_log_probability, parse_answer
 from infra.prompting.template import FULL, PromptFormat, render_prompt
-from serving.engines.protocol import Engine
+from serving.engines.protocol import Completion, Engine, EngineUnavailable
 
+Growing = Callable[[str, int, float], Awaitable[None]]
+"""Hears the text so far, its tokens, and their mean log-probability."""
 BELOW_THRESHOLD = "confidence below the threshold"
 
 
@@ -58,6 +60,7 @@ class SmallModel:
         threshold: float | None = None,
         max_tokens: int = 160,
         timeout_seconds: float | None = None,
+        growing: Growing | None = None,
     ) -> SmallAnswer:
         """Answer an OpenAI chat request, already anonymized.
 
@@ -68,17 +71,21 @@ class SmallModel:
             threshold: least confidence to accept; None accepts whatever passes the checks.
             max_tokens: the answer's limit; one that runs into it is never accepted. A smaller
                 limit of the caller's own (``max_completion_tokens``, ``max_tokens``) holds.
+            growing: told of the text while it is generated; whatever it raises ends the generation.
 
         Raises:
             EngineError: no answer; the teacher must answer instead.
         """
         started = time.perf_counter()
-        completion = await self.engine.complete(
-            adapter,
-            render_prompt(request, form),
-            max_tokens=answer_limit(request, max_tokens),
-            timeout_seconds=timeout_seconds or self._timeout_seconds,
-        )
+        prompt = render_prompt(request, form)
+        limit = answer_limit(request, max_tokens)
+        seconds = timeout_seconds or self._timeout_seconds
+        if growing is None:
+            completion = await self.engine.complete(
+                adapter, prompt, max_tokens=limit, timeout_seconds=seconds
+            )
+        else:
+            completion = await self._streamed(adapter, prompt, limit, seconds, growing)
         latency_seconds = time.perf_counter() - started
         parsed = parse_answer(completion.text, request, complete=completion.finish_reason == "stop")
         confidence = mean_log_probability(completion.token_logprobs)
@@ -94,6 +101,25 @@ class SmallModel:
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
         )
+
+    async def _streamed(
+        self, adapter: str | None, prompt: str, limit: int, seconds: float, growing: Growing
+    ) -> Completion:
+        text = ""
+        logprobs: list[float] = []
+        stream = self.engine.stream(adapter, prompt, max_tokens=limit, timeout_seconds=seconds)
+        try:
+            async for chunk in stream:
+                text += chunk.text
+                logprobs += chunk.token_logprobs
+                if chunk.finish_reason is not None:
+                    # The engine does not count the prompt's tokens in a stream.
+                    return Completion(text, tuple(logprobs), chunk.finish_reason, 0, len(logprobs))
+                await growing(text, len(logprobs), mean_log_probability(logprobs))
+        finally:
+            # Closing it tells the engine that nobody reads on.
+            await stream.aclose()  # type: ignore[attr-defined]
+        raise EngineUnavailable("the engine's stream ended without a reason")
 
 
 def refusal(checks: Checks, confidence: float, threshold: float | None) -> str:

@@ -51,6 +51,12 @@ class Teacher(Section):
     api_key: SecretStr | None = Field(None, description="Sent upstream; never logged")
     timeout_seconds: Seconds = Field(120, description="Longest wait for an answer")
     max_concurrency: int = Field(64, ge=1, le=10_000, description="Calls to it at the same time")
+    retries: int = Field(
+        2, ge=0, le=10, description="Where it did not work on the call (no connection, 502 to 504)"
+    )
+    retry_share: Share = Field(
+        0.1, description="Retries per call in the long run, over all calls: the retry budget"
+    )
     cost_per_million_tokens: float = Field(
         5.0, ge=0, le=1e6, description="In any currency; for the savings estimate"
     )
@@ -66,6 +72,12 @@ class Gateway(Section):
         8 << 20, ge=1 << 10, le=256 << 20, description="A larger request is refused: 413"
     )
     max_in_flight: int = Field(512, ge=1, le=100_000, description="Calls at once; beyond this: 429")
+    read_timeout_seconds: Seconds = Field(
+        30, description="Longest wait for the rest of a request; then 408"
+    )
+    keepalive_timeout_seconds: Seconds = Field(
+        75, description="A connection without a whole request for this long is closed"
+    )
     small_model_queue: int = Field(
         32,
         ge=1,
@@ -75,8 +87,35 @@ class Gateway(Section):
     small_model_timeout_seconds: Seconds = Field(
         20, description="Longest wait for the small model; then the teacher answers"
     )
+    hedge_after_seconds: float = Field(
+        0,
+        ge=0,
+        le=3600,
+        description="A small model that takes longer is raced by the teacher; 0: never",
+    )
+    stream_hold_tokens: int = Field(
+        64,
+        ge=0,
+        le=65536,
+        description="A streamed text of the small model is held back until so many tokens are "
+        "confident; shorter ones, tool calls and JSON are checked whole. 0: all are",
+    )
     refresh_seconds: Seconds = Field(0.5, description="How often routes are read again")
     spool: Path = Field(Path("var/spool"), description="Append-only log spool on local disk")
+    spool_max_bytes: int = Field(
+        4 << 30, ge=1 << 20, le=1 << 44, description="What may wait there while the store is away"
+    )
+    fsync_seconds: Seconds = Field(
+        0.2, description="How much of the log a power cut may take; a crash takes none"
+    )
+    unlogged: Literal["hold", "refuse"] = Field(
+        "hold",
+        description="When the spool takes no record. hold: answer, keep the record in memory, try "
+        "again; refuse: 503",
+    )
+    log_wait_seconds: Seconds = Field(
+        1.0, description="How long an answer waits for its record to be in the spool"
+    )
     ship_seconds: Seconds = Field(2.0, description="How often the spool goes to object storage")
     ship_bytes: int = Field(
         4 << 20,

@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
-import json
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from infra.anonymize.anonymizer import Anonymizer, Scope
-from infra.calls.record import CallRecord, Checks, OtherAnswer, utc_now
+from infra.calls.codec import StoredLine, stored_fields
+from infra.calls.record import utc_now
 from infra.settings.model import Settings
 from serving.gateway.arms import TEACHER, Assignment, assign
 from serving.gateway.background import Background
-from serving.gateway.call import Call, checked, unseen
-from serving.gateway.cascade import NOT_THE_ADAPTERS, Small, beyond_small_model
+from serving.gateway.call import Call, checked
+from serving.gateway.cascade import Small, beyond_small_model, placeholders
+from serving.gateway.early import EarlyText, TextTurnedBad, may_stream
 from serving.gateway.guard import KillSwitch, tended
+from serving.gateway.hedge import raced
 from serving.gateway.holdings import Holdings
 from serving.gateway.metrics import Metrics
-from serving.gateway.problems import GatewayError
+from serving.gateway.opinions import SecondOpinions
 from serving.gateway.recorder import Recorder
-from serving.gateway.routes import Snapshot, TaskRoute
-from serving.gateway.routing import MODEL_PREFIX, Routed, Router
+from serving.gateway.routes import AdapterRoute, Snapshot
+from serving.gateway.routing import MODEL_PREFIX, Router
 from serving.gateway.scopes import Scopes
 from serving.gateway.small_calls import SmallCalls
 from serving.gateway.streaming import completion
 from serving.gateway.upstream import Teacher
 
-logger = logging.getLogger(__name__)
-
 OUR_MODEL = "nightschool"
 """The model name of a caller who wants whatever Night School thinks best."""
+INLINE_BYTES = 16 << 10
+"""Requests up to this size are anonymized in the event loop: a thread would cost more than it frees."""
+ABORTED_SECONDS = 60.0
+MAX_ABORTED = 10_000
+SendText = Callable[[str], Awaitable[None]]
 
 
 class Answering:
@@ -63,9 +67,20 @@ class Answering:
         self._holdings = holdings
         self._kills = kills
         self._recorder = recorder
-        self._audits = audits
-        self._shadows = shadows
         self._metrics = metrics
+        self._opinions = SecondOpinions(
+            settings,
+            snapshot=snapshot,
+            teacher=teacher,
+            ask_small=self._ask_unseen,
+            body=lambda call: self.teacher_body(call, whole=True),
+            guard=self._guard,
+            audits=audits,
+            shadows=shadows,
+            metrics=metrics,
+        )
+        # Sessions whose last text was broken off: their retry is the teacher's.
+        self._aborted: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._router = Router(Snapshot())
         self._routed_from: Snapshot | None = None
         self._redactor = ThreadPoolExecutor(2, thread_name_prefix="redactor")
@@ -81,24 +96,48 @@ class Answering:
             self._routed_from = snapshot
         return self._router
 
-    async def try_small_model(self, call: Call) -> dict[str, Any] | None:
+    async def try_small_model(
+        self, call: Call, headers: Mapping[str, str], send: SendText | None = None
+    ) -> dict[str, Any] | None:
         """The response when the small model may and can answer; else None and the call knows why.
 
-        Sets the call's task, assignment, and escalation.
+        Sets the call's task, assignment, and escalation, and ``hedged`` when the teacher was asked
+        beside a slow small model and was first.
+
+        Args:
+            headers: for the teacher.
+            send: gives text to a streaming caller before the answer is complete; None: whole only.
+
+        Raises:
+            TextTurnedBad: the caller has part of a text that must not be finished.
         """
         look = not self._small.too_long(call.chat.size_bytes)
         call.routed = self.router().route(call.chat.body, call.chat.tag, call.tenant, look=look)
         call.assignment = await self._assign(call)
+        if call.assignment.answerer is not None and self._was_aborted(call):
+            # Its arm stays: what the abort cost is the arm's to answer for.
+            call.assignment = dataclasses.replace(call.assignment, escalation="retry_after_abort")
         call.escalation = call.assignment.escalation
         adapter = call.assignment.answerer
         if adapter is None or (call.escalation and call.escalation != "kill_switch"):
             return None
-        small = await self._small.ask(adapter, await self._redacted(call))
-        call.small = small
-        if small.accepted and small.message is not None:
-            message = self._scope(call).restore(small.message)
-            checks = checked(message, call.chat.body)
-            if not checks.passed:
+        early = await self._early(call, adapter, send)
+        try:
+            small = call.small = await self._ask(call, adapter, headers, early)
+            if small.accepted and small.message is not None:
+                message = self._scope(call).restore(small.message)
+                checks = checked(message, call.chat.body)
+                if checks.passed:
+                    if early is not None and early.begun:
+                        await early.finish(str(message.get("content") or ""))
+                    self._guard(call, small)
+                    return completion(
+                        call.id,
+                        adapter.name,
+                        message,
+                        prompt_tokens=small.usage.prompt_tokens,
+                        completion_tokens=small.usage.completion_tokens,
+                    )
                 # Fits the schema with a placeholder in it, and not with the value.
                 small = call.small = dataclasses.replace(
                     small,
@@ -106,69 +145,93 @@ class Answering:
                     checks=checks,
                     escalation=f"checks:{checks.reason}"[:120],
                 )
-            else:
-                self._guard(call.routed, small)
-                return completion(
-                    call.id,
-                    adapter.name,
-                    message,
-                    prompt_tokens=small.usage.prompt_tokens,
-                    completion_tokens=small.usage.completion_tokens,
-                )
-        self._guard(call.routed, small)
+            if early is not None and early.begun:
+                raise TextTurnedBad(small.escalation or "the text changed while it was read")
+        except TextTurnedBad as problem:
+            if call.small is None:
+                call.small = Small(adapter.name, hard_failure=True)
+            call.small = dataclasses.replace(
+                call.small, accepted=False, escalation=f"aborted:{problem.reason}"[:120]
+            )
+            call.escalation = call.small.escalation
+            self._guard(call, call.small)
+            self._remember_aborted(call)
+            raise
+        self._guard(call, small)
         call.escalation = call.escalation or small.escalation
         return None
 
     def teacher_body(self, call: Call, *, whole: bool = False) -> dict[str, Any]:
-        """The request for the teacher; ``whole``: not streamed, for an audit."""
+        """The request for the teacher; ``whole``: not streamed."""
         model = call.chat.model
         ours = (
             not model
             or model == OUR_MODEL
             or model.startswith(MODEL_PREFIX)
             or self.router().named(model) is not None
-            or model in self._snapshot().adapters()
+            or ("@" in model and model in self._snapshot().adapters())
         )
         body = call.chat.forwarded(self.settings.teacher.model if ours else None)
         if whole:
             body = {k: v for k, v in body.items() if k not in ("stream", "stream_options")}
         return body
 
-    def finish(self, call: Call, headers: Mapping[str, str]) -> None:
-        """The caller has its answer: count it, log it, and gather second opinions.
+    def finish(self, call: Call, headers: Mapping[str, str]) -> asyncio.Future[bool]:
+        """Count and log the call, and gather second opinions. Once per call.
 
         Args:
             headers: for the teacher, should it be asked once more.
+
+        The future is True once the record is in the spool.
         """
         self._metrics.answered(
             call.task_id or "", call.answerer, call.escalation, call.latency_seconds
         )
-        work = self._second_opinions(call)
-        if not work:
-            self._log(call)
-            return
-
-        async def gather() -> None:
-            found = await asyncio.gather(
-                *(self._opinion(call, purpose, headers) for purpose in work)
-            )
-            call.others = [other for other in found if other is not None]
-            self._log(call)
-
+        self._count_tokens(call)
+        wanted = self._opinions.wanted(call)
+        if not wanted:
+            return self._log(call)
         # Safe at once, and once more when it is complete.
-        self._log(call, provisional=True)
-        # Shadows wait for the engine, audits for the teacher: in a queue of their own, the audits
-        # that a canary's verdict needs do not wait behind shadows that it can do without.
-        if "shadow" in work:
-            if self._shadows.offer(gather):
-                return
-            work.remove("shadow")
-            self._metrics.dropped.labels("shadow").inc()
-        if work and self._audits.offer(gather):
-            return
-        for purpose in work:
-            self._metrics.dropped.labels(purpose).inc()
-        self._log(call)
+        logged = self._log(call, provisional=True)
+        self._opinions.gather(call, wanted, headers, lambda: self._log(call))
+        return logged
+
+    async def _ask(
+        self,
+        call: Call,
+        adapter: AdapterRoute,
+        headers: Mapping[str, str],
+        early: EarlyText | None,
+    ) -> Small:
+        growing = early.grown if early is not None else None
+        asked = self._small.ask(adapter, await self._redacted(call), growing)
+        after_seconds = self.settings.gateway.hedge_after_seconds
+        if not after_seconds or early is not None:
+            return await asked
+        small, call.hedged = await raced(
+            asked,
+            adapter.name,
+            after_seconds,
+            lambda: self.teacher.ask(self.teacher_body(call, whole=True), headers),
+        )
+        return small
+
+    async def _ask_unseen(self, adapter: AdapterRoute, call: Call) -> Small:
+        return await self._small.ask(adapter, await self._redacted(call))
+
+    async def _early(
+        self, call: Call, adapter: AdapterRoute, send: SendText | None
+    ) -> EarlyText | None:
+        hold = self.settings.gateway.stream_hold_tokens
+        if send is None or not may_stream(call.chat.body, hold):
+            return None
+        return EarlyText(
+            hold,
+            adapter.threshold,
+            frozenset(placeholders(await self._redacted(call))),
+            self._scope(call).restore,
+            send,
+        )
 
     async def _assign(self, call: Call) -> Assignment:
         routed = call.routed
@@ -190,11 +253,11 @@ class Answering:
             tended=tended(task, utc_now(), self.settings.gateway.dead_man_seconds),
         )
 
-    def _guard(self, routed: Routed | None, small: Small) -> None:
+    def _guard(self, call: Call, small: Small) -> None:
         """Tell the kill switch what the candidate did."""
-        if routed is None:
+        if call.routed is None:
             return
-        task = routed.task
+        task = call.routed.task
         if task.candidate is None or task.candidate.name != small.adapter:
             return
         kill = self._kills.report(
@@ -206,109 +269,45 @@ class Answering:
         if kill is not None:
             self._metrics.kills.labels(task.id).inc()
 
-    def _second_opinions(self, call: Call) -> list[str]:
-        if call.message is None or call.routed is None:
-            return []
-        wanted = []
-        if call.assignment.shadow is not None:
-            wanted.append("shadow")
-        if call.by_small_model and sampled(call.id, self._audit_rate(call.routed.task)):
-            wanted.append("audit")
-        return wanted
+    def _count_tokens(self, call: Call) -> None:
+        """What it took, and what it would have cost."""
+        if call.by_small_model and call.small is not None:
+            usage = call.small.usage
+            tokens = usage.prompt_tokens + usage.completion_tokens
+            price = self.settings.teacher.cost_per_million_tokens
+            self._metrics.saved(call.task_id or "", tokens, tokens * price / 1e6)
 
-    def _audit_rate(self, task: TaskRoute) -> float:
-        if task.stage != "none" and task.audit_rate is not None:
-            return task.audit_rate
-        return self.settings.gateway.audit_rate
+    def _remember_aborted(self, call: Call) -> None:
+        self._aborted[call.tenant, call.chat.session] = time.monotonic() + ABORTED_SECONDS
+        while len(self._aborted) > MAX_ABORTED:
+            self._aborted.popitem(last=False)
 
-    async def _opinion(
-        self, call: Call, purpose: str, headers: Mapping[str, str]
-    ) -> OtherAnswer | None:
-        try:
-            other = await (
-                self._shadow(call) if purpose == "shadow" else self._audit(call, headers)
-            )
-        except Exception as error:  # noqa: BLE001 - the record is worth more than the opinion
-            logger.warning("%s of a call failed: %s", purpose, type(error).__name__)
-            other = None
-        outcome = "left out" if other is None else "error" if other.error else "answered"
-        self._metrics.background.labels(purpose, outcome).inc()
-        return other
+    def _was_aborted(self, call: Call) -> bool:
+        if not self._aborted:
+            return False
+        until = self._aborted.get((call.tenant, call.chat.session))
+        return until is not None and time.monotonic() < until
 
-    async def _shadow(self, call: Call) -> OtherAnswer | None:
-        candidate = call.assignment.shadow
-        assert candidate is not None
-        route = next((t for t in self._snapshot().tasks if t.id == call.task_id), None)
-        if route is None or route.stage != "shadow" or route.candidate != candidate:
-            # The rollout went on while this waited: its answer would be evidence of nothing.
-            self._metrics.dropped.labels("shadow").inc()
-            return None
-        small = await self._small.ask(candidate, await self._redacted(call))
-        if small.escalation in NOT_THE_ADAPTERS:
-            self._metrics.dropped.labels("shadow").inc()
-            return None
-        self._guard(call.routed, small)
-        return unseen(small, self.settings.engine.base_model, "shadow")
-
-    async def _audit(self, call: Call, headers: Mapping[str, str]) -> OtherAnswer:
-        started = time.perf_counter()
-        model, message, error = self.settings.teacher.model, None, None
-        try:
-            reply = await self.teacher.ask(self.teacher_body(call, whole=True), headers)
-            body = reply.json() or {}
-            choices = body.get("choices")
-            if reply.status == 200 and isinstance(choices, list) and choices:
-                message = choices[0].get("message")
-                model = str(body.get("model") or model)
-            else:
-                error = f"HTTP {reply.status}"
-        except GatewayError as problem:
-            error = problem.code or "error"
-        return OtherAnswer(
-            model=model,
-            purpose="audit",
-            message=message,
-            checks=checked(message, call.chat.body) if message else Checks(parsed=False),
-            accepted=message is not None,
-            latency_seconds=time.perf_counter() - started,
-            error=error,
-        )
-
-    def _log(self, call: Call, *, provisional: bool = False) -> None:
-        frozen = dataclasses.replace(call)
+    def _log(self, call: Call, *, provisional: bool = False) -> asyncio.Future[bool]:
         scope = self._scope(call)
         teacher, small = self.settings.teacher.model, self.settings.engine.base_model
 
-        def make() -> CallRecord:
-            return scope.record(frozen.record(teacher, small))
+        def make() -> StoredLine:
+            return stored_fields(scope.fields(call.fields(teacher, small)))
 
         held = call.chat.size_bytes + call.answer_bytes + 4096
-        self._recorder.put(make, held, provisional=provisional)
+        return self._recorder.put(make, held, provisional=provisional)
 
     async def _redacted(self, call: Call) -> dict[str, Any]:
-        """The request as the small model sees it. In a thread: a scope may be busy with a long text."""
+        """The request as the small model sees it. A long one in a thread."""
         if call.redacted is None:
-            loop = asyncio.get_running_loop()
-            call.redacted = await loop.run_in_executor(
-                self._redactor, self._scope(call).request, call.chat.logged()
-            )
+            make, request = self._scope(call).request, call.chat.logged()
+            if call.chat.size_bytes <= INLINE_BYTES:
+                call.redacted = make(request)
+            else:
+                loop = asyncio.get_running_loop()
+                call.redacted = await loop.run_in_executor(self._redactor, make, request)
         return call.redacted
 
     def _scope(self, call: Call) -> Scope:
         return self.scopes.of(call.tenant, call.chat.session)
-
-
-def sampled(call_id: str, rate: float) -> bool:
-    """Whether this call is audited: by its id alone, so that the choice can be replayed."""
-    digest = hashlib.blake2b(b"audit:" + call_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < rate * 2.0**64
-
-
-def error_code(body: Mapping[str, Any] | None) -> str:
-    """The code or type of an OpenAI error body, for the log; never its message."""
-    error = (body or {}).get("error")
-    if isinstance(error, dict):
-        for name in ("code", "type"):
-            if isinstance(error.get(name), str) and len(json.dumps(error[name])) < 80:
-                return str(error[name])
-    return "upstream_error"

@@ -8,20 +8,13 @@ from datetime import datetime
 from time import perf_counter
 from typing import Any
 
-from infra.calls.record import (
-    AnsweredBy,
-    CallRecord,
-    Checks,
-    OtherAnswer,
-    Usage,
-    new_id,
-    utc_now,
-)
+from infra.calls.record import SCHEMA_VERSION, Checks, OtherAnswer, new_id, utc_now
 from infra.prompting.answers import check_answer
 from serving.gateway.arms import TEACHER, Assignment
 from serving.gateway.cascade import Small
 from serving.gateway.intake import ChatRequest
 from serving.gateway.routing import Routed
+from serving.gateway.upstream import Reply
 
 CALL_HEADER = "x-nightschool-call-id"
 ANSWERED_HEADER = "x-nightschool-answered-by"
@@ -44,6 +37,8 @@ class Call:
     redacted: dict[str, Any] | None = None
     """The request as the small model sees it."""
     escalation: str | None = None
+    hedged: Reply | None = None
+    """The teacher's answer that overtook a slow small model."""
     response: dict[str, Any] = field(default_factory=dict)
     answer_bytes: int = 0
     """Of the teacher's answer as it came: what the waiting record holds in memory beside the request."""
@@ -69,9 +64,11 @@ class Call:
 
     def headers(self) -> dict[str, str]:
         """What the caller learns about its call."""
-        answered_by = "teacher"
-        if self.by_small_model and self.small is not None:
-            answered_by = self.small.adapter
+        shown = self.small.adapter if self.by_small_model and self.small is not None else "teacher"
+        return self.headers_of(shown)
+
+    def headers_of(self, answered_by: str) -> dict[str, str]:
+        """``headers``, while it is not settled yet that this one answers."""
         headers = {CALL_HEADER: self.id, ANSWERED_HEADER: answered_by}
         if self.task_id is not None:
             headers[TASK_ANSWERED_HEADER] = self.task_id
@@ -93,8 +90,8 @@ class Call:
         message = first.get("message") if isinstance(first, dict) else None
         return message if isinstance(message, dict) else None
 
-    def record(self, teacher_model: str, small_model: str) -> CallRecord:
-        """The log record, not anonymized yet."""
+    def fields(self, teacher_model: str, small_model: str) -> dict[str, Any]:
+        """The log record in its stored form (``infra.calls``), not anonymized yet."""
         small = self.small
         shown = small if self.by_small_model else None
         others = list(self.others)
@@ -107,29 +104,38 @@ class Call:
             model = str(self.response.get("model") or teacher_model)
             checks = checked(message, self.chat.body) if message else Checks(parsed=False)
             confidence = None
-        return CallRecord(
-            id=self.id,
-            time=self.time,
-            tenant=self.tenant,
-            session=self.chat.session,
-            task_tag=self.chat.tag,
-            task=self.task_id,
-            request=self.chat.logged(),
-            response=self.response,
-            usage=usage_of(self.response),
-            latency_seconds=max(0.0, self.latency_seconds),
-            answered_by=AnsweredBy(
-                model=model,
-                adapter=shown.adapter if shown is not None else None,
-                arm=self.assignment.arm,
-                rollout=self.assignment.rollout,
-                route_version=self.routed.task.version if self.routed is not None else None,
-                escalation=self.escalation,
-            ),
-            checks=checks,
-            confidence=confidence,
-            other_answers=others[:8],
-        )
+        routed = self.routed
+        return {
+            "type": "call",
+            "schema_version": SCHEMA_VERSION,
+            "id": self.id,
+            "time": self.time,
+            "tenant": self.tenant,
+            "session": self.chat.session,
+            "task_tag": self.chat.tag,
+            "task": self.task_id,
+            "request": self.chat.logged(),
+            "response": self.response,
+            "usage": usage_of(self.response),
+            "latency_seconds": max(0.0, self.latency_seconds),
+            "answered_by": {
+                "model": model,
+                "adapter": shown.adapter if shown is not None else None,
+                "arm": self.assignment.arm,
+                "rollout": self.assignment.rollout,
+                "route_version": routed.task.version if routed is not None else None,
+                "escalation": self.escalation,
+            },
+            "checks": {
+                "parsed": checks.parsed,
+                "schema_valid": checks.schema_valid,
+                "tool_known": checks.tool_known,
+                "reason": checks.reason,
+            },
+            "confidence": confidence,
+            "other_answers": [other.model_dump(mode="json") for other in others[:8]],
+            "anonymization": {"policy": "none", "counts": {}},
+        }
 
 
 def unseen(small: Small, model: str, purpose: Any) -> OtherAnswer:
@@ -155,7 +161,7 @@ def checked(message: Mapping[str, Any], request: Mapping[str, Any]) -> Checks:
         return Checks(reason=f"could not be checked: {type(error).__name__}")
 
 
-def usage_of(response: Mapping[str, Any]) -> Usage:
+def usage_of(response: Mapping[str, Any]) -> dict[str, int]:
     usage = response.get("usage")
     usage = usage if isinstance(usage, dict) else {}
 
@@ -163,4 +169,4 @@ def usage_of(response: Mapping[str, Any]) -> Usage:
         value = usage.get(name)
         return value if isinstance(value, int) and value >= 0 else 0
 
-    return Usage(prompt_tokens=count("prompt_tokens"), completion_tokens=count("completion_tokens"))
+    return {name: count(name) for name in ("prompt_tokens", "completion_tokens")}

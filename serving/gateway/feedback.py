@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from infra.anonymize.anonymizer import Anonymizer, Scope
+from infra.calls.codec import StoredLine, stored
 from infra.calls.record import FeedbackRecord
 from serving.gateway.problems import GatewayError, bad_request
 from serving.gateway.scopes import Scopes
@@ -18,8 +18,7 @@ MAX_LABEL_CHARACTERS = 256
 _COMPLETION_PREFIX = "chatcmpl-"
 
 
-@dataclass(frozen=True)
-class KnownCall:
+class KnownCall(NamedTuple):
     call_id: str
     session: str
 
@@ -89,7 +88,7 @@ def anonymized(
     call: KnownCall | None,
     scopes: Scopes[Scope],
     anonymizer: Anonymizer,
-) -> Callable[[], FeedbackRecord]:
+) -> Callable[[], StoredLine]:
     """Makes the record that may be stored.
 
     A correction becomes a training label, so its placeholders must be those of its call. Where the
@@ -97,13 +96,13 @@ def anonymized(
     """
     scope = scopes.peek(record.tenant, call.session) if call is not None else None
 
-    def make() -> FeedbackRecord:
+    def make() -> StoredLine:
         if scope is not None:
-            return scope.record(record)
+            return stored(scope.record(record))
         changed = anonymizer.scope().record(record)
         if changed.correction != record.correction:
             changed = changed.model_copy(update={"correction": None})
-        return changed
+        return stored(changed)
 
     return make
 

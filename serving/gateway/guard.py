@@ -50,6 +50,7 @@ class KillSwitch:
         self._path = path
         self._burst = burst
         self._lock = threading.Lock()
+        self._news = threading.Event()
         self._streaks: dict[str, int] = {}
         self._kills: dict[str, Kill] = {}
         try:
@@ -96,8 +97,18 @@ class KillSwitch:
             )
             self._kills[rollout] = kill
             self._keep()
+        self._news.set()
         logger.error("kill switch: %s of task %s: %s", kill.adapter, kill.task_id, kill.reason)
         return kill
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Until something was killed, or the time is over. For the one thread that delivers."""
+        if self._news.wait(timeout_seconds):
+            self._news.clear()
+
+    def wake(self) -> None:
+        """End the present wait, or the next one."""
+        self._news.set()
 
     def undelivered(self) -> list[Kill]:
         with self._lock:
@@ -136,7 +147,11 @@ class KillSwitch:
 
 
 def tended(route: TaskRoute, now: datetime, dead_man_seconds: float) -> bool:
-    """Whether somebody looks after the route's rollout; without one there is nothing to tend."""
+    """Whether somebody looks after the route's rollout; without one there is nothing to tend.
+
+    A route that was tended in the future says that this clock or the other one was set: nobody can
+    tell how long ago it was.
+    """
     if route.stage == "none" or route.updated is None:
         return route.stage == "none"
-    return (now - route.updated).total_seconds() <= dead_man_seconds
+    return abs((now - route.updated).total_seconds()) <= dead_man_seconds

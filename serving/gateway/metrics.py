@@ -16,6 +16,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._answers = 0
+        # Looking a child up by its labels costs more than counting.
+        self._answered: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._small_answers = 0
         self.calls = self._counter(
             "nightschool_calls", "Answered calls", "task", "answerer", "escalation"
@@ -32,6 +34,12 @@ class Metrics:
         self.lost = self._counter(
             "nightschool_records_lost", "Records that could not be logged: ALERT on any", "reason"
         )
+        self.refused = self._counter(
+            "nightschool_spool_refused", "Times that the spool took no record: ALERT on any"
+        )
+        self.ahead = self._counter(
+            "nightschool_answers_before_log", "Answers given while their record was in memory only"
+        )
         self.dropped = self._counter(
             "nightschool_background_dropped", "Shadow answers and audits left out", "purpose"
         )
@@ -39,6 +47,16 @@ class Metrics:
             "nightschool_background", "Shadow answers and audits made", "purpose", "outcome"
         )
         self.shipped = self._counter("nightschool_objects_shipped", "Log objects shipped")
+        self.saved_tokens = self._counter(
+            "nightschool_small_model_tokens",
+            "Tokens that the teacher did not have to read or write",
+            "task",
+        )
+        self.saved_cost = self._counter(
+            "nightschool_cost_saved",
+            "What those tokens cost at teacher.cost_per_million_tokens",
+            "task",
+        )
         self.kills = self._counter("nightschool_kills", "Candidates stopped at once", "task")
         self.store_reached = Gauge(
             "nightschool_store_reached",
@@ -52,10 +70,20 @@ class Metrics:
     ) -> None:
         """Count one answer. ``answerer``: teacher, champion or canary."""
         family = (escalation or "none").partition(":")[0]
-        self.calls.labels(task or "none", answerer, family).inc()
-        self.latency.labels(answerer).observe(latency_seconds)
+        key = (task or "none", answerer, family)
+        children = self._answered.get(key)
+        if children is None:
+            children = self.calls.labels(*key), self.latency.labels(answerer)
+            self._answered[key] = children
+        children[0].inc()
+        children[1].observe(latency_seconds)
         self._answers += 1
         self._small_answers += answerer != "teacher"
+
+    def saved(self, task: str, tokens: int, cost: float) -> None:
+        """An answer of the small model. ``cost``: what the teacher would have cost."""
+        self.saved_tokens.labels(task or "none").inc(tokens)
+        self.saved_cost.labels(task or "none").inc(cost)
 
     def small_model_share(self) -> float:
         return self._small_answers / self._answers if self._answers else 0.0

@@ -71,6 +71,14 @@ def too_large(limit_bytes: int) -> GatewayError:
     )
 
 
+def too_slow(limit_seconds: float) -> GatewayError:
+    return GatewayError(
+        408,
+        f"the request's body did not come within {limit_seconds:g} seconds",
+        code="request_timeout",
+    )
+
+
 def unauthorized() -> GatewayError:
     return GatewayError(
         401,
@@ -90,6 +98,16 @@ def overloaded() -> GatewayError:
     )
 
 
+def log_unavailable() -> GatewayError:
+    return GatewayError(
+        503,
+        "the call cannot be logged at the moment: try again, and look at the gateway's spool",
+        kind="api_error",
+        code="log_unavailable",
+        retry_after_seconds=1,
+    )
+
+
 def teacher_unavailable(reason: str, status: int = 502) -> GatewayError:
     """``reason``: ours, never the upstream's text. 502 unreachable, 503 circuit open, 504 timeout."""
     return GatewayError(
@@ -98,4 +116,15 @@ def teacher_unavailable(reason: str, status: int = 502) -> GatewayError:
         kind="api_error",
         code="upstream_unavailable",
         retry_after_seconds=2 if status == 503 else None,
+    )
+
+
+def text_broken_off() -> GatewayError:
+    """The last event of a streamed text that the small model must not finish."""
+    return GatewayError(
+        502,
+        "the answer was broken off because the rest of it was not good enough: "
+        "ask again, and the large model answers",
+        kind="api_error",
+        code="answer_broken_off",
     )

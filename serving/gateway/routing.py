@@ -1,23 +1,39 @@
-"""Which task a call belongs to: the caller's tag, then structure and prompt, else none. Pure.
+"""Which task a call belongs to: the caller's tag, then structure and prompt, else none.
 
 The router abstains readily: a call without a task goes to the teacher and is still logged, so the
 price of abstaining is a missed saving, and the price of guessing is a wrong answer.
+
+Its cost does not grow with the number of tasks: structure and prompt of a call are looked up before
+they are read, and the tasks that share a structure are columns of one matrix.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infra.tasks.embedding import Vector, embed, nearest, prompt_text
-from infra.tasks.signature import signature
-from serving.gateway.routes import Snapshot, TaskRoute, frame_of
+from serving.gateway.routes import Snapshot, TaskRoute
+from serving.gateway.structure import Remembered, Structures, digest
 
 MODEL_PREFIX = "nightschool/"
 How = Literal["tag", "model", "signature", "centroid"]
+MAX_EMBEDDED = 2048
+MAX_DECIDED = 4096
+ROUNDING = 1e-4
+"""More than the error of a cosine of 32-bit unit vectors; what lies closer is computed in 64 bits."""
+
+Owned = tuple[str, str | None]
+"""A structure (signature or frame) and the tenant whose tasks they are; None: everybody's."""
+
+# Beyond one snapshot's life. The steps of an agent's loop all have the same user message.
+_structures = Structures()
+_embedded: Remembered[Vector] = Remembered(MAX_EMBEDDED)
 
 
 @dataclass(frozen=True)
@@ -39,23 +55,96 @@ class Routed:
         )
 
 
-class Router:
-    """An index over one snapshot; made anew for each."""
+class Alike:
+    """Tasks of one structure, told apart by their centroids.
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._by_tag: dict[str, TaskRoute] = {}
+    Args:
+        tasks: at least one.
+        before: the group of the same structure in the snapshot before, whose matrix is taken over
+            when no centroid has changed.
+    """
+
+    def __init__(self, tasks: list[TaskRoute], before: Alike | None = None) -> None:
+        self.tasks = tasks
+        self._with_centroid = [task for task in tasks if task.centroid]
+        self._centroids = [task.centroid for task in self._with_centroid]
+        self.dimensions = len(self._centroids[0]) if self._centroids else 0
+        same = (
+            before is not None
+            and len(before._centroids) == len(self._centroids)
+            and all(a is b for a, b in zip(before._centroids, self._centroids, strict=True))
+        )
+        self._matrix: NDArray[np.float32] = (
+            before._matrix if before is not None and same else _columns(self._centroids)
+        )
+        # A centroid of another length is a column of zeros; its radius must not let it claim anything.
+        self._reach: NDArray[np.float32] = np.asarray(
+            [
+                task.radius + ROUNDING if len(task.centroid) == self.dimensions else -np.inf
+                for task in self._with_centroid
+            ],
+            dtype=np.float32,
+        )
+
+    def nearest(self, vector: Callable[[int], Vector]) -> TaskRoute | None:
+        """The task that claims the prompt, as ``infra.tasks.embedding.nearest`` says it.
+
+        Args:
+            vector: gives the prompt's embedding of that length.
+        """
+        if not self._with_centroid:
+            return None
+        prompt = vector(self.dimensions)
+        if len(self._with_centroid) == 1:
+            return nearest(prompt, self._with_centroid)
+        # A prompt touches a fifth of the dimensions. Not `@`: a BLAS would wake its threads for this.
+        touched = np.flatnonzero(prompt)
+        distances = 1.0 - np.einsum("ij,i->j", self._matrix[touched], prompt[touched])
+        claimed = np.flatnonzero(distances <= self._reach)
+        if not len(claimed):
+            return None
+        close = claimed[distances[claimed] <= distances[claimed].min() + 2 * ROUNDING]
+        found = nearest(prompt, [self._with_centroid[index] for index in close])
+        if found is None:
+            # Only what lay within the rounding claimed it: ask everybody who might.
+            found = nearest(prompt, [self._with_centroid[index] for index in claimed])
+        return found
+
+    @property
+    def only(self) -> TaskRoute | None:
+        """A task known by its structure alone, which claims all of that structure."""
+        return self.tasks[0] if len(self.tasks) == 1 and not self._with_centroid else None
+
+
+Groups = dict[Owned, Alike]
+
+
+class Router:
+    """An index over one snapshot; made anew for each, in the thread that read it.
+
+    ``route`` is for one thread: the event loop's.
+
+    Args:
+        before: the router of the snapshot before; what has not changed is taken over.
+    """
+
+    def __init__(self, snapshot: Snapshot, before: Router | None = None) -> None:
         self._by_id: dict[str, TaskRoute] = {}
-        self._by_signature: dict[str, list[TaskRoute]] = defaultdict(list)
-        self._by_frame: dict[str, list[TaskRoute]] = defaultdict(list)
+        self._by_tag: dict[tuple[str, str | None], TaskRoute] = {}
+        signatures: dict[Owned, list[TaskRoute]] = defaultdict(list)
+        frames: dict[Owned, list[TaskRoute]] = defaultdict(list)
         for task in snapshot.tasks:
             self._by_id[task.id] = task
             if task.tag:
-                self._by_tag[task.tag] = task
+                self._by_tag[task.tag, task.tenant] = task
                 continue
             # Tagged tasks are made of tagged calls only; an untagged call is not one of theirs.
-            self._by_signature[task.signature].append(task)
+            signatures[task.signature, task.tenant].append(task)
             if task.frame:
-                self._by_frame[task.frame].append(task)
+                frames[task.frame, task.tenant].append(task)
+        self._by_signature: Groups = _groups(signatures, before._by_signature if before else {})
+        self._by_frame: Groups = _groups(frames, before._by_frame if before else {})
+        self._decided: Remembered[TaskRoute | None] = Remembered(MAX_DECIDED)
 
     def named(self, model: str) -> TaskRoute | None:
         """The task that a model name of ours stands for: ``<task>`` or ``nightschool/<task>``."""
@@ -71,44 +160,71 @@ class Router:
             look: False for a request too long to look into (that takes seconds of everybody's
                 time, and no small model could answer it): then only its tag counts.
         """
-        task, how = self._explicit(request, tag)
+        task, how = self._explicit(request, tag, tenant)
         if tag is not None and task is None:
             return None  # a tag of its own: discovery will make a task of it
         if not self._by_id or not look or (task is not None and not task.adapters()):
             return _for(Routed(task, how, False), tenant) if task is not None else None
-        found = signature(request)
-        frame = frame_of(found.tools, found.response_kind, found.response_name)
+        found = _structures.of(request)
         if task is None:
-            alike = self._by_signature.get(found.digest)
-            how = "signature" if alike else "centroid"
-            task = _nearest(request, alike or self._by_frame.get(frame) or [])
+            how = "signature"
+            alike = _of(self._by_signature, found.signature, tenant)
+            if not alike:
+                how = "centroid"
+                alike = _of(self._by_frame, found.frame, tenant)
+            task = self._nearest(request, alike) if alike else None
         if task is None:
             return None
-        same = task.signature == found.digest
-        return _for(Routed(task, how, same, same or task.frame == frame), tenant)
+        same = task.signature == found.signature
+        return _for(Routed(task, how, same, same or task.frame == found.frame), tenant)
 
     def _explicit(
-        self, request: Mapping[str, Any], tag: str | None
+        self, request: Mapping[str, Any], tag: str | None, tenant: str
     ) -> tuple[TaskRoute | None, How]:
         if tag is not None:
-            return self._by_tag.get(tag) or self._by_id.get(tag), "tag"
+            tagged = self._by_tag.get((tag, tenant)) or self._by_tag.get((tag, None))
+            return tagged or self._by_id.get(tag), "tag"
         model = request.get("model")
         return (self.named(model) if isinstance(model, str) else None), "model"
 
+    def _nearest(self, request: Mapping[str, Any], groups: list[Alike]) -> TaskRoute | None:
+        if all(group.dimensions == 0 for group in groups):
+            return groups[0].only if len(groups) == 1 else None
+        text = prompt_text(request)
+        prompt = digest(text.encode("utf-8", "surrogatepass"))
 
-def _nearest(request: Mapping[str, Any], tasks: list[TaskRoute]) -> TaskRoute | None:
-    with_centroid = [task for task in tasks if task.centroid]
-    if not with_centroid:
-        # A task known by its structure alone claims all of that structure.
-        return tasks[0] if len(tasks) == 1 else None
-    dimensions = len(with_centroid[0].centroid)
-    return nearest(_embedded(prompt_text(request), dimensions), with_centroid)
+        def vector(dimensions: int) -> Vector:
+            key = b"%d:%b" % (dimensions, prompt)
+            return _embedded.get(key, lambda: embed([text], dimensions)[0])
+
+        def decide() -> TaskRoute | None:
+            found = [task for group in groups if (task := group.nearest(vector)) is not None]
+            if len(found) < 2:
+                return found[0] if found else None
+            return nearest(vector(groups[0].dimensions), found) or found[0]
+
+        key = b"%d:%d:%b" % (id(groups[0]), id(groups[-1]), prompt)
+        return self._decided.get(key, decide)
 
 
-@lru_cache(maxsize=2048)
-def _embedded(text: str, dimensions: int) -> Vector:
-    # The steps of an agent's loop all have the same user message.
-    return embed([text], dimensions)[0]
+def _groups(tasks: Mapping[Owned, list[TaskRoute]], before: Mapping[Owned, Alike]) -> Groups:
+    return {key: Alike(group, before.get(key)) for key, group in tasks.items()}
+
+
+def _of(groups: Mapping[Owned, Alike], structure: str, tenant: str) -> list[Alike]:
+    """The caller's own tasks of that structure, then everybody's."""
+    own, shared = groups.get((structure, tenant)), groups.get((structure, None))
+    return [group for group in (own, shared) if group is not None]
+
+
+def _columns(centroids: list[tuple[float, ...]]) -> NDArray[np.float32]:
+    """Shape (dimensions, centroids); zeros for a centroid of another length than the first."""
+    length = len(centroids[0]) if centroids else 0
+    matrix = np.zeros((len(centroids), length), dtype=np.float32)
+    for row, centroid in enumerate(centroids):
+        if len(centroid) == length:
+            matrix[row] = centroid
+    return np.ascontiguousarray(matrix.T)
 
 
 def _for(routed: Routed, tenant: str) -> Routed | None:

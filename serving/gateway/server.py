@@ -30,7 +30,14 @@ from serving.gateway.intake import SessionNames, parse_object
 from serving.gateway.keys import Caller, identify
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.passing import pass_through
-from serving.gateway.problems import CallerGone, GatewayError, overloaded, too_large
+from serving.gateway.problems import (
+    CallerGone,
+    GatewayError,
+    log_unavailable,
+    overloaded,
+    too_large,
+    too_slow,
+)
 from serving.gateway.recorder import Recorder
 from serving.gateway.refresh import RouteTable
 from serving.gateway.routes import Snapshot
@@ -69,7 +76,7 @@ class Gateway:
         self._in_flight = 0
         self._draining = False
         self.anonymizer = Anonymizer(settings.anonymizer)
-        self.spool = Spool(gateway.spool)
+        self.spool = Spool(gateway.spool, gateway.spool_max_bytes)
         self.kills = KillSwitch(self.spool.folder / "kills.json", gateway.kill_error_burst)
         self.table = RouteTable(
             self._open_database, gateway.snapshot, gateway.refresh_seconds, self._routes_changed
@@ -87,7 +94,14 @@ class Gateway:
         )
         self.small = SmallCalls(SmallModel(self.engine), self.holdings, settings)
         self.teacher = Teacher(settings.teacher)
-        self.recorder = Recorder(self.spool, self.metrics, self.shipper.poke)
+        self.recorder = Recorder(
+            self.spool,
+            self.metrics,
+            self.shipper.poke,
+            fsync_seconds=gateway.fsync_seconds,
+            unlogged=gateway.unlogged,
+            log_wait_seconds=gateway.log_wait_seconds,
+        )
         self.audits = Background(workers=8, waiting=256)
         # Few at a time: callers come before shadows at the engine.
         self.shadows = Background(workers=4, waiting=32)
@@ -142,8 +156,10 @@ class Gateway:
         record, call = read_feedback(body, caller.tenant, self.calls)
         await self.recorder.room()
         make = anonymized(record, call, self.answering.scopes, self.anonymizer)
-        if not await self.recorder.put(make, len(raw) + 4096):
-            raise GatewayError(503, "the feedback could not be kept: try again", kind="api_error")
+        kept = self.recorder.put(make, len(raw) + 4096)
+        await self.recorder.settled(kept)
+        if kept.done() and not kept.result():
+            raise log_unavailable()
         return web.json_response({"object": "feedback", "id": record.id, "call_id": record.call_id})
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
@@ -173,9 +189,15 @@ class Gateway:
         if (request.content_length or 0) > limit:
             raise too_large(limit)
         try:
-            return await request.read()
+            # Nothing to wait for is the common case, and a timer is not free.
+            if request.content.is_eof():
+                return await request.read()
+            async with asyncio.timeout(self.settings.gateway.read_timeout_seconds):
+                return await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise too_large(limit) from None
+        except TimeoutError:
+            raise too_slow(self.settings.gateway.read_timeout_seconds) from None
 
     def _guarded(self, handler: Handler) -> Handler:
         """In-flight limit, and every failure in OpenAI's shape."""

@@ -9,14 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infra.objects.store import ObjectExists, ObjectStore, ObjectStoreError
-from serving.gateway.spool import (
-    Spool,
-    SpoolError,
-    adopt_orphans,
-    object_key,
-    ready_files,
-    renumber,
-)
+from serving.gateway.spool import Spool, SpoolError, adopt_orphans
+from serving.gateway.spool_files import object_key, ready_files, renumber
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +108,8 @@ class Shipper:
             # Whatever a store's driver raises: the files are still there.
             logger.exception("logs wait in the spool")
             self._store, reached = None, False
+        if count:
+            self._spool.measure()
         self._reached = reached
         self._shipped(count, reached)
         return reached

@@ -13,9 +13,10 @@ from infra.settings.model import Settings
 from serving.engines.protocol import EngineError, EngineRefused, EngineUnavailable
 from serving.gateway.breaker import CircuitBreaker
 from serving.gateway.cascade import Small, failed, judged, placeholders
+from serving.gateway.early import TextTurnedBad
 from serving.gateway.holdings import Holdings
 from serving.gateway.routes import AdapterRoute
-from serving.small_model import SmallModel, answer_limit
+from serving.small_model import Growing, SmallModel, answer_limit
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,14 @@ class SmallCalls:
     def under_way(self) -> int:
         return self._under_way
 
-    async def ask(self, adapter: AdapterRoute, request: Mapping[str, Any]) -> Small:
-        """The adapter's answer to an anonymized request, judged; or why there is none."""
+    async def ask(
+        self, adapter: AdapterRoute, request: Mapping[str, Any], growing: Growing | None = None
+    ) -> Small:
+        """The adapter's answer to an anonymized request, judged; or why there is none.
+
+        Args:
+            growing: hears a text while it is generated. Raises what that raises (TextTurnedBad).
+        """
         started = time.perf_counter()
         if self._under_way >= self._most:
             return Small(adapter.name, escalation="overloaded")
@@ -55,7 +62,11 @@ class SmallCalls:
                     threshold=adapter.threshold,
                     max_tokens=self._answer_tokens,
                     timeout_seconds=self._timeout_seconds,
+                    growing=growing,
                 )
+        except TextTurnedBad:
+            self.breaker.succeeded()
+            raise
         except (EngineError, TimeoutError) as error:
             self._note(error)
             return failed(adapter.name, error, time.perf_counter() - started)

@@ -7,10 +7,12 @@ tool calls keyed by ``index``, a last chunk with ``usage`` and no choices when i
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import orjson
+from aiohttp import web
 
 DONE = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES = 4 << 20
@@ -72,8 +74,8 @@ class Assembler:
                 self.done = True
                 continue
             try:
-                value = json.loads(data)
-            except (ValueError, RecursionError):
+                value = orjson.loads(data)
+            except orjson.JSONDecodeError:
                 raise StreamProblem("a chunk of the stream is not JSON") from None
             if not isinstance(value, dict):
                 raise StreamProblem("a chunk of the stream is not an object")
@@ -141,8 +143,44 @@ class Assembler:
             kept["finish_reason"] = choice["finish_reason"]
 
 
+class TextStream:
+    """A text of ours on its way to the caller, part by part.
+
+    Args:
+        response: where it goes; its head carries the answerer's name.
+    """
+
+    def __init__(self, call_id: str, model: str, response: web.StreamResponse) -> None:
+        self.response = response
+        self._head = {
+            "id": f"chatcmpl-{call_id}",
+            "created": int(time.time()),
+            "model": model,
+            "object": "chat.completion.chunk",
+        }
+        self._sent = ""
+
+    def more(self, text: str) -> bytes:
+        """The events that add ``text``."""
+        first = not self._sent
+        self._sent += text
+        delta = {"role": "assistant", "content": text} if first else {"content": text}
+        return self._event(delta, None)
+
+    def rest(self, response: Mapping[str, Any], include_usage: bool) -> bytes:
+        """The events that end the stream as ``response``, whose text has been sent."""
+        ending = self._event({}, response["choices"][0]["finish_reason"])
+        if include_usage:
+            ending += event({**self._head, "choices": [], "usage": response.get("usage")})
+        return ending + DONE
+
+    def _event(self, delta: Mapping[str, Any], reason: str | None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return event({**self._head, "choices": [choice]})
+
+
 def event(value: Any) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
 def completion(

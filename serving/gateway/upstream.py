@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import orjson
 
 from infra.settings.model import Teacher as TeacherSettings
 from serving.gateway.breaker import CircuitBreaker
 from serving.gateway.problems import GatewayError, teacher_unavailable
+from serving.gateway.retries import RETRIED_STATUSES, RetryBudget, pause_seconds
 
 MAX_ANSWER_BYTES = 64 << 20
 # Of the caller's headers, only what OpenAI's API gives a meaning to.
@@ -38,11 +40,7 @@ class Reply:
     headers: dict[str, str]
 
     def json(self) -> dict[str, Any] | None:
-        try:
-            value = json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
-        return value if isinstance(value, dict) else None
+        return read_object(self.body)
 
 
 class Teacher:
@@ -57,6 +55,7 @@ class Teacher:
         self._url = settings.url.rstrip("/")
         self._slots = asyncio.Semaphore(settings.max_concurrency)
         self._session: aiohttp.ClientSession | None = None
+        self._budget = RetryBudget(settings.retry_share)
 
     async def close(self) -> None:
         session, self._session = self._session, None
@@ -86,7 +85,7 @@ class Teacher:
         self, body: Mapping[str, Any], headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """A chat completion whose body is still to be read."""
-        return self.open("POST", "/chat/completions", _encode(body), headers)
+        return self.open("POST", "/chat/completions", orjson.dumps(body), headers)
 
     @asynccontextmanager
     async def open(
@@ -101,7 +100,7 @@ class Teacher:
         answered = False
         try:
             async with asyncio.timeout(self.settings.timeout_seconds), self._slots:
-                response = await self._send(method, path, data, headers)
+                response = await self._first_answer(method, path, data, headers)
                 answered = True
                 async with response:
                     # 429 and 4xx are answers; 5xx are failures of the teacher.
@@ -119,6 +118,25 @@ class Teacher:
             self.breaker.failed()
             raise teacher_unavailable(type(error).__name__) from error
 
+    async def _first_answer(
+        self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        """The first answer that is one, or the last failure: asked again within the budget where
+        nobody worked on the request."""
+        self._budget.called()
+        for attempt in range(1, self.settings.retries + 1):
+            try:
+                response = await self._send(method, path, data, headers)
+            except aiohttp.ClientConnectionError:
+                if not self._budget.take():
+                    raise
+            else:
+                if response.status not in RETRIED_STATUSES or not self._budget.take():
+                    return response
+                response.close()
+            await asyncio.sleep(pause_seconds(attempt))
+        return await self._send(method, path, data, headers)
+
     async def _send(
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
@@ -126,6 +144,8 @@ class Teacher:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                # A cookie of one caller's answer must not go along with another's request.
+                cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=True,
                 trust_env=False,
             )
@@ -172,5 +192,13 @@ def passed_back(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _encode(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+def read_object(raw: bytes) -> dict[str, Any] | None:
+    """The JSON object in what an upstream sent, or None. Lenient: an upstream may be sloppy."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        try:
+            value = json.loads(raw)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None

@@ -11,13 +11,15 @@ import openai
 import pytest
 from sqlalchemy import insert
 
+from infra.calls.codec import StoredLine
 from infra.database.open import Database
 from infra.database.tables import api_keys
 from infra.objects.store import ObjectStore
 from infra.tasks.signature import Signature, signature
-from serving.gateway import routing
+from serving.gateway import recorder, structure
+from serving.gateway.spool import SpoolError
 from serving.registry.keys import hash_key
-from tests.serving.gateway.conftest import Start
+from tests.serving.gateway.conftest import Running, Start
 from tests.serving.gateway.upstreams import TeacherServer
 from tests.serving.gateway.world import add_task, chat, logged, read_log, until
 
@@ -109,7 +111,7 @@ async def test_a_giant_system_prompt_does_not_hold_up_the_others(
         looked.append(len(str(request)))
         return signature(request)
 
-    monkeypatch.setattr(routing, "signature", watch)
+    monkeypatch.setattr(structure, "signature", watch)
     teacher.say = lambda _: {"role": "assistant", "content": "ok"}
     giant = chat("x")
     giant["messages"][0]["content"] = "w1 " * 2_000_000
@@ -171,30 +173,77 @@ async def test_more_calls_than_allowed_are_429(start: Start, teacher: TeacherSer
         assert (await running.ask(chat("now")))[0] == 200
 
 
-async def test_a_full_disk_costs_the_log_and_not_the_answer(
-    start: Start, monkeypatch: pytest.MonkeyPatch, store: ObjectStore
-) -> None:
-    from serving.gateway.spool import SpoolError
+class Disk:
+    """Stands between the gateway and its spool; full until it is told otherwise."""
 
-    async with start() as running:
+    def __init__(self, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = True
+        self._append = running.gateway.spool.append
+        monkeypatch.setattr(running.gateway.spool, "append", self.append)
 
-        def refuse(*_: object, **__: object) -> None:
+    def append(self, record: StoredLine, *, provisional: bool = False) -> None:
+        if self.full:
             raise SpoolError("no space")
+        self._append(record, provisional=provisional)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(running.gateway.spool, "append", refuse)
-            assert (await running.ask(chat("x")))[0] == 200
-            status, body, _ = await running.ask(
-                {"call_id": "0190d6a0-0000-7000-8000-000000000000", "score": 1},
-                path="/v1/feedback",
-            )
-            assert (status, body["error"]["type"]) == (503, "api_error")
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_full_disk_costs_nobody_the_answer_and_the_log_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch, store: ObjectStore, stream: bool
+) -> None:
+    async with start(log_wait_seconds=0.05) as running:
+        disk = Disk(running, monkeypatch)
+        url = f"{running.url}/v1/chat/completions"
+        async with running.http.post(url, json=chat("x", stream=stream)) as response:
+            assert response.status == 200
+            held = response.headers["x-nightschool-call-id"]
+            assert b"teacher:" in await response.read()
         async with running.http.get(f"{running.url}/metrics") as response:
             page = await response.text()
-        assert 'nightschool_records_lost_total{reason="spool"} 2.0' in page
+        assert "nightschool_answers_before_log_total 1.0" in page
+        assert "nightschool_records_appended_total 0.0" in page
+        assert running.gateway.recorder.backlog == 1
+        disk.full = False
+        await logged(store, held)
         _, _, headers = await running.ask(chat("y"))
         await logged(store, headers["x-nightschool-call-id"])
-    assert len(read_log(store)) == 1
+    assert len(read_log(store)) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_where_the_policy_is_to_refuse_no_answer_goes_out_unlogged(
+    start: Start, monkeypatch: pytest.MonkeyPatch, store: ObjectStore, stream: bool
+) -> None:
+    async with start(log_wait_seconds=0.05, unlogged="refuse") as running:
+        disk = Disk(running, monkeypatch)
+        url = f"{running.url}/v1/chat/completions"
+        async with running.http.post(url, json=chat("x", stream=stream)) as response:
+            text = await response.text()
+            assert response.status == (200 if stream else 503)
+            assert "log_unavailable" in text and "[DONE]" not in text
+        status, body, _ = await running.ask(
+            {"call_id": "0190d6a0-0000-7000-8000-000000000000", "score": 1}, path="/v1/feedback"
+        )
+        assert (status, body["error"]["code"]) == (503, "log_unavailable")
+        disk.full = False
+        await until(lambda: running.gateway.recorder.backlog == 0)
+        assert (await running.ask(chat("y")))[0] == 200
+
+
+async def test_a_backlog_that_stays_full_turns_callers_away(
+    start: Start, monkeypatch: pytest.MonkeyPatch, teacher: TeacherServer
+) -> None:
+    monkeypatch.setattr(recorder, "MAX_BACKLOG_RECORDS", 0)
+    monkeypatch.setattr(recorder, "ROOM_SECONDS", 0.05)
+    async with start(log_wait_seconds=0.01) as running:
+        disk = Disk(running, monkeypatch)
+        assert (await running.ask(chat("x")))[0] == 200
+        status, body, _ = await running.ask(chat("y"))
+        assert (status, body["error"]["code"]) == (503, "log_unavailable")
+        assert len(teacher.asked) == 1
+        disk.full = False
+        await until(lambda: running.gateway.recorder.backlog == 0)
+        assert (await running.ask(chat("z")))[0] == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -202,7 +251,7 @@ async def test_records_that_wait_are_bounded_with_their_answers(
     start: Start, teacher: TeacherServer, stream: bool
 ) -> None:
     teacher.say = lambda _: {"role": "assistant", "content": "x" * 1_000_000}
-    async with start() as running:
+    async with start(log_wait_seconds=0.05) as running:
         disk = threading.Event()
         running.gateway.recorder._pool.submit(disk.wait)
         try:
@@ -225,7 +274,7 @@ async def test_a_record_that_cannot_be_anonymized_is_not_written(
         def fail(*_: object) -> None:
             raise RuntimeError("ann@example.com")
 
-        monkeypatch.setattr(Scope, "record", fail)
+        monkeypatch.setattr(Scope, "fields", fail)
         assert (await running.ask(chat("ann@example.com")))[0] == 200
     assert read_log(store) == []
 

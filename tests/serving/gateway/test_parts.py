@@ -14,23 +14,20 @@ from hypothesis import strategies as st
 from infra.database.open import Database
 from infra.objects.store import ObjectStore
 from infra.prompting.template import PRUNED
-from serving.gateway.answering import sampled
 from serving.gateway.breaker import CircuitBreaker
 from serving.gateway.guard import KillSwitch, tended
 from serving.gateway.intake import SessionNames, parse_chat
+from serving.gateway.opinions import sampled
 from serving.gateway.refresh import RouteTable
 from serving.gateway.routes import (
     AdapterRoute,
     Snapshot,
-    SnapshotError,
     TaskRoute,
     frame_of,
-    load_snapshot,
-    read_snapshot,
-    read_token,
-    save_snapshot,
 )
 from serving.gateway.scopes import Scopes
+from serving.gateway.snapshot_file import SnapshotError, SnapshotFile, load_snapshot
+from serving.gateway.snapshot_rows import SnapshotReader
 from serving.gateway.streaming import Assembler, StreamProblem, chunks, completion
 from tests.serving.gateway.world import add_adapter, add_task, chat, open_rollout, set_route
 
@@ -154,7 +151,7 @@ def test_a_snapshot_survives_the_disk(tmp_path: Path) -> None:
     snapshot = Snapshot((ROUTE, TaskRoute("b")), {"hash": "acme"}, NOW)
     path = tmp_path / "deep" / "routes.json"
     assert load_snapshot(path) is None
-    save_snapshot(snapshot, path)
+    SnapshotFile(path).save(snapshot)
     assert load_snapshot(path) == snapshot
     assert [file.name for file in path.parent.iterdir()] == ["routes.json"]
     for rubbish in ("", "[]", '{"version": 1}', '{"version": 99}', path.read_text()[:-20]):
@@ -183,7 +180,8 @@ def test_the_snapshot_says_what_the_registry_says(
         version=7,
         updated=updated,
     )
-    (task,) = read_snapshot(database, NOW).tasks
+    reader = SnapshotReader(database)
+    (task,) = reader.read(NOW).tasks  # type: ignore[union-attr]
     assert task.candidate == AdapterRoute(
         name,
         task.candidate.digest,
@@ -196,10 +194,11 @@ def test_the_snapshot_says_what_the_registry_says(
     assert (task.tag, task.tenant) == ("lamps", "acme")
     assert task.frame == frame_of(["a", "b"], "text", "")
     assert (task.rollout_id, task.audit_rate, task.updated) == ("rollout-1", 0.75, updated)
-    before = read_token(database)
-    assert read_token(database) == before
+    assert reader.read(NOW) is None  # nothing new
     set_route(database, candidate=name, stage="canary", version=8, updated=updated)
-    assert read_token(database) != before
+    again = reader.read(NOW)
+    reader.close()
+    assert again is not None and again.tasks[0].version == 8
 
 
 def test_the_table_keeps_the_last_good_snapshot(

@@ -109,7 +109,7 @@ async def test_a_streaming_caller_gets_the_adapters_answer_in_chunks(
     assert json.loads(calls_[0].function.arguments or "") == {"mail": "ann@example.com"}
     assert [c.choices[0].finish_reason for c in chunks if c.choices] == [None, "tool_calls"]
     assert chunks[-1].choices == [] and chunks[-1].usage is not None
-    assert chunks[-1].usage.completion_tokens == 3
+    assert chunks[-1].usage.completion_tokens == 6  # five words and the stop
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.calls.codec import stored
 from infra.calls.record import AnsweredBy, CallRecord, OtherAnswer, utc_now
 from infra.objects.directory import DirectoryStore
 from infra.objects.store import ObjectInfo, ObjectStoreError
-from serving.gateway import spool as spool_module
+from serving.gateway import spool_files
 from serving.gateway.shipper import Shipper, ship_file
-from serving.gateway.spool import Spool, SpoolError, object_key, ready_files
+from serving.gateway.spool import Spool, SpoolError
+from serving.gateway.spool_files import object_key, ready_files
 from tests.serving.gateway.world import calls, read_log
 
 START = utc_now()
@@ -38,8 +40,8 @@ def record(name: str, audited: bool = False) -> CallRecord:
 def crash(spool: Spool) -> None:
     """What kill -9 leaves: the files as they are, and no lock."""
     spool._guard.release()
-    if spool._file is not None:
-        os.close(spool._file)
+    if spool._open is not None:
+        spool._open.close()
 
 
 def ship_all(spool: Spool, store: DirectoryStore) -> None:
@@ -51,7 +53,7 @@ def test_records_come_out_as_they_went_in(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "objects")
     spool = Spool(tmp_path / "spool")
     for i in range(5):
-        spool.append(record(f"r{i}"))
+        spool.append(stored(record(f"r{i}")))
     ship_all(spool, store)
     assert read_log(store) == [record(f"r{i}") for i in range(5)]
     assert ready_files(spool.folder) == []
@@ -64,10 +66,10 @@ def test_records_come_out_as_they_went_in(tmp_path: Path) -> None:
 def test_a_crash_loses_nothing_and_the_next_gateway_ships_it(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "objects")
     spool = Spool(tmp_path / "spool")
-    spool.append(record("a"))
-    spool.append(record("b"), provisional=True)
-    spool.append(record("c"), provisional=True)
-    spool.append(record("c", audited=True))
+    spool.append(stored(record("a")))
+    spool.append(stored(record("b")), provisional=True)
+    spool.append(stored(record("c")), provisional=True)
+    spool.append(stored(record("c", audited=True)))
     crash(spool)
     with (next(spool.folder.glob("open-*.log"))).open("ab") as file:
         file.write(b'0badcafe F {"type": "call", "id": "torn')
@@ -86,7 +88,7 @@ def test_a_half_written_line_costs_only_itself(tmp_path: Path, torn: bytes) -> N
     store = DirectoryStore(tmp_path / "objects")
     spool = Spool(tmp_path / "spool")
     for i in range(3):
-        spool.append(record(f"r{i}"))
+        spool.append(stored(record(f"r{i}")))
     crash(spool)
     (left,) = spool.folder.glob("open-*.log")
     with left.open("ab") as file:
@@ -98,12 +100,12 @@ def test_a_half_written_line_costs_only_itself(tmp_path: Path, torn: bytes) -> N
 def test_provisional_records_wait_for_their_final_ones(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "objects")
     spool = Spool(tmp_path / "spool")
-    spool.append(record("a"), provisional=True)
-    spool.append(record("b"))
+    spool.append(stored(record("a")), provisional=True)
+    spool.append(stored(record("b")))
     shipper = Shipper(spool, lambda: store, ship_seconds=1, ship_bytes=1 << 20)
     assert shipper.run_once() and shipper.run_once()
     assert set(calls(store)) == {"b"}
-    spool.append(record("a", audited=True))
+    spool.append(stored(record("a", audited=True)))
     assert shipper.run_once()
     assert calls(store)["a"] == record("a", audited=True)
 
@@ -111,7 +113,7 @@ def test_provisional_records_wait_for_their_final_ones(tmp_path: Path) -> None:
 def test_a_crash_between_upload_and_delete_duplicates_nothing(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "objects")
     spool = Spool(tmp_path / "spool")
-    spool.append(record("a"))
+    spool.append(stored(record("a")))
     path = spool.seal()
     assert path is not None
     kept = path.read_bytes()
@@ -119,7 +121,7 @@ def test_a_crash_between_upload_and_delete_duplicates_nothing(tmp_path: Path) ->
     path.write_bytes(kept)  # as if the delete had never happened
     crash(spool)
     again = Spool(tmp_path / "spool")
-    again.append(record("b"))
+    again.append(stored(record("b")))
     ship_all(again, store)
     assert set(calls(store)) == {"a", "b"}
 
@@ -127,7 +129,7 @@ def test_a_crash_between_upload_and_delete_duplicates_nothing(tmp_path: Path) ->
 def test_a_key_taken_by_other_content_is_left_and_the_records_still_arrive(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "objects")
     spool = Spool(tmp_path / "spool")
-    spool.append(record("a"))
+    spool.append(stored(record("a")))
     path = spool.seal()
     assert path is not None
     store.create(object_key(path), b"something else")
@@ -142,8 +144,8 @@ def test_two_gateways_never_share_a_folder_and_orphans_are_shipped(tmp_path: Pat
     store = DirectoryStore(tmp_path / "objects")
     first, second = Spool(tmp_path / "spool"), Spool(tmp_path / "spool")
     assert first.writer != second.writer
-    first.append(record("a"))
-    second.append(record("b"))
+    first.append(stored(record("a")))
+    second.append(stored(record("b")))
     crash(second)
     ship_all(first, store)  # the second will never come back
     assert set(calls(store)) == {"a", "b"}
@@ -154,7 +156,7 @@ def test_a_full_disk_refuses_the_record_and_keeps_the_spool(
 ) -> None:
     store = DirectoryStore(tmp_path / "objects")
     spool = Spool(tmp_path / "spool")
-    spool.append(record("a"))
+    spool.append(stored(record("a")))
     real = os.write
 
     def full_now(file: int, data: bytes) -> int:
@@ -165,11 +167,11 @@ def test_a_full_disk_refuses_the_record_and_keeps_the_spool(
         return real(file, data[:40])
 
     wrote = False
-    monkeypatch.setattr(spool_module.os, "write", full_now)
+    monkeypatch.setattr(spool_files.os, "write", full_now)
     with pytest.raises(SpoolError, match="No space left"):
-        spool.append(record("b"))
-    monkeypatch.setattr(spool_module.os, "write", real)
-    spool.append(record("c"))
+        spool.append(stored(record("b")))
+    monkeypatch.setattr(spool_files.os, "write", real)
+    spool.append(stored(record("c")))
     ship_all(spool, store)
     assert set(calls(store)) == {"a", "c"}
 
@@ -194,7 +196,7 @@ def test_a_store_that_is_away_gets_everything_when_it_is_back(tmp_path: Path) ->
         shipped=lambda count, reached: rounds.append((count, reached)),
     )
     for i in range(3):
-        spool.append(record(f"r{i}"))
+        spool.append(stored(record(f"r{i}")))
         assert not shipper.run_once()
     away = False
     assert shipper.run_once() and shipper.run_once()
@@ -229,17 +231,17 @@ def test_any_order_of_appends_seals_ships_and_crashes_delivers_each_once(
         for count, (step, value) in enumerate(steps):
             if step == "append":
                 name = f"a{count}"
-                spool.append(record(name))
+                spool.append(stored(record(name)))
                 expected[name] = record(name)
             elif step == "begin":
                 name = f"b{count}-{value}"
-                spool.append(record(name), provisional=True)
+                spool.append(stored(record(name)), provisional=True)
                 expected[name] = record(name)
                 begun.add(name)
             elif step == "finish" and begun:
                 name = sorted(begun)[value % len(begun)]
                 begun.discard(name)
-                spool.append(record(name, audited=True))
+                spool.append(stored(record(name, audited=True)))
                 expected[name] = record(name, audited=True)
             elif step == "seal":
                 spool.seal()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -128,6 +129,10 @@ class EngineServer:
         self.say: Callable[[str, str], str] = lambda _model, _prompt: "small answer"
         self.confidence = -0.01
         self.finish_reason = "stop"
+        self.pause_seconds = 0.0
+        self.turning: int | None = None
+        self.breath: Callable[[int], Awaitable[None]] | None = None
+        """Awaited after each streamed token."""
         self.loaded: dict[str, str] = {}
         self.prompts: list[tuple[str, str]] = []
         self.url = ""
@@ -163,7 +168,7 @@ class EngineServer:
         self.loaded.pop((await request.json())["lora_name"], None)
         return web.Response(text="ok")
 
-    async def _complete(self, request: web.Request) -> web.Response:
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         model, prompt = body["model"], body["prompt"]
         if model != "base" and model not in self.loaded:
@@ -178,6 +183,7 @@ class EngineServer:
                 return web.json_response({"error": {"message": "prompt too long"}}, status=400)
             if self.mode == "hang":
                 await asyncio.sleep(60)
+            await asyncio.sleep(self.pause_seconds)
         text = self.say(model, prompt)
         choice = {
             "index": 0,
@@ -186,9 +192,35 @@ class EngineServer:
             "logprobs": {"token_logprobs": [self.confidence] * 3, "tokens": ["a", "b", "c"]},
         }
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 3, "total_tokens": 0}
+        if body.get("stream"):
+            return await self._stream(request, text)
         return web.json_response(
             {"id": "c", "object": "text_completion", "choices": [choice], "usage": usage}
         )
+
+    async def _stream(self, request: web.Request, text: str) -> web.StreamResponse:
+        """A token is a word with the space before it; ``turning`` is the place it goes bad at."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        words = re.findall(r"\s*\S+", text)
+
+        async def send(text: str, logprobs: list[float], finish: str | None) -> None:
+            choice = {
+                "index": 0,
+                "text": text,
+                "finish_reason": finish,
+                "logprobs": {"token_logprobs": logprobs},
+            }
+            await response.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+
+        for place, word in enumerate(words):
+            bad = self.turning is not None and place >= self.turning
+            await send(word, [-50.0 if bad else self.confidence], None)
+            if self.breath is not None:
+                await self.breath(place)
+        await send("", [self.confidence], self.finish_reason)
+        await response.write(b"data: [DONE]\n\n")
+        return response
 
 
 @asynccontextmanager

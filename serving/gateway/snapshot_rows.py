@@ -1,0 +1,266 @@
+"""Reads the snapshot from the registry's tables: at once when all is new, then what changed only.
+
+A task's row holds kilobytes of centroid that change by night at most, while routes change all day.
+So the small columns that tell of a change are read for all rows, the rest for changed rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, select, text
+from sqlalchemy.engine import URL
+
+from infra.calls.record import utc_now
+from infra.database.data_version import DataVersion
+from infra.database.open import Database
+from infra.database.patience import answers_within
+from infra.database.tables import adapters, api_keys, rollouts, routes, tasks
+from infra.prompting.template import PromptFormat
+from serving.gateway.routes import TEACHER, AdapterRoute, Snapshot, TaskRoute, frame_of
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 3.0
+"""Longest wait for PostgreSQL to say whether anything changed."""
+READ_SECONDS = 30.0
+"""Longest wait for the rows."""
+CHUNK = 200
+_SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}@[0-9a-f]{8,64}")
+# One row, made where the tables are: what the snapshot depends on, of every row.
+_DIGEST = text(
+    """
+SELECT md5(concat_ws('|',
+  (SELECT md5(string_agg(concat_ws(' ', id, version, updated, state), ',' ORDER BY id)) FROM tasks),
+  (SELECT md5(string_agg(routes::text, ',' ORDER BY task_id)) FROM routes),
+  (SELECT md5(string_agg(concat_ws(' ', name, state, threshold), ',' ORDER BY name)) FROM adapters
+    WHERE name IN (SELECT champion FROM routes UNION SELECT candidate FROM routes)),
+  (SELECT md5(string_agg(api_keys::text, ',' ORDER BY hash)) FROM api_keys)))
+"""
+)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A task as it was composed, and what it was composed of."""
+
+    mark: tuple[Any, ...]
+    fixed: TaskRoute
+    """What the task's own row says."""
+    parts: tuple[Any, ...]
+    route: TaskRoute
+
+
+class SnapshotReader:
+    """Reads one database again and again. For one thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._file = DataVersion(database) if database.is_sqlite else None
+        self._token: object = None
+        self._tasks: dict[str, _Known] = {}
+        self._formats: dict[str, Mapping[str, Any]] = {}
+        self._audit_rates: dict[str, float | None] = {}
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self._database.is_sqlite
+
+    @property
+    def url(self) -> URL:
+        return self._database.url
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, now: datetime | None = None) -> Snapshot | None:
+        """The snapshot, or None when nothing that it depends on can have changed since the last.
+
+        A task that stayed what it was is the same object as before. Raises whatever the database
+        raises; the next call then reads everything that may have changed.
+        """
+        token = self._look()
+        if token == self._token and self._token is not None:
+            return None
+        self._token = None
+        with answers_within(READ_SECONDS), self._database.read() as connection:
+            snapshot = self._read(connection, now or utc_now())
+        self._token = token
+        return snapshot
+
+    def _look(self) -> object:
+        # Before the rows, so that a change in between is seen by the next look.
+        if self._file is not None:
+            return self._file.read()
+        with answers_within(LOOK_SECONDS), self._database.read() as connection:
+            return connection.execute(_DIGEST).scalar_one()
+
+    def _read(self, connection: Connection, now: datetime) -> Snapshot:
+        route_rows = {row.task_id: row for row in connection.execute(select(routes))}
+        named = {name for row in route_rows.values() for name in (row.champion, row.candidate)}
+        known = self._read_adapters(connection, {n for n in named if n and n != TEACHER})
+        self._read_audit_rates(
+            connection, {row.rollout_id for row in route_rows.values() if row.rollout_id}
+        )
+        marks = {
+            row.id: (row.version, row.updated)
+            for row in connection.execute(
+                select(tasks.c.id, tasks.c.version, tasks.c.updated)
+                .where(tasks.c.state != "retired")
+                .order_by(tasks.c.id)
+            )
+        }
+        changed = (
+            name
+            for name, mark in marks.items()
+            if name not in self._tasks or self._tasks[name].mark != mark
+        )
+        fixed = {
+            row.id: _fixed(row)
+            for row in _rows(connection, select(tasks), tasks.c.id, changed)
+            if row.state != "retired"
+        }
+        before, self._tasks = self._tasks, {}
+        for name, mark in marks.items():
+            if name not in fixed and name not in before:
+                continue  # retired between the two reads
+            task = fixed.get(name) or before[name].fixed
+            self._tasks[name] = self._compose(
+                mark, task, route_rows.get(name), known, before.get(name)
+            )
+        keys = connection.execute(
+            select(api_keys.c.hash, api_keys.c.tenant).where(api_keys.c.revoked.is_(None))
+        )
+        tenants = {row.hash: row.tenant for row in keys}
+        return Snapshot(tuple(known.route for known in self._tasks.values()), tenants, now)
+
+    def _read_adapters(self, connection: Connection, names: set[str]) -> dict[str, Row[Any]]:
+        """Rows of these adapters; their formats, which never change, are read once."""
+        columns = [column for column in adapters.c if column.name not in ("manifest",)]
+        found = {
+            row.name: row
+            for row in _rows(connection, select(*columns), adapters.c.name, sorted(names))
+        }
+        self._formats = {name: form for name, form in self._formats.items() if name in found}
+        missing = [name for name in found if name not in self._formats]
+        query = select(adapters.c.name, adapters.c.manifest)
+        for row in _rows(connection, query, adapters.c.name, missing):
+            self._formats[row.name] = dict((row.manifest or {}).get("format") or {})
+        return found
+
+    def _read_audit_rates(self, connection: Connection, ids: set[str]) -> None:
+        """Of open rollouts, whose policy is frozen when they open."""
+        self._audit_rates = {name: rate for name, rate in self._audit_rates.items() if name in ids}
+        missing = sorted(ids - self._audit_rates.keys())
+        query = select(rollouts.c.id, rollouts.c.policy)
+        for row in _rows(connection, query, rollouts.c.id, missing):
+            self._audit_rates[row.id] = (row.policy or {}).get("audit_rate")
+
+    def _compose(
+        self,
+        mark: tuple[Any, ...],
+        fixed: TaskRoute,
+        route: Row[Any] | None,
+        known: Mapping[str, Row[Any]],
+        before: _Known | None,
+    ) -> _Known:
+        if route is None:
+            parts: tuple[Any, ...] = ()
+        else:
+            sides = (known.get(name) for name in (route.champion, route.candidate) if name)
+            parts = (
+                tuple(route),
+                *(tuple(side) if side is not None else None for side in sides),
+                self._audit_rates.get(route.rollout_id),
+            )
+        if before is not None and before.fixed is fixed and before.parts == parts:
+            return _Known(mark, fixed, parts, before.route)
+        made = fixed
+        if route is not None:
+            candidate = self._adapter(fixed.id, route.candidate, known)
+            made = replace(
+                fixed,
+                champion=self._adapter(fixed.id, route.champion, known),
+                candidate=candidate,
+                stage=route.stage if candidate is not None else "none",
+                weight=route.weight,
+                salt=route.salt,
+                rollout_id=route.rollout_id,
+                version=route.version,
+                updated=route.updated,
+                audit_rate=self._audit_rates.get(route.rollout_id),
+            )
+        return _Known(mark, fixed, parts, made)
+
+    def _adapter(
+        self, task_id: str, name: str | None, known: Mapping[str, Row[Any]]
+    ) -> AdapterRoute | None:
+        """The adapter if it may answer this task at all; else None, which is the teacher."""
+        if name is None or name == TEACHER:
+            return None
+        row = known.get(name)
+        if row is None or row.task_id != task_id or row.state != "registered":
+            logger.warning("route of task %s names %s, which may not answer it", task_id, name)
+            return None
+        if not _SAFE_NAME.fullmatch(name):
+            logger.warning("adapter name of task %s is not task@digest: not served", task_id)
+            return None
+        form = self._formats.get(name, {})
+        try:
+            PromptFormat.from_dict(form)
+        except (ValueError, TypeError) as error:
+            logger.warning("adapter %s is not served: %s", name, error)
+            return None
+        return AdapterRoute(name, row.digest, row.location, form, row.threshold)
+
+
+def read_snapshot(database: Database, now: datetime | None = None) -> Snapshot:
+    """The snapshot as the database has it now, all of it. Raises whatever the database raises."""
+    reader = SnapshotReader(database)
+    try:
+        snapshot = reader.read(now)
+    finally:
+        reader.close()
+    assert snapshot is not None  # the first look always reads
+    return snapshot
+
+
+def _fixed(row: Row[Any]) -> TaskRoute:
+    details = row.details or {}
+    return TaskRoute(
+        id=row.id,
+        name=row.name,
+        policy=row.policy,
+        tag=row.tag,
+        tenant=details.get("tenant"),
+        signature=row.signature,
+        frame=_frame(details.get("structure")),
+        centroid=tuple(row.centroid or ()),
+        radius=row.radius,
+    )
+
+
+def _frame(structure: Any) -> str:
+    if not isinstance(structure, Mapping) or "response_kind" not in structure:
+        return ""
+    return frame_of(
+        list(structure.get("tools") or []),
+        str(structure["response_kind"]),
+        str(structure.get("response_name") or ""),
+    )
+
+
+def _rows(
+    connection: Connection, query: Select[Any], column: Any, wanted: Iterable[str]
+) -> Iterator[Row[Any]]:
+    """The rows whose ``column`` is one of ``wanted``, a bounded number at a time."""
+    names = iter(wanted)
+    while chunk := list(islice(names, CHUNK)):
+        yield from connection.execute(query.where(column.in_(chunk)))
