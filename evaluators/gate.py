@@ -21,7 +21,7 @@ import numpy as np
 
 from evaluators.intervals import difference_bounds, proportion_upper, session_bootstrap
 from evaluators.served import GateRow
-from infra.settings.model import Gate as GateSettings
+from infra.settings.learning import Gate as GateSettings
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 

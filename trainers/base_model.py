@@ -20,7 +20,7 @@ from pathlib import Path
 
 from infra.artifacts.base import fingerprint
 from infra.artifacts.manifest import ArtifactError
-from infra.settings.model import Engine
+from infra.settings.serving import Engine
 from trainers.conversion import convert
 
 CONVERSION_VERSION = 1

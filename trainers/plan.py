@@ -15,7 +15,8 @@ from datetime import UTC, datetime, time, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
-from infra.settings.model import Night, Settings
+from infra.settings.learning import Night
+from infra.settings.model import Settings
 
 MIN_AGREEMENT = 0.6
 """Share of repeated prompts that the teacher must answer alike; below, no label can be learnt."""

@@ -30,7 +30,7 @@ from infra.calls.record import CallRecord
 from infra.database.open import Database
 from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
-from infra.settings.model import Storage
+from infra.settings.serving import Storage
 from serving.registry.registry import Registry
 from tests.contracts.servers import free_port
 from tests.serving.gateway.world import add_task, chat, register

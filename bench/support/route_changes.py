@@ -21,7 +21,7 @@ import numpy as np
 from bench.support.programs import Postgres, Program, gateway, scratch
 from infra.database.open import Database
 from infra.objects.open import open_store
-from infra.settings.model import Storage
+from infra.settings.serving import Storage
 from serving.registry.registry import Registry
 from tests.serving.gateway.upstreams import EngineServer, TeacherServer, listening
 from tests.serving.gateway.world import (

@@ -21,7 +21,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from flows.hooks.receipts import Receipt, Receipts
 from flows.orchestrator import Orchestrator, OrchestratorDown, OrchestratorRefused
 from infra.objects.store import ObjectMissing, ObjectStore, ObjectStoreError
-from infra.settings.model import Hooks
+from infra.settings.operating import Hooks
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from infra.anonymize.placeholders import NOTHING, PLACEHOLDER, find_placeholders
 from infra.anonymize.recognizers import Structured, find
 from infra.anonymize.rewriting import MAX_JSON_NESTING, Rewriting, constant_first
 from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
-from infra.settings.model import Anonymizer as AnonymizerSettings
+from infra.settings.serving import Anonymizer as AnonymizerSettings
 
 POLICY_VERSION = 1
 MAX_VALUES = 50_000

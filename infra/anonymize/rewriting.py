@@ -11,7 +11,7 @@ from infra.anonymize.credentials import is_secret_name
 from infra.anonymize.finding import Finding
 from infra.anonymize.json_text import looks_like_json, rewrite
 from infra.anonymize.placeholders import MAX_DEPTH, REPLACED
-from infra.settings.model import Anonymizer as AnonymizerSettings
+from infra.settings.serving import Anonymizer as AnonymizerSettings
 
 MIN_CHARACTERS = 4
 MAX_JSON_NESTING = 4

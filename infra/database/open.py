@@ -24,7 +24,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from infra.database.times import UtcDateTime
-from infra.settings.model import Database as DatabaseSettings
+from infra.settings.serving import Database as DatabaseSettings
 
 __all__ = [
     "Database",

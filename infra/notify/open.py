@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infra.notify.console import ConsoleChannel
 from infra.notify.message import Channel
-from infra.settings.model import Notify
+from infra.settings.operating import Notify
 
 
 def channel_names(settings: Notify) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from infra.objects.directory import DirectoryStore
 from infra.objects.store import ObjectStore, ObjectStoreError
-from infra.settings.model import Storage
+from infra.settings.serving import Storage
 
 
 def open_store(settings: Storage) -> ObjectStore:

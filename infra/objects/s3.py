@@ -19,7 +19,7 @@ from infra.objects.store import (
     ObjectMissing,
     ObjectStoreError,
 )
-from infra.settings.model import Storage
+from infra.settings.serving import Storage
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 60

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from infra.settings.model import Teacher as TeacherSettings
+from infra.settings.serving import Teacher as TeacherSettings
 from serving.gateway.breaker import CircuitBreaker
 from serving.gateway.problems import GatewayError, teacher_unavailable
 from serving.gateway.retries import RETRIED_STATUSES, RetryBudget, pause_seconds

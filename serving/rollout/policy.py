@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from infra.settings.model import Rollout as RolloutSettings
+from infra.settings.operating import Rollout as RolloutSettings
 
 WhenOpen = Literal["supersede", "queue"]
 

@@ -28,7 +28,7 @@ from infra.objects.store import (
     ObjectStore,
     ObjectStoreError,
 )
-from infra.settings.model import Storage
+from infra.settings.serving import Storage
 from tests.contracts.servers import S3Server
 
 _buckets = count()

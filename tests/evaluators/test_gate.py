@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from evaluators.calibration import calibrate
 from evaluators.gate import GateEvidence, GatePolicy, decide, non_inferiority_bounds
 from evaluators.served import GateRow, gate_rows, serve
-from infra.settings.model import Gate
+from infra.settings.learning import Gate
 from tests.evaluators.making import outcome, row
 
 POLICY = GatePolicy.from_settings(Gate())

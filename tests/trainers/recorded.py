@@ -9,7 +9,8 @@ from infra.calls.codec import encode_lines, log_key
 from infra.calls.record import AnsweredBy, CallRecord, Usage
 from infra.database.open import Database
 from infra.objects.directory import DirectoryStore
-from infra.settings.model import Discovery, Ingest, Settings, Training
+from infra.settings.learning import Discovery, Ingest, Training
+from infra.settings.model import Settings
 
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 SETTINGS = Settings(

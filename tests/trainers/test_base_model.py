@@ -8,7 +8,7 @@ import pytest
 
 from infra.artifacts.base import fingerprint, read_base_shape
 from infra.prompting.template import STOP, TURN
-from infra.settings.model import Engine
+from infra.settings.serving import Engine
 from trainers.base_model import PACKAGED, BaseModelError, PackagedModel, prepare_base
 
 

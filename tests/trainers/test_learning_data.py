@@ -9,7 +9,7 @@ import pytest
 from infra.calls.record import FeedbackRecord
 from infra.database.events import list_events
 from infra.objects.open import open_store
-from infra.settings.model import Storage
+from infra.settings.serving import Storage
 from tests.trainers.recorded import SETTINGS, START, home, put_log, ticket
 from trainers.data_sets.freeze import freeze
 from trainers.data_sets.versions import read_split

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.settings.model import Gate, Night, Settings, Training
+from infra.settings.learning import Gate, Night, Training
+from infra.settings.model import Settings
 from trainers.plan import Measured, night_window, plan
 
 NOW = datetime(2026, 3, 2, 23, 0, tzinfo=UTC)

@@ -14,7 +14,7 @@ from datetime import datetime
 
 import numpy as np
 
-from infra.settings.model import Discovery
+from infra.settings.learning import Discovery
 from infra.tasks.embedding import Vector, embed, nearest
 from trainers.discover.clusters import Centre, centre, separate_groups
 from trainers.discover.naming import describe, task_id

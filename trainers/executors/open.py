@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.settings.model import Training
+from infra.settings.learning import Training
 from trainers.executors.protocol import Executor
 
 

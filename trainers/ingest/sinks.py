@@ -9,7 +9,7 @@ from typing import Any
 from infra.calls.codec import Problem
 from infra.calls.record import CallRecord, FeedbackRecord, LogRecord
 from infra.objects.store import ObjectStore
-from infra.settings.model import Ingest
+from infra.settings.learning import Ingest
 from trainers.ingest.duplicates import exchange, group, weights
 from trainers.ingest.features import answer_of, columns, features
 

@@ -17,7 +17,7 @@ from flows.orchestrator import Orchestrator
 from infra.calls.record import new_id
 from infra.database.open import Database, open_database
 from infra.objects.store import ObjectStore
-from infra.settings.model import Hooks
+from infra.settings.operating import Hooks
 from tests.flows.conftest import PrefectWorld
 from tests.prefect_server import free_port
 

@@ -15,7 +15,7 @@ from infra.anonymize.anonymizer import Anonymizer, Scope
 from infra.anonymize.finding import Finding
 from infra.calls.codec import encode_line, parse_line
 from infra.calls.record import AnsweredBy, CallRecord, Checks, FeedbackRecord, OtherAnswer
-from infra.settings.model import Anonymizer as AnonymizerSettings
+from infra.settings.serving import Anonymizer as AnonymizerSettings
 
 ANN, BOB, PHONE, CARD = "ann@example.com", "bob@example.org", "415-555-2671", "4111111111111111"
 SECRETS = [ANN, BOB, PHONE, CARD, "203.0.113.7", "sk-abcdefghijklmnopqrstuvwx12"]

@@ -23,7 +23,7 @@ from infra.notify.message import DeliveryFailed, Message
 from infra.notify.open import open_channels
 from infra.notify.slack import SlackChannel, blocks, fallback
 from infra.notify.webhook import WebhookChannel
-from infra.settings.model import Notify
+from infra.settings.operating import Notify
 from tests.contracts.servers import free_port
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()

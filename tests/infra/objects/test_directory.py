@@ -13,7 +13,7 @@ from infra.objects.directory import STALE_TEMPORARY_SECONDS, DirectoryStore
 from infra.objects.keys import RESERVED
 from infra.objects.open import open_store
 from infra.objects.store import ObjectExists, ObjectMissing, ObjectStoreError
-from infra.settings.model import Storage
+from infra.settings.serving import Storage
 
 
 @pytest.fixture

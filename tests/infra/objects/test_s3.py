@@ -11,7 +11,7 @@ import pytest
 from infra.objects.open import open_store
 from infra.objects.s3 import MAX_REOPENS, S3Store
 from infra.objects.store import ObjectChanged, ObjectInfo, ObjectStoreError
-from infra.settings.model import Storage
+from infra.settings.serving import Storage
 from tests.contracts.servers import S3Server, free_port
 
 _buckets = count()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from infra.anonymize.anonymizer import Anonymizer as RealAnonymizer
-from infra.settings.model import Anonymizer
+from infra.settings.serving import Anonymizer
 from infra.tasks.masking import mask
 from infra.tasks.signature import Signature, signature
 

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from infra.database.open import Database
 from infra.objects.store import ObjectStore
-from infra.settings.model import Teacher as TeacherSettings
+from infra.settings.serving import Teacher as TeacherSettings
 from serving.gateway.problems import GatewayError
 from serving.gateway.retries import LONGEST_PAUSE_SECONDS, RetryBudget, pause_seconds
 from serving.gateway.upstream import Teacher

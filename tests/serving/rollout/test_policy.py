@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from infra.settings.model import Rollout as RolloutSettings
+from infra.settings.operating import Rollout as RolloutSettings
 from serving.rollout.policy import RolloutPolicy
 
 

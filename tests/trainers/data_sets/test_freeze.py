@@ -8,7 +8,7 @@ from sqlalchemy import select
 from infra.calls.record import AnsweredBy, FeedbackRecord
 from infra.database.events import list_events
 from infra.database.tables import dataset_versions
-from infra.settings.model import Training
+from infra.settings.learning import Training
 from tests.trainers.recorded import SETTINGS, START, home, opened, put_log
 from trainers.data_sets.freeze import EmptyDataset, freeze
 from trainers.data_sets.versions import DatasetCorrupt, find_dataset, read_split

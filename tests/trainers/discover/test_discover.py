@@ -7,7 +7,7 @@ from sqlalchemy import select, update
 
 from infra.database.events import list_events
 from infra.database.tables import tasks
-from infra.settings.model import Discovery
+from infra.settings.learning import Discovery
 from infra.tasks.embedding import embed, nearest, prompt_text
 from infra.tasks.signature import signature
 from tests.trainers.recorded import (

@@ -8,7 +8,8 @@ import zstandard
 from infra.calls.codec import encode_lines
 from infra.calls.record import FeedbackRecord
 from infra.objects.store import ObjectStoreError
-from infra.settings.model import Anonymizer, Ingest, Storage
+from infra.settings.learning import Ingest
+from infra.settings.serving import Anonymizer, Storage
 from tests.trainers.recorded import SETTINGS, START, call, home, opened, put_log, ticket
 from trainers.ingest import claims
 from trainers.ingest.ingest import IngestReport, ingest, totals

@@ -1,0 +1,130 @@
+"""Sections of the night: taking logs in, finding tasks, training, judging."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, field_validator
+
+from infra.settings.bounds import Clock, Seconds, Section, Share, Text
+
+
+class Ingest(Section):
+    """Taking logs in."""
+
+    claim_seconds: Seconds = Field(600, description="A claimed object is free again after this")
+    max_line_bytes: int = Field(
+        16 << 20, ge=1 << 10, le=256 << 20, description="A longer line goes to quarantine"
+    )
+    rows_per_file: int = Field(5000, ge=1, le=1_000_000, description="Calls per Parquet file")
+    near_duplicate_similarity: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="MinHash Jaccard similarity from which two calls count as copies",
+    )
+
+
+class Discovery(Section):
+    """Finding the tasks in the logs."""
+
+    min_calls: int = Field(
+        40, ge=2, le=1_000_000, description="Calls before a cluster becomes a candidate"
+    )
+    radius: float = Field(0.75, gt=0, le=2, description="Cosine distance that still belongs")
+    max_calls: int = Field(
+        50_000, ge=100, le=10_000_000, description="Newest calls looked at in one night"
+    )
+    dimensions: int = Field(512, ge=32, le=8192, description="Length of a prompt's embedding")
+
+
+class Training(Section):
+    """Training adapters."""
+
+    backend: Literal["auto", "peft", "unsloth"] = Field(
+        "auto", description="auto: unsloth where there is a GPU, peft elsewhere"
+    )
+    executor: Literal["ray", "local"] = Field(
+        "ray", description="ray: tasks on a Ray cluster; local: processes of this machine"
+    )
+    ray_address: Text | None = Field(None, description="None starts a local Ray")
+    workers: int = Field(2, ge=1, le=1000, description="Runs at the same time")
+    cpus_per_run: float = Field(1, gt=0, le=256, description="CPU cores reserved for a run")
+    gpus_per_run: float = Field(
+        0, ge=0, le=64, description="GPUs reserved for a run; above 0 it never falls back to CPU"
+    )
+    runs: Path = Field(Path("var/runs"), description="Scratch folders of training runs")
+    rank: int = Field(16, ge=1, le=256, description="LoRA rank; alpha is twice that")
+    learning_rate: float = Field(1e-3, gt=0, lt=1, description="Peak of the cosine schedule")
+    batch_size: int = Field(16, ge=1, le=1024, description="Examples per optimizer step")
+    max_steps: int = Field(400, ge=1, le=1_000_000, description="Optimizer steps of a run at most")
+    epochs: float = Field(3, gt=0, le=100, description="Times that a run sees each example")
+    max_sequence_tokens: int = Field(
+        512, ge=16, le=1 << 20, description="A longer example is left out, never cut"
+    )
+    last_layers: int | None = Field(
+        None, ge=1, le=1000, description="Adapt only the last N layers; None: all"
+    )
+    checkpoint_steps: int = Field(
+        25, ge=1, le=100_000, description="Steps between checkpoints, each with a validation loss"
+    )
+    max_examples: int = Field(
+        5000, ge=1, le=10_000_000, description="Newest examples kept in a data set"
+    )
+    min_examples: int = Field(
+        60, ge=4, le=10_000_000, description="Fewer training examples: not trained"
+    )
+    max_retries: int = Field(
+        3, ge=0, le=20, description="Further processes for a run that was killed or got stuck"
+    )
+    seed: int = Field(7, ge=0, le=2**32 - 1, description="Decides order and initial weights")
+
+
+class Night(Section):
+    """When to learn, and how much."""
+
+    cron: str = Field(
+        "0 1 * * *",
+        pattern=r"^\S+( \S+){4}$",
+        max_length=100,
+        description="Schedule of the night flow: minute, hour, day, month, weekday",
+    )
+    timezone: Text = Field("UTC", description="Time zone of schedule and window, e.g. Europe/Paris")
+    start: Clock = Field("22:00", description="NIGHT_START, HH:MM in the time zone")
+    end: Clock = Field("06:00", description="NIGHT_END, HH:MM; before the start: the next day")
+    max_tasks: int = Field(8, ge=1, le=1000, description="Adapters trained in one night at most")
+    seconds_per_step: float = Field(
+        2.0, gt=0, le=86400, description="First estimate of a training step; then as measured"
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, OSError, ValueError):
+            raise ValueError("no time zone of that name: write one like Europe/Paris") from None
+        return value
+
+
+class Gate(Section):
+    """Non-inferiority of what the caller gets (adapter plus escalation)."""
+
+    margin: float = Field(0.05, ge=0, le=0.5, description="Tolerated loss against the incumbent")
+    level: float = Field(0.05, gt=0, lt=0.5, description="One-sided error rate")
+    risk: float = Field(0.05, gt=0, lt=0.5, description="Tolerated error among shown answers")
+    min_coverage: Share = Field(0.3, description="Below this the adapter is not worth it")
+    min_rows: int = Field(
+        30, ge=5, le=100_000, description="Test examples below which the verdict is inconclusive"
+    )
+    max_test_rows: int = Field(
+        300, ge=5, le=100_000, description="Test and validation examples asked at most, each"
+    )
+    max_base_rows: int = Field(
+        32,
+        ge=1,
+        le=100_000,
+        description="Test examples also asked of the base model, which is slow",
+    )

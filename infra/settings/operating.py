@@ -1,0 +1,104 @@
+"""Sections of what goes on by day: rollouts, drift, messages, webhooks, the orchestrator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from infra.settings.bounds import Host, HttpUrl, Port, Seconds, Section, Share, Text
+
+
+class Rollout(Section):
+    """Bringing an adapter in, step by step."""
+
+    shadow_sessions: int = Field(
+        20, ge=0, le=1_000_000, description="Paired answers before anyone is exposed"
+    )
+    steps: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.1, 0.25, 0.5),
+        min_length=1,
+        max_length=20,
+        description="Canary shares of sessions, rising; 1 to 20 of them",
+    )
+    step_sessions: int = Field(
+        20, ge=1, le=1_000_000, description="Canary sessions before the next step"
+    )
+    margin: float = Field(0.1, gt=0, le=0.5, description="Tolerated loss against the champion")
+    alpha_bad: float = Field(0.05, gt=0, lt=0.5, description="False rollback rate")
+    alpha_good: float = Field(0.05, gt=0, lt=0.5, description="False promotion rate")
+    maturity_seconds: Seconds = Field(300, description="A label later than this counts as worst")
+    shadow_deadline_seconds: Seconds = Field(
+        3 * 86400, description="A shadow without a verdict by then is inconclusive"
+    )
+    canary_deadline_seconds: Seconds = Field(
+        7 * 86400, description="A canary without a verdict by then is inconclusive"
+    )
+    max_sessions: int = Field(
+        2000, ge=10, le=10_000_000, description="Canary sessions, then inconclusive"
+    )
+    tend_seconds: Seconds = Field(60, description="How often open rollouts are looked at")
+    audit_rate: Share = Field(1.0, description="Canary answers also asked of the teacher")
+    cooldown_seconds: float = Field(
+        3600, ge=0, le=30 * 86400, description="Rest of a task after a rollback"
+    )
+    when_open: Literal["supersede", "queue"] = Field(
+        "queue", description="A new adapter ends the open rollout of its task, or waits for it"
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("canary shares must rise strictly, as in [0.1, 0.25, 0.5]")
+        return value
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.max_sessions < self.step_sessions:
+            raise ValueError("max_sessions is below step_sessions: no rollout could ever end well")
+        return self
+
+
+class Watch(Section):
+    """Looking for drift between nights."""
+
+    max_rows: int = Field(
+        2000, ge=50, le=100_000, description="Calls compared from each side, drawn at random"
+    )
+    drift_share: Share = Field(0.5, description="Share of drifted columns that asks for a night")
+
+
+class Notify(Section):
+    """Messages to people."""
+
+    slack_webhook_url: SecretStr | None = Field(None, description="Slack incoming webhook")
+    webhook_url: Text | None = Field(None, description="Generic signed webhook")
+    webhook_secret: SecretStr | None = Field(None, description="whsec_..., Standard Webhooks")
+    max_attempts: int = Field(
+        8, ge=1, le=100, description="Tries, ever further apart, before a message is given up"
+    )
+    timeout_seconds: Seconds = Field(10, description="Longest wait for a channel's answer")
+
+
+class Hooks(Section):
+    """Signed webhooks in."""
+
+    host: Host = Field("127.0.0.1", description="Address to listen on")
+    port: Port = Field(8303, description="Port to listen on")
+    secrets: dict[str, SecretStr] = Field(
+        default_factory=dict, max_length=1000, description="Sender name to whsec_... secret"
+    )
+    max_body_bytes: int = Field(
+        64 << 10, ge=256, le=1 << 20, description="A larger request is refused: 413"
+    )
+
+
+class PrefectServer(Section):
+    """The orchestrator."""
+
+    host: Host = Field("127.0.0.1", description="Address that `up` lets the server listen on")
+    port: Port = Field(4200, description="Its port")
+    api_url: HttpUrl | None = Field(None, description="An existing server; None: `up` starts one")
+    home: Path = Field(Path("var/prefect"), description="Data of the server that `up` starts")

@@ -1,0 +1,178 @@
+"""Sections of the data plane: store, database, teacher, gateway, engine, anonymizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from infra.settings.bounds import Host, HttpUrl, Port, Seconds, Section, Share, Text
+
+
+class Storage(Section):
+    """Where logs, data sets and adapters live."""
+
+    url: Text = Field("var/objects", description="A directory, or s3://bucket/prefix")
+    endpoint_url: HttpUrl | None = Field(None, description="S3 endpoint other than AWS's")
+    region: Text | None = Field(None, description="S3 region")
+    access_key_id: SecretStr | None = Field(None, description="Else boto3's own credential chain")
+    secret_access_key: SecretStr | None = Field(None, description="Else boto3's own chain")
+    server_side_encryption: Text | None = Field(None, description="S3 SSE: AES256 or aws:kms")
+    max_object_bytes: int = Field(
+        256 << 20, ge=1 << 10, le=5 << 30, description="A log object larger than this is not read"
+    )
+
+
+class Database(Section):
+    """Registry and bookkeeping."""
+
+    url: SecretStr = Field(
+        SecretStr("sqlite:///var/nightschool.db"),
+        description="SQLAlchemy URL: sqlite:///path or postgresql+psycopg://user:password@host/db",
+    )
+    busy_timeout_seconds: Seconds = Field(
+        15, description="How long a write waits for another one's lock"
+    )
+    pool_size: int = Field(5, ge=1, le=100, description="Connections that a process keeps open")
+
+
+class Teacher(Section):
+    """The large model: any OpenAI-compatible endpoint. Its answers are the labels."""
+
+    url: HttpUrl = Field("http://127.0.0.1:8301/v1", description="Base URL ending in /v1")
+    model: Text = Field("teacher", description="Name used when Night School itself asks")
+    api_key: SecretStr | None = Field(None, description="Sent upstream; never logged")
+    timeout_seconds: Seconds = Field(120, description="Longest wait for an answer")
+    max_concurrency: int = Field(64, ge=1, le=10_000, description="Calls to it at the same time")
+    retries: int = Field(
+        2, ge=0, le=10, description="Where it did not work on the call (no connection, 502 to 504)"
+    )
+    retry_share: Share = Field(
+        0.1, description="Retries per call in the long run, over all calls: the retry budget"
+    )
+    cost_per_million_tokens: float = Field(
+        5.0, ge=0, le=1e6, description="In any currency; for the savings estimate"
+    )
+
+
+class Gateway(Section):
+    """The OpenAI-compatible front door."""
+
+    host: Host = Field("127.0.0.1", description="Address to listen on")
+    port: Port = Field(8300, description="Port to listen on")
+    require_key: bool = Field(False, description="Refuse calls without a known API key")
+    max_body_bytes: int = Field(
+        8 << 20, ge=1 << 10, le=256 << 20, description="A larger request is refused: 413"
+    )
+    max_in_flight: int = Field(512, ge=1, le=100_000, description="Calls at once; beyond this: 429")
+    read_timeout_seconds: Seconds = Field(
+        30, description="Longest wait for the rest of a request; then 408"
+    )
+    keepalive_timeout_seconds: Seconds = Field(
+        75, description="A connection without a whole request for this long is closed"
+    )
+    small_model_queue: int = Field(
+        32,
+        ge=1,
+        le=10_000,
+        description="Waiting small-model calls; beyond this the teacher answers",
+    )
+    small_model_timeout_seconds: Seconds = Field(
+        20, description="Longest wait for the small model; then the teacher answers"
+    )
+    hedge_after_seconds: float = Field(
+        0,
+        ge=0,
+        le=3600,
+        description="A small model that takes longer is raced by the teacher; 0: never",
+    )
+    stream_hold_tokens: int = Field(
+        64,
+        ge=0,
+        le=65536,
+        description="A streamed text of the small model is held back until so many tokens are "
+        "confident; shorter ones, tool calls and JSON are checked whole. 0: all are",
+    )
+    refresh_seconds: Seconds = Field(0.5, description="How often routes are read again")
+    spool: Path = Field(Path("var/spool"), description="Append-only log spool on local disk")
+    spool_max_bytes: int = Field(
+        4 << 30, ge=1 << 20, le=1 << 44, description="What may wait there while the store is away"
+    )
+    fsync_seconds: Seconds = Field(
+        0.2, description="How much of the log a power cut may take; a crash takes none"
+    )
+    unlogged: Literal["hold", "refuse"] = Field(
+        "hold",
+        description="When the spool takes no record. hold: answer, keep the record in memory, try "
+        "again; refuse: 503",
+    )
+    log_wait_seconds: Seconds = Field(
+        1.0, description="How long an answer waits for its record to be in the spool"
+    )
+    ship_seconds: Seconds = Field(2.0, description="How often the spool goes to object storage")
+    ship_bytes: int = Field(
+        4 << 20,
+        ge=1 << 10,
+        le=256 << 20,
+        description="This much in the spool is shipped without waiting",
+    )
+    snapshot: Path = Field(Path("var/routes.json"), description="Last good routes, for a restart")
+    adapters: Path = Field(Path("var/adapters"), description="Local copies of served adapters")
+    audit_rate: Share = Field(
+        0.05, description="Share of small-model answers also asked of the teacher, off the path"
+    )
+    kill_error_burst: int = Field(
+        5, ge=1, le=1000, description="Consecutive hard failures of a canary that stop it at once"
+    )
+    dead_man_seconds: Seconds = Field(
+        900, description="A canary whose route nobody has tended for this long gets weight 0"
+    )
+
+
+class Engine(Section):
+    """Who runs the small model."""
+
+    kind: Literal["embedded", "vllm"] = Field(
+        "embedded", description="embedded: a CPU engine that comes along; vllm: a vLLM server"
+    )
+    url: HttpUrl = Field("http://127.0.0.1:8302", description="Engine address; keep it private")
+    api_key: SecretStr | None = Field(None, description="Sent to the engine; never logged")
+    base_model: Text = Field(
+        "smollm2-135m", description="smollm2-135m (packaged), a folder or hub id"
+    )
+    models: Path = Field(Path("var/models"), description="Converted base models")
+    max_adapters: int = Field(8, ge=1, le=1000, description="Adapters loaded at once")
+    max_rank: int = Field(32, ge=1, le=512, description="Adapters of a higher rank are refused")
+    max_prompt_tokens: int = Field(
+        2048, ge=16, le=1 << 20, description="A longer prompt is the teacher's"
+    )
+    max_answer_tokens: int = Field(
+        160, ge=1, le=1 << 16, description="A longer answer is cut off, so the teacher's"
+    )
+    batch_size: int = Field(16, ge=1, le=512, description="Answers made at the same time")
+    batch_window_seconds: Seconds = Field(0.008, description="Embedded: time to gather a batch")
+    threads: int = Field(1, ge=1, le=256, description="Embedded: CPU threads")
+
+
+class Anonymizer(Section):
+    """What happens to personal data before anything is stored."""
+
+    enabled: bool = Field(True, description="False stores what was said as it was said")
+    policy: Literal["replace", "hash", "drop"] = Field(
+        "replace",
+        description="replace: `<EMAIL_1>`, the same within a session; hash: keyed hash, the same "
+        "everywhere; drop: the kind only",
+    )
+    hash_key: SecretStr | None = Field(None, description="Key of the keyed hash (policy hash)")
+    keep_kinds: tuple[Text, ...] = Field(
+        (), max_length=100, description="Kinds left as they are, e.g. EMAIL"
+    )
+    default_region: str = Field(
+        "US",
+        pattern=r"^[A-Z]{2}$",
+        description="Country (two capitals) of phone numbers without a country code",
+    )
+    max_text_characters: int = Field(
+        1_000_000, ge=1000, le=100_000_000, description="A longer text is cut before it is stored"
+    )
