@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 import click
 
-from flows.cli.common import FAILED, JSON_OPTION, USAGE, context_of, fail, failing_clearly, show
+from flows.cli.common import FAILED, JSON_OPTION, context_of, fail, failing_clearly
 
 
 @click.command(
@@ -60,67 +59,6 @@ def retrain(ctx: click.Context, task: str | None, why: str) -> None:
             context.registry.task(task)
         run = context.orchestrator().start("retrain", {"task": task, "reason": why})
         click.echo(f"{prefect_ui_url(context.settings)}/runs/flow-run/{run.id}")
-
-
-@click.group(epilog="\b\nExample:\n  nightschool keys create --tenant shop --role call")
-def keys() -> None:
-    """API keys of the gateway."""
-
-
-@keys.command("create")
-@click.option("--tenant", default="default", show_default=True)
-@click.option(
-    "--role", type=click.Choice(["call", "operate", "admin"]), default="call", show_default=True
-)
-@click.option("--label", default="", help="What the key is for.")
-@click.pass_context
-@failing_clearly
-def create_key(ctx: click.Context, tenant: str, role: Any, label: str) -> None:
-    """Create a key and print it, once: only its hash is kept."""
-    from serving.registry import keys as api_keys
-
-    with context_of(ctx) as context:
-        try:
-            key = api_keys.create_key(context.database, tenant=tenant, role=role, label=label)
-        except ValueError as error:
-            fail(str(error), USAGE)
-        click.echo(key)
-
-
-@keys.command("list")
-@JSON_OPTION
-@click.pass_context
-@failing_clearly
-def list_keys(ctx: click.Context, as_json: bool) -> None:
-    """The keys by the start of their hash."""
-    from serving.registry import keys as api_keys
-
-    with context_of(ctx) as context:
-        rows = [
-            {
-                "hash": key.hash[:12],
-                "tenant": key.tenant,
-                "role": key.role,
-                "label": key.label,
-                "created": key.created,
-                "revoked": key.revoked,
-            }
-            for key in api_keys.list_keys(context.database)
-        ]
-    show(rows, as_json, "No keys: `nightschool keys create` makes one.")
-
-
-@keys.command("revoke")
-@click.argument("start_of_hash")
-@click.pass_context
-@failing_clearly
-def revoke_key(ctx: click.Context, start_of_hash: str) -> None:
-    """Revoke the key whose hash starts so. Gateways refuse it within a second."""
-    from serving.registry import keys as api_keys
-
-    with context_of(ctx) as context:
-        key = api_keys.revoke_key(context.database, start_of_hash)
-        click.echo(f"revoked {key.hash[:12]} of {key.tenant}")
 
 
 @click.group(epilog="\b\nExample:\n  nightschool notify test")

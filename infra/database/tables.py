@@ -193,4 +193,7 @@ api_keys = Table(
     Column("label", String(100), nullable=False),
     Column("created", _time, nullable=False),
     Column("revoked", _time),
+    Column("requests_per_minute", Integer),  # null: as many as come
+    Column("tokens_per_minute", Integer),
+    Column("expires", _time),  # null: never
 )

@@ -12,6 +12,9 @@ Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 Host = Annotated[str, Field(min_length=1, max_length=253)]
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/]", max_length=1000)]
+OpenPath = Annotated[
+    str, Field(pattern=r"^[A-Z]{3,7} (/[A-Za-z0-9_.:@~-]+)+(/\*)?$", max_length=200)
+]
 Clock = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
 

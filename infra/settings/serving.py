@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
-from infra.settings.bounds import Host, HttpUrl, Port, Seconds, Section, Share, Text
+from infra.settings.bounds import Host, HttpUrl, OpenPath, Port, Seconds, Section, Share, Text
 
 
 class Storage(Section):
@@ -62,6 +62,30 @@ class Gateway(Section):
     host: Host = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(8300, description="Port to listen on")
     require_key: bool = Field(False, description="Refuse calls without a known API key")
+    open_paths: tuple[OpenPath, ...] = Field(
+        (
+            "POST /audio/*",
+            "POST /completions",
+            "POST /embeddings",
+            "POST /images/*",
+            "GET /models/*",
+            "POST /moderations",
+            "POST /rerank",
+            "POST /responses",
+        ),
+        max_length=200,
+        description="Paths of the teacher, without /v1, for keys with the role call; `/*` takes all "
+        "beneath. Others need the role operate",
+    )
+    guard_metrics: bool = Field(
+        False, description="/metrics and the details of /readyz need a key with the role operate"
+    )
+    gateways: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="How many gateways share the limits of a key; each allows its part of them",
+    )
     max_body_bytes: int = Field(
         8 << 20, ge=1 << 10, le=256 << 20, description="A larger request is refused: 413"
     )

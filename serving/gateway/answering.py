@@ -168,13 +168,20 @@ class Answering:
             not model
             or model == OUR_MODEL
             or model.startswith(MODEL_PREFIX)
-            or self.router().named(model) is not None
-            or ("@" in model and model in self._snapshot().adapters())
+            or self._names_ours(model, call.tenant)
         )
         body = call.chat.forwarded(self.settings.teacher.model if ours else None)
         if whole:
             body = {k: v for k, v in body.items() if k not in ("stream", "stream_options")}
         return body
+
+    def _names_ours(self, model: str, tenant: str) -> bool:
+        """Whether a task or an adapter of that name may be known to the tenant. Another tenant's
+        name goes on as it is, like any word that is nobody's: its answer must not tell them apart."""
+        task = self.router().named(model.partition("@")[0])
+        if task is None or task.tenant not in (None, tenant):
+            return False
+        return "@" not in model or model in self._snapshot().adapters()
 
     def finish(self, call: Call, headers: Mapping[str, str]) -> asyncio.Future[bool]:
         """Count and log the call, and gather second opinions. Once per call.

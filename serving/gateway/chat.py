@@ -7,7 +7,7 @@ answer that a crash could take from the log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -39,13 +39,25 @@ class Chat:
         self._names = names
         self._calls = calls
 
-    async def handle(self, request: web.Request, raw: bytes, caller: Caller) -> web.StreamResponse:
-        """Raises GatewayError for what the caller gets as an error."""
+    async def handle(
+        self,
+        request: web.Request,
+        raw: bytes,
+        caller: Caller,
+        done: Callable[[Call], None] | None = None,
+    ) -> web.StreamResponse:
+        """Raises GatewayError for what the caller gets as an error.
+
+        Args:
+            done: told once of the call as it is logged.
+        """
         chat = parse_chat(raw, request.headers, caller.tenant, self._names)
         await self._recorder.room()
         call = Call(chat, caller.tenant)
         headers = self._answering.teacher.headers(request.headers, caller.key_known)
-        exchange = _Exchange(request, call, headers, self._answering, self._recorder, self._calls)
+        exchange = _Exchange(
+            request, call, headers, self._answering, self._recorder, self._calls, done
+        )
         try:
             return await exchange.answer()
         except GatewayError as error:
@@ -70,7 +82,9 @@ class _Exchange:
         answering: Answering,
         recorder: Recorder,
         calls: CallIndex,
+        done: Callable[[Call], None] | None,
     ) -> None:
+        self._done = done
         self._request = request
         self._call = call
         self._headers = headers
@@ -105,6 +119,8 @@ class _Exchange:
             return None
         self._logged = True
         call = self._call
+        if self._done is not None:
+            self._done(call)
         self._calls.add(call.tenant, call.id, call.chat.session, call.response.get("id"))
         return self._answering.finish(call, self._headers)
 

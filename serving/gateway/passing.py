@@ -8,20 +8,31 @@ from collections.abc import Awaitable
 from aiohttp import web
 
 from serving.gateway.keys import Caller
+from serving.gateway.open_paths import Permission
 from serving.gateway.problems import CallerGone, GatewayError, bad_request
 from serving.gateway.upstream import Teacher, passed_back
 
 _PATH = re.compile(r"(/[A-Za-z0-9_.:@~-]+)+/?")
 
 
-async def pass_through(
-    request: web.Request, body: bytes | None, teacher: Teacher, caller: Caller
-) -> web.StreamResponse:
-    """Raises GatewayError for a path that is none, and when the teacher cannot be asked."""
+def checked_path(request: web.Request, caller: Caller, permission: Permission) -> str:
+    """The request's path without ``/v1`` and query.
+
+    Raises GatewayError: 400 for a path that is none, 401 or 403 for one that is not the caller's to
+    use.
+    """
     path = request.raw_path.partition("?")[0].removeprefix("/v1")
     # Only plain segments: nothing may lead the teacher's server to another part of itself.
     if not _PATH.fullmatch(path) or any(part in (".", "..") for part in path.split("/")):
         raise bad_request("the path has characters that no OpenAI path has", "invalid_path")
+    permission.check(request.method, path, caller)
+    return path
+
+
+async def pass_through(
+    request: web.Request, path: str, body: bytes | None, teacher: Teacher, caller: Caller
+) -> web.StreamResponse:
+    """Raises GatewayError when the teacher cannot be asked."""
     if request.query_string:
         path = f"{path}?{request.query_string}"
     headers = teacher.headers(request.headers, caller.key_known)

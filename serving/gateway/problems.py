@@ -79,13 +79,17 @@ def too_slow(limit_seconds: float) -> GatewayError:
     )
 
 
-def unauthorized() -> GatewayError:
-    return GatewayError(
-        401,
-        "no API key, or one that is not known here: send 'Authorization: Bearer <key>'",
-        kind="authentication_error",
-        code="invalid_api_key",
-    )
+def unauthorized(
+    message: str = "no API key, or one that is not known here: send 'Authorization: Bearer <key>'",
+    code: str = "invalid_api_key",
+) -> GatewayError:
+    error = GatewayError(401, message, kind="authentication_error", code=code)
+    error.headers["WWW-Authenticate"] = "Bearer"
+    return error
+
+
+def forbidden(message: str) -> GatewayError:
+    return GatewayError(403, message, kind="permission_error", code="insufficient_permissions")
 
 
 def overloaded() -> GatewayError:

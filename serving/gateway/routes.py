@@ -96,10 +96,25 @@ class TaskRoute:
 
 
 @dataclass(frozen=True)
+class KeyRoute:
+    """What the gateway must know of an API key."""
+
+    tenant: str
+    role: str = "call"
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    expires: datetime | None = None
+
+    @property
+    def limited(self) -> bool:
+        return self.requests_per_minute is not None or self.tokens_per_minute is not None
+
+
+@dataclass(frozen=True)
 class Snapshot:
     tasks: tuple[TaskRoute, ...] = ()
-    tenants: Mapping[str, str] = field(default_factory=dict)
-    """API key hash to tenant, without revoked keys."""
+    keys: Mapping[str, KeyRoute] = field(default_factory=dict)
+    """By hash, without revoked ones."""
     taken: datetime | None = None
     """When the database was last read; None: never."""
 
@@ -121,7 +136,7 @@ class Snapshot:
 
     def says(self, other: Snapshot) -> bool:
         """Whether both say the same, whenever they were read."""
-        return self.tasks == other.tasks and self.tenants == other.tenants
+        return self.tasks == other.tasks and self.keys == other.keys
 
 
 def frame_of(tools: Sequence[str], response_kind: str, response_name: str) -> str:

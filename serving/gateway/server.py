@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from aiohttp import web
 
@@ -28,8 +27,10 @@ from serving.gateway.guard import KillSwitch
 from serving.gateway.holdings import Holdings
 from serving.gateway.intake import SessionNames, parse_object
 from serving.gateway.keys import Caller, identify
-from serving.gateway.metrics import CONTENT_TYPE, Metrics
-from serving.gateway.passing import pass_through
+from serving.gateway.metrics import Metrics
+from serving.gateway.open_paths import Permission
+from serving.gateway.pages import Pages
+from serving.gateway.passing import checked_path, pass_through
 from serving.gateway.problems import (
     CallerGone,
     GatewayError,
@@ -38,6 +39,7 @@ from serving.gateway.problems import (
     too_large,
     too_slow,
 )
+from serving.gateway.rate_limits import Admission, RateLimits
 from serving.gateway.recorder import Recorder
 from serving.gateway.refresh import RouteTable
 from serving.gateway.routes import Snapshot
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 20.0
 SHIP_AT_END_SECONDS = 20.0
+_ADMISSION = web.RequestKey("admission", Admission)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -125,6 +128,16 @@ class Gateway:
             hash_key=key.get_secret_value().encode() if key else b"",
         )
         self.chat = Chat(self.answering, self.recorder, names, self.calls)
+        self.limits = RateLimits(gateway.gateways)
+        self._permission = Permission(settings)
+        self.pages = Pages(
+            settings,
+            self.table,
+            self.holdings,
+            self.metrics,
+            draining=lambda: self._draining,
+            waiting=lambda: self.recorder.backlog + self.spool.count,
+        )
         self._watch()
 
     def app(self) -> web.Application:
@@ -133,10 +146,13 @@ class Gateway:
         app.on_startup.append(self._start)
         app.on_shutdown.append(self._drain)
         app.on_cleanup.append(self._stop)
-        app.router.add_get("/healthz", self._healthz)
+        app.on_response_prepare.append(self._tell_limits)
+        app.router.add_get("/healthz", self.pages.healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/openapi.json", self.pages.openapi)
         app.router.add_get("/v1/models", self._guarded(self._models))
+        app.router.add_get("/v1/models/{model:.+}", self._guarded(self._model))
         app.router.add_post("/v1/chat/completions", self._guarded(self._chat))
         app.router.add_post("/v1/feedback", self._guarded(self._feedback))
         app.router.add_route("*", "/v1/{path:.+}", self._guarded(self._pass_through))
@@ -146,11 +162,13 @@ class Gateway:
     # What callers ask
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        caller = self._caller(request)
-        return await self.chat.handle(request, await self._body(request), caller)
+        caller, admission = self._admitted(request)
+        body = await self._body(request)
+        done = None if admission is None else lambda call: admission.settle(call.response)
+        return await self.chat.handle(request, body, caller, done)
 
     async def _feedback(self, request: web.Request) -> web.StreamResponse:
-        caller = self._caller(request)
+        caller, _ = self._admitted(request)
         raw = await self._body(request)
         body = parse_object(raw)
         record, call = read_feedback(body, caller.tenant, self.calls)
@@ -163,26 +181,38 @@ class Gateway:
         return web.json_response({"object": "feedback", "id": record.id, "call_id": record.call_id})
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
-        caller = self._caller(request)
-        data: list[dict[str, Any]] = [_model(self.settings.teacher.model, "teacher")]
-        for task in self.table.current.tasks:
-            if task.tenant in (None, caller.tenant):
-                champion = task.champion.name if task.champion and task.adapters() else "teacher"
-                data.append({**_model(task.id, "nightschool"), "champion": champion})
-        return web.json_response({"object": "list", "data": data})
+        return self.pages.models(self._admitted(request)[0])
+
+    async def _model(self, request: web.Request) -> web.StreamResponse:
+        caller, _ = self._admitted(request)
+        known = self.pages.model(request.match_info["model"], caller)
+        return known or await self._passed_on(request, caller)
 
     async def _pass_through(self, request: web.Request) -> web.StreamResponse:
-        caller = self._caller(request)
+        return await self._passed_on(request, self._admitted(request)[0])
+
+    async def _passed_on(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        path = checked_path(request, caller, self._permission)
         body = await self._body(request) if request.body_exists else None
-        return await pass_through(request, body, self.teacher, caller)
+        return await pass_through(request, path, body, self.teacher, caller)
 
     async def _unknown(self, request: web.Request) -> web.StreamResponse:
         return GatewayError(404, "no such path: the API is under /v1", code="not_found").response()
 
-    def _caller(self, request: web.Request) -> Caller:
-        return identify(
-            request.headers, self.table.current.tenants, self.settings.gateway.require_key
-        )
+    def _admitted(self, request: web.Request) -> tuple[Caller, Admission | None]:
+        """Who calls, and what the call is charged to. Before the body is read: a refusal is cheap."""
+        gateway = self.settings.gateway
+        caller = identify(request.headers, self.table.current.keys, gateway.require_key)
+        admission = self.limits.admit(caller, request.content_length or 0)
+        if admission is not None:
+            request[_ADMISSION] = admission
+        return caller, admission
+
+    async def _tell_limits(self, request: web.Request, response: web.StreamResponse) -> None:
+        admission = request.get(_ADMISSION)
+        if admission is not None:
+            # In the teacher's place: they are the operator's business.
+            response.headers.update(admission.headers(self.limits.clock()))
 
     async def _body(self, request: web.Request) -> bytes:
         limit = self.settings.gateway.max_body_bytes
@@ -226,26 +256,23 @@ class Gateway:
 
     # What operators ask
 
-    async def _healthz(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+    async def _readyz(self, request: web.Request) -> web.Response:
+        try:
+            return self.pages.readyz(self._operator(request))
+        except GatewayError:
+            return self.pages.readyz(Caller("", key_known=False))
 
-    async def _readyz(self, _: web.Request) -> web.Response:
-        """503 while draining, and when callers need keys and no snapshot was ever had."""
-        unknown = not self.table.known and self.settings.gateway.require_key
-        age = self.table.current.age_seconds()
-        body = {
-            "ready": not (self._draining or unknown),
-            "draining": self._draining,
-            "routes": len(self.table.current.tasks),
-            "routes_age_seconds": None if age is None else round(age, 3),
-            "registry_reachable": not self.table.failing,
-            "adapters_ready": sorted(self.holdings.ready),
-            "records_waiting": self.recorder.backlog + self.spool.count,
-        }
-        return web.json_response(body, status=200 if body["ready"] else 503)
+    async def _metrics(self, request: web.Request) -> web.Response:
+        try:
+            return self.pages.metrics(self._operator(request))
+        except GatewayError as error:
+            return error.response()
 
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self.metrics.page(), headers={"Content-Type": CONTENT_TYPE})
+    def _operator(self, request: web.Request) -> Caller | None:
+        """Who asks for what operators see; None where everybody may."""
+        if not self.settings.gateway.guard_metrics:
+            return None
+        return identify(request.headers, self.table.current.keys, require=True)
 
     # Start and end
 
@@ -344,7 +371,3 @@ def make_engine(settings: Settings) -> EngineClient:
         timeout_seconds=settings.gateway.small_model_timeout_seconds,
         max_rank=settings.engine.max_rank,
     )
-
-
-def _model(name: str, owner: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": owner}

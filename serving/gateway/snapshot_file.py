@@ -12,9 +12,10 @@ from typing import Any
 import orjson
 
 from infra.files import write_atomically
-from serving.gateway.routes import AdapterRoute, Snapshot, TaskRoute
+from serving.gateway.routes import AdapterRoute, KeyRoute, Snapshot, TaskRoute
 
-FILE_VERSION = 1
+FILE_VERSION = 2
+_READ = (1, 2)
 _TASK_FIELDS = tuple(field.name for field in fields(TaskRoute))
 
 
@@ -44,7 +45,7 @@ class SnapshotFile:
         rest = {
             "version": FILE_VERSION,
             "taken": snapshot.taken,
-            "tenants": dict(snapshot.tenants),
+            "keys": {name: asdict(key) for name, key in snapshot.keys.items()},
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, self._pieces(orjson.dumps(rest)))
@@ -60,11 +61,11 @@ def load_snapshot(path: Path) -> Snapshot | None:
     """The snapshot on disk, or None when there is none. Raises SnapshotError when it is damaged."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        if body.get("version") != FILE_VERSION:
+        if body.get("version") not in _READ:
             raise SnapshotError(f"{path} is of another release: it is left out")
         return Snapshot(
             tasks=tuple(_task_from_json(value) for value in body["tasks"]),
-            tenants=dict(body["tenants"]),
+            keys=_keys_from_json(body),
             taken=_time(body["taken"]),
         )
     except FileNotFoundError:
@@ -89,6 +90,16 @@ def _task_from_json(value: Mapping[str, Any]) -> TaskRoute:
         made[side] = AdapterRoute(**made[side]) if made[side] else None
     task = TaskRoute(**{**made, "centroid": tuple(made["centroid"])})
     return replace(task, updated=_time(made["updated"]))
+
+
+def _keys_from_json(body: Mapping[str, Any]) -> dict[str, KeyRoute]:
+    if body["version"] == 1:
+        # Of a release before roles: the least that a key may do, until the database is read.
+        return {name: KeyRoute(str(tenant)) for name, tenant in body["tenants"].items()}
+    return {
+        name: KeyRoute(**{**key, "expires": _time(key["expires"])})
+        for name, key in body["keys"].items()
+    }
 
 
 def _time(value: str | None) -> datetime | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -23,7 +23,7 @@ from infra.database.open import Database
 from infra.database.patience import answers_within
 from infra.database.tables import adapters, api_keys, rollouts, routes, tasks
 from infra.prompting.template import PromptFormat
-from serving.gateway.routes import TEACHER, AdapterRoute, Snapshot, TaskRoute, frame_of
+from serving.gateway.routes import TEACHER, AdapterRoute, KeyRoute, Snapshot, TaskRoute, frame_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ LOOK_SECONDS = 3.0
 READ_SECONDS = 30.0
 """Longest wait for the rows."""
 CHUNK = 200
+_KEY_COLUMNS = [api_keys.c["hash"], *(api_keys.c[name.name] for name in fields(KeyRoute))]
 _SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}@[0-9a-f]{8,64}")
 # One row, made where the tables are: what the snapshot depends on, of every row.
 _DIGEST = text(
@@ -135,11 +136,9 @@ class SnapshotReader:
             self._tasks[name] = self._compose(
                 mark, task, route_rows.get(name), known, before.get(name)
             )
-        keys = connection.execute(
-            select(api_keys.c.hash, api_keys.c.tenant).where(api_keys.c.revoked.is_(None))
-        )
-        tenants = {row.hash: row.tenant for row in keys}
-        return Snapshot(tuple(known.route for known in self._tasks.values()), tenants, now)
+        found = connection.execute(select(*_KEY_COLUMNS).where(api_keys.c.revoked.is_(None)))
+        keys = {row.hash: KeyRoute(*row[1:]) for row in found}
+        return Snapshot(tuple(known.route for known in self._tasks.values()), keys, now)
 
     def _read_adapters(self, connection: Connection, names: set[str]) -> dict[str, Row[Any]]:
         """Rows of these adapters; their formats, which never change, are read once."""

@@ -69,3 +69,7 @@ class NothingToRollBack(RegistryError):
 
 class UnknownKey(Unknown):
     """No API key, or more than one, begins like that."""
+
+
+class KeyChanged(RegistryError):
+    """Somebody changed the key at the same time: look at it and try again."""

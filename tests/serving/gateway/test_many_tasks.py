@@ -19,7 +19,7 @@ from infra.tasks.embedding import embed, nearest, prompt_text
 from infra.tasks.signature import signature
 from serving.gateway import kills
 from serving.gateway.guard import KillSwitch, tended
-from serving.gateway.routes import AdapterRoute, Snapshot, TaskRoute, frame_of
+from serving.gateway.routes import AdapterRoute, KeyRoute, Snapshot, TaskRoute, frame_of
 from serving.gateway.routing import Alike, Router
 from serving.gateway.snapshot_file import SnapshotFile, load_snapshot
 from serving.gateway.structure import Remembered, Structures
@@ -166,7 +166,7 @@ def test_a_saved_snapshot_is_the_present_one_also_when_little_changed(tmp_path: 
     tasks = [task(f"t{i}", text, updated=NOW) for i, text in enumerate(WORDS)]
     changed = [*tasks[:1], replace(tasks[1], champion=adapter, version=2), *tasks[2:]]
     for present in (tasks, changed, tasks[3:], [], tasks[:2]):
-        snapshot = Snapshot(tuple(present), {"hash": "acme"}, NOW)
+        snapshot = Snapshot(tuple(present), {"hash": KeyRoute("acme")}, NOW)
         file.save(snapshot)
         assert load_snapshot(path) == snapshot
 

@@ -21,6 +21,7 @@ from serving.gateway.opinions import sampled
 from serving.gateway.refresh import RouteTable
 from serving.gateway.routes import (
     AdapterRoute,
+    KeyRoute,
     Snapshot,
     TaskRoute,
     frame_of,
@@ -148,7 +149,7 @@ def test_the_breaker_opens_tries_one_and_closes() -> None:
 
 
 def test_a_snapshot_survives_the_disk(tmp_path: Path) -> None:
-    snapshot = Snapshot((ROUTE, TaskRoute("b")), {"hash": "acme"}, NOW)
+    snapshot = Snapshot((ROUTE, TaskRoute("b")), {"hash": KeyRoute("acme")}, NOW)
     path = tmp_path / "deep" / "routes.json"
     assert load_snapshot(path) is None
     SnapshotFile(path).save(snapshot)
