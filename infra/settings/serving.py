@@ -96,6 +96,16 @@ class Gateway(Section):
     keepalive_timeout_seconds: Seconds = Field(
         75, description="A connection without a whole request for this long is closed"
     )
+    drain_notice_seconds: float = Field(
+        0,
+        ge=0,
+        le=600,
+        description="At the end, how long new calls are still answered while /readyz says 503: "
+        "what the balancer needs to notice",
+    )
+    drain_seconds: Seconds = Field(
+        20, description="At the end, how long the calls under way may take"
+    )
     small_model_queue: int = Field(
         32,
         ge=1,

@@ -1,13 +1,14 @@
 """``python -m serving.gateway [--config nightschool.toml]``: run one gateway until it is told to stop.
 
-SIGTERM and SIGINT stop it gracefully: no new connections, the calls under way are answered (for a
-bounded time), the spool is shipped. ``kill -9`` loses no acknowledged record either; the next start
-ships it.
+SIGTERM and SIGINT stop it gracefully: it says that it is not ready, takes no new connections, answers
+the calls under way (for a bounded time) and ships the spool. ``kill -9`` loses no acknowledged record
+either; the next start ships it.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import gc
 import logging
@@ -15,19 +16,12 @@ import sys
 from pathlib import Path
 
 import uvloop
-from aiohttp import web
 
-from infra.settings.model import Settings
 from infra.settings.sources import SettingsError, load_settings
-from serving.gateway.server import DRAIN_SECONDS, Gateway
+from serving.gateway.http_server import serve
 
 SWITCH_SECONDS = 0.0005
 GARBAGE_THRESHOLD = 20_000
-
-
-async def make_app(settings: Settings) -> web.Application:
-    """The application for an event loop that is running."""
-    return Gateway(settings).app()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,17 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     host, port = settings.gateway.host, settings.gateway.port
     try:
-        web.run_app(
-            make_app(settings),
-            host=host,
-            port=port,
-            shutdown_timeout=DRAIN_SECONDS,
-            # Also the bound on how long a connection may take over a request's head.
-            keepalive_timeout=settings.gateway.keepalive_timeout_seconds,
-            loop=uvloop.new_event_loop(),
-            access_log=None,
-            print=lambda *_: print(f"gateway: serving on http://{host}:{port}", flush=True),
-        )
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             print(

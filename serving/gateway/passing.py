@@ -12,6 +12,7 @@ from serving.gateway.open_paths import Permission
 from serving.gateway.problems import CallerGone, GatewayError, bad_request
 from serving.gateway.upstream import Teacher, passed_back
 
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _PATH = re.compile(r"(/[A-Za-z0-9_.:@~-]+)+/?")
 
 
@@ -21,6 +22,8 @@ def checked_path(request: web.Request, caller: Caller, permission: Permission) -
     Raises GatewayError: 400 for a path that is none, 401 or 403 for one that is not the caller's to
     use.
     """
+    if request.method not in METHODS:
+        raise GatewayError(405, f"this path takes {', '.join(METHODS)}", code="invalid_method")
     path = request.raw_path.partition("?")[0].removeprefix("/v1")
     # Only plain segments: nothing may lead the teacher's server to another part of itself.
     if not _PATH.fullmatch(path) or any(part in (".", "..") for part in path.split("/")):
@@ -33,8 +36,10 @@ async def pass_through(
     request: web.Request, path: str, body: bytes | None, teacher: Teacher, caller: Caller
 ) -> web.StreamResponse:
     """Raises GatewayError when the teacher cannot be asked."""
-    if request.query_string:
-        path = f"{path}?{request.query_string}"
+    # As it came: what is decoded and encoded again may mean something else.
+    query = request.raw_path.partition("?")[2]
+    if query:
+        path = f"{path}?{query}"
     headers = teacher.headers(request.headers, caller.key_known)
     if "Content-Type" in request.headers:
         headers["content-type"] = request.headers["Content-Type"]

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from infra.anonymize.anonymizer import Anonymizer
 from infra.calls.record import utc_now
@@ -34,6 +35,7 @@ from serving.gateway.passing import checked_path, pass_through
 from serving.gateway.problems import (
     CallerGone,
     GatewayError,
+    bad_request,
     log_unavailable,
     overloaded,
     too_large,
@@ -146,7 +148,7 @@ class Gateway:
         app.on_startup.append(self._start)
         app.on_shutdown.append(self._drain)
         app.on_cleanup.append(self._stop)
-        app.on_response_prepare.append(self._tell_limits)
+        app.on_response_prepare.append(self._tell)
         app.router.add_get("/healthz", self.pages.healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
@@ -208,7 +210,10 @@ class Gateway:
             request[_ADMISSION] = admission
         return caller, admission
 
-    async def _tell_limits(self, request: web.Request, response: web.StreamResponse) -> None:
+    async def _tell(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self._draining:
+            response.headers["Connection"] = "close"
+            response.force_close()
         admission = request.get(_ADMISSION)
         if admission is not None:
             # In the teacher's place: they are the operator's business.
@@ -226,6 +231,8 @@ class Gateway:
                 return await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise too_large(limit) from None
+        except (web.RequestPayloadError, BadHttpMessage):
+            raise bad_request("the body is not what its head says it is", "invalid_body") from None
         except TimeoutError:
             raise too_slow(self.settings.gateway.read_timeout_seconds) from None
 
@@ -287,8 +294,12 @@ class Gateway:
         self._stopping = threading.Event()
         self._kill_thread.start()
 
-    async def _drain(self, _: web.Application) -> None:
+    def drain(self) -> None:
+        """The end is near: say so, and go on answering."""
         self._draining = True
+
+    async def _drain(self, _: web.Application) -> None:
+        self.drain()
 
     async def _stop(self, _: web.Application) -> None:
         """Calls are answered by now: finish what nobody waits for, then write and ship."""

@@ -11,6 +11,7 @@ import pytest
 from infra.database.open import Database
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
+from serving.gateway.http_server import Runner
 from serving.gateway.server import Gateway
 from tests.serving.gateway.upstreams import EngineServer, TeacherServer, listening
 
@@ -79,7 +80,7 @@ def start(
     @asynccontextmanager
     async def run(**gateway: Any) -> AsyncIterator[Running]:
         made = Gateway(configured(settings, teacher.url, engine.url, **gateway))
-        async with listening(made.app()) as url, aiohttp.ClientSession() as http:
+        async with listening(made.app(), Runner) as url, aiohttp.ClientSession() as http:
             yield Running(url, made, http)
 
     return run

@@ -224,9 +224,11 @@ class EngineServer:
 
 
 @asynccontextmanager
-async def listening(app: web.Application) -> AsyncIterator[str]:
+async def listening(
+    app: web.Application, kind: type[web.AppRunner] = web.AppRunner
+) -> AsyncIterator[str]:
     """The application on a free port; yields its address."""
-    runner = web.AppRunner(app, shutdown_timeout=2)
+    runner = kind(app, shutdown_timeout=2)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
