@@ -114,6 +114,8 @@ def _check_calls(calls: Sequence[Mapping[str, Any]], request: Mapping[str, Any])
         for tool in request.get("tools") or []
         if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)
     }
+    if len(calls) > 1 and request.get("parallel_tool_calls") is False:
+        return Checks(parsed=False, reason="more than one tool call where one was allowed")
     for call in calls:
         function = call.get("function") or {}
         name = function.get("name")

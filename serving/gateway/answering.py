@@ -17,13 +17,14 @@ from infra.settings.model import Settings
 from serving.gateway.arms import TEACHER, Assignment, assign
 from serving.gateway.background import Background
 from serving.gateway.call import Call, checked
-from serving.gateway.cascade import Small, beyond_small_model, placeholders
+from serving.gateway.cascade import Small, placeholders
 from serving.gateway.early import EarlyText, TextTurnedBad, may_stream
 from serving.gateway.guard import KillSwitch, tended
 from serving.gateway.hedge import raced
 from serving.gateway.holdings import Holdings
 from serving.gateway.metrics import Metrics
 from serving.gateway.opinions import SecondOpinions
+from serving.gateway.options import beyond_small_model
 from serving.gateway.recorder import Recorder
 from serving.gateway.routes import AdapterRoute, Snapshot
 from serving.gateway.routing import MODEL_PREFIX, Router

@@ -1,4 +1,4 @@
-"""The cascade's decisions: may the small model be asked at all, and may its answer be shown."""
+"""The cascade's decision: may the small model's answer be shown."""
 
 from __future__ import annotations
 
@@ -24,16 +24,6 @@ NOT_THE_ADAPTERS = frozenset({"overloaded", "prompt_too_long", "token_limit"})
 """Escalations that are nobody's failure and say nothing about the adapter."""
 TOO_LONG = frozenset({400, 413})
 """HTTP statuses of an engine to a request of ours that it does not take: the prompt is too long."""
-# Options that change what an answer is, and that the small model does not know.
-_UNKNOWN_OPTIONS = (
-    "logit_bias",
-    "modalities",
-    "audio",
-    "prediction",
-    "web_search_options",
-    "functions",
-    "function_call",
-)
 
 
 @dataclass(frozen=True)
@@ -52,38 +42,6 @@ class Small:
     """Whether it counts towards the kill switch: the adapter failed, not the road to it."""
     latency_seconds: float = 0.0
     usage: Usage = field(default_factory=Usage)
-
-
-def beyond_small_model(request: Mapping[str, Any]) -> str | None:
-    """Why the small model cannot serve this request, or None. Depends on the request alone."""
-    if request.get("n") not in (None, 1):
-        return "n"
-    if request.get("logprobs") or request.get("top_logprobs"):
-        return "logprobs"
-    for name in _UNKNOWN_OPTIONS:
-        if request.get(name):
-            return name
-    if request.get("stop"):
-        return "stop"
-    if isinstance(request.get("tool_choice"), dict):
-        return "tool_choice"
-    if request.get("tool_choice") == "none" and request.get("tools"):
-        return "tool_choice"
-    for tool in request.get("tools") or []:
-        if tool.get("type", "function") != "function":
-            return "tools"
-    for message in request["messages"]:
-        if message.get("audio") or message.get("role") == "function":
-            return "messages"
-        for call in message.get("tool_calls") or []:
-            if call.get("type", "function") != "function":
-                return "messages"
-        content = message.get("content")
-        if isinstance(content, list) and any(
-            part.get("type") not in ("text", "refusal") for part in content
-        ):
-            return "content"
-    return None
 
 
 def judged(

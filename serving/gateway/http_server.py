@@ -17,7 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from infra.settings.model import Settings
 from serving.gateway.problems import GatewayError
-from serving.gateway.server import Gateway
+from serving.gateway.server import SERVER, Gateway
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,14 @@ _MESSAGES = {
 }
 
 
-def shaped(status: int) -> GatewayError:
-    """What the caller is told instead of the server's own page."""
+def shaped(status: int) -> web.Response:
+    """What the caller gets instead of the server's own page."""
     if status >= 500:
-        return GatewayError(500, "the gateway failed", kind="api_error")
-    return GatewayError(status, _MESSAGES.get(status, "the request is not acceptable"))
+        error = GatewayError(500, "the gateway failed", kind="api_error")
+    else:
+        error = GatewayError(status, _MESSAGES.get(status, "the request is not acceptable"))
+    error.headers["Server"] = SERVER
+    return error.response()
 
 
 class _Protocol(RequestHandler):
@@ -54,7 +57,7 @@ class _Protocol(RequestHandler):
             logger.debug("not HTTP: %s", type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionError("half an answer is out: the connection is broken off instead")
-        response = shaped(status).response()
+        response = shaped(status)
         response.force_close()
         return response
 
@@ -70,11 +73,14 @@ class _Server(web.Server):
         self.request_handler = self._shaped
 
     async def _shaped(self, request: Any) -> web.StreamResponse:
+        expected = request.headers.get("Expect")
+        if expected is not None and expected.lower() != "100-continue":
+            return shaped(417)
         try:
             response: web.StreamResponse = await self._handle(request)
         except web.HTTPException as error:
-            # The framework's own: expectations that it does not know, and the like.
-            return shaped(error.status).response()
+            # The framework's own, for what no handler was asked.
+            return shaped(error.status)
         return response
 
     def __call__(self) -> RequestHandler:

@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 20.0
 SHIP_AT_END_SECONDS = 20.0
+SERVER = "nightschool"
+"""Instead of the names and versions of what it is made of."""
 _ADMISSION = web.RequestKey("admission", Admission)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -99,6 +101,8 @@ class Gateway:
         )
         self.small = SmallCalls(SmallModel(self.engine), self.holdings, settings)
         self.teacher = Teacher(settings.teacher)
+        # A path that its server fails at says nothing about the chats that it can answer.
+        self.passed = Teacher(settings.teacher, beside=self.teacher)
         self.recorder = Recorder(
             self.spool,
             self.metrics,
@@ -196,7 +200,7 @@ class Gateway:
     async def _passed_on(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         path = checked_path(request, caller, self._permission)
         body = await self._body(request) if request.body_exists else None
-        return await pass_through(request, path, body, self.teacher, caller)
+        return await pass_through(request, path, body, self.passed, caller)
 
     async def _unknown(self, request: web.Request) -> web.StreamResponse:
         return GatewayError(404, "no such path: the API is under /v1", code="not_found").response()
@@ -211,6 +215,7 @@ class Gateway:
         return caller, admission
 
     async def _tell(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = SERVER
         if self._draining:
             response.headers["Connection"] = "close"
             response.force_close()
@@ -310,7 +315,7 @@ class Gateway:
         await asyncio.to_thread(self.shipper.stop, SHIP_AT_END_SECONDS)
         await asyncio.to_thread(self.table.stop)
         self.answering.close()
-        await self.teacher.close()
+        await asyncio.gather(self.teacher.close(), self.passed.close())
         close = getattr(self.engine, "close", None)
         if close is not None:
             await close()

@@ -49,11 +49,19 @@ class Teacher:
     All methods raise GatewayError: 502 unreachable, 503 circuit open, 504 too slow.
     """
 
-    def __init__(self, settings: TeacherSettings, breaker: CircuitBreaker | None = None) -> None:
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        breaker: CircuitBreaker | None = None,
+        beside: Teacher | None = None,
+    ) -> None:
+        """Args: beside: shares its slots, and has a breaker and retries of its own."""
         self.settings = settings
         self.breaker = breaker or CircuitBreaker()
         self._url = settings.url.rstrip("/")
-        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self._slots: asyncio.Semaphore = (
+            beside._slots if beside else asyncio.Semaphore(settings.max_concurrency)
+        )
         self._session: aiohttp.ClientSession | None = None
         self._budget = RetryBudget(settings.retry_share)
 

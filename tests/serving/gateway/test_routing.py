@@ -12,7 +12,8 @@ from infra.prompting.template import FULL, PromptFormat
 from infra.tasks.embedding import embed, prompt_text
 from infra.tasks.signature import signature
 from serving.gateway.arms import TEACHER, assign
-from serving.gateway.cascade import beyond_small_model, placeholders
+from serving.gateway.cascade import placeholders
+from serving.gateway.options import beyond_small_model
 from serving.gateway.routes import AdapterRoute, Snapshot, TaskRoute, frame_of
 from serving.gateway.routing import Routed, Router
 from serving.rollout.assignment import bucket
@@ -202,10 +203,43 @@ def test_placeholders_are_found_wherever_they_stand() -> None:
     [
         ({}, None),
         ({"n": 1, "temperature": 0.2, "tools": []}, None),
-        ({"tool_choice": "required"}, None),
+        ({"tools": [{"function": {"name": "f"}}], "tool_choice": "required"}, None),
+        ({"temperature": 0, "top_p": 1, "seed": 7, "max_tokens": 50, "user": "u"}, None),
+        ({"logprobs": False, "stop": None, "logit_bias": None, "presence_penalty": 0}, None),
+        ({"store": False, "functions": [], "modalities": ["text"], "service_tier": "flex"}, None),
+        ({"stream": True, "stream_options": {"include_usage": True}}, None),
+        ({"response_format": {"type": "json_object"}, "parallel_tool_calls": False}, None),
+        ({"content": None}, None),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"function": {"name": "f"}}], "tool_choice": "any"}, "tool_choice"),
+        (
+            {
+                "tools": [{"function": {"name": "f"}}],
+                "tool_choice": {"type": "function", "function": {"name": "f"}},
+            },
+            "tool_choice",
+        ),
+        ({"logprobs": True}, "logprobs"),
+        ({"logit_bias": {"50256": -100}}, "logit_bias"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"presence_penalty": -1}, "presence_penalty"),
+        ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ({"audio": {"voice": "a"}}, "audio"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"store": True}, "store"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"guided_choice": ["a", "b"]}, "guided_choice"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
+        ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
         ({"n": 3}, "n"),
         ({"stop": ["x"]}, "stop"),
-        ({"top_logprobs": 2}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"tools": [{"type": "custom"}]}, "tools"),
         ({"tools": [{"function": {"name": "f"}}], "tool_choice": "none"}, "tool_choice"),

@@ -27,6 +27,9 @@ class TeacherServer:
         self.say: Say = echo
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        """Of what is no chat completion: path and query as they came."""
         self.gate: asyncio.Event | None = None
         self.url = ""
 
@@ -41,6 +44,7 @@ class TeacherServer:
         body = await request.json()
         self.asked.append(body)
         self.keys.append(request.headers.get("Authorization"))
+        self.headers.append(dict(request.headers))
         if self.gate is not None:
             await self.gate.wait()
         if self.mode == "error":
@@ -62,7 +66,7 @@ class TeacherServer:
                 "id": f"chatcmpl-teacher-{len(self.asked)}",
                 "object": "chat.completion",
                 "created": 1,
-                "model": body["model"],
+                "model": body.get("model"),
                 "choices": [
                     {
                         "index": 0,
@@ -86,7 +90,7 @@ class TeacherServer:
                 "id": f"chatcmpl-teacher-{len(self.asked)}",
                 "object": "chat.completion.chunk",
                 "created": 1,
-                "model": body["model"],
+                "model": body.get("model"),
                 "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
             }
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
@@ -109,13 +113,18 @@ class TeacherServer:
         return response
 
     async def _embeddings(self, request: web.Request) -> web.Response:
-        body = await request.json()
+        self.paths.append(request.raw_path)
+        try:
+            body = await request.json()
+            named = str(body["model"])
+        except (ValueError, TypeError, KeyError):
+            error = {"message": "no", "type": "invalid_request_error", "param": None, "code": None}
+            return web.json_response({"error": error}, status=400)
         data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
-        return web.json_response(
-            {"object": "list", "model": body["model"], "data": data, "usage": {}}
-        )
+        return web.json_response({"object": "list", "model": named, "data": data, "usage": {}})
 
     async def _file(self, request: web.Request) -> web.Response:
+        self.paths.append(request.raw_path)
         return web.Response(
             body=request.match_info["name"].encode() + b"?" + request.query_string.encode()
         )
