@@ -14,7 +14,15 @@ from pydantic import model_validator
 from infra.settings.bounds import Section
 from infra.settings.learning import Discovery, Gate, Ingest, Night, Training
 from infra.settings.operating import Hooks, Notify, PrefectServer, Rollout, Watch
-from infra.settings.serving import Anonymizer, Database, Engine, Gateway, Storage, Teacher
+from infra.settings.serving import (
+    Anonymizer,
+    Database,
+    Engine,
+    Gateway,
+    Storage,
+    Teacher,
+    Telemetry,
+)
 
 
 class Settings(Section):
@@ -25,6 +33,7 @@ class Settings(Section):
     teacher: Teacher = Teacher()
     gateway: Gateway = Gateway()
     engine: Engine = Engine()
+    telemetry: Telemetry = Telemetry()
     anonymizer: Anonymizer = Anonymizer()
     ingest: Ingest = Ingest()
     discovery: Discovery = Discovery()

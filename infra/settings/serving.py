@@ -189,6 +189,22 @@ class Engine(Section):
     threads: int = Field(1, ge=1, le=256, description="Embedded: CPU threads")
 
 
+class Telemetry(Section):
+    """OpenTelemetry traces of the gateway's calls. Names and numbers only, never what was said."""
+
+    endpoint: HttpUrl | None = Field(
+        None, description="OTLP over HTTP, such as http://collector:4318/v1/traces; none: off"
+    )
+    service_name: Text = Field("nightschool-gateway", description="As which the spans appear")
+    sample_share: Share = Field(
+        1.0, description="Share of the calls whose callers do not trace that are traced"
+    )
+    queue: int = Field(
+        2048, ge=1, le=1_000_000, description="Spans that may wait; older ones are dropped beyond"
+    )
+    timeout_seconds: Seconds = Field(5, description="For one delivery, and for the last at the end")
+
+
 class Anonymizer(Section):
     """What happens to personal data before anything is stored."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,6 +44,7 @@ class EngineClient:
             checked before every load (vLLM accepts an adapter smaller than the model without a
             word); without it, only the folder in itself is.
         max_rank: the largest rank that the engine takes; None leaves that to the engine.
+        trace_headers: headers that continue the caller's trace, asked for at each request.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class EngineClient:
         max_connections: int = 128,
         base: BaseShape | None = None,
         max_rank: int | None = None,
+        trace_headers: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -64,6 +66,7 @@ class EngineClient:
         self._max_connections = max_connections
         self._base_shape = base
         self._max_rank = max_rank
+        self._trace_headers = trace_headers
         self._session: aiohttp.ClientSession | None = None
         self._base: str | None = None
 
@@ -182,7 +185,10 @@ class EngineClient:
         finished = False
         try:
             async with self._open().post(
-                f"{self.url}/v1/completions", json=request, timeout=_total(limit)
+                f"{self.url}/v1/completions",
+                json=request,
+                headers=self._trace_headers(),
+                timeout=_total(limit),
             ) as response:
                 if response.status != 200:
                     raise read_error(response.status, await response.content.read(4096))
@@ -251,7 +257,11 @@ class EngineClient:
         limit = timeout_seconds or self._admin_timeout_seconds
         try:
             async with self._open().request(
-                method, f"{self.url}{path}", json=body, timeout=_total(limit)
+                method,
+                f"{self.url}{path}",
+                json=body,
+                headers=self._trace_headers(),
+                timeout=_total(limit),
             ) as response:
                 raw = await _read(response)
                 if response.status >= 400:

@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
+    except SettingsError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             print(

@@ -9,6 +9,7 @@ import orjson
 from aiohttp import web
 
 from infra.settings.model import Settings
+from serving.gateway.clients import release
 from serving.gateway.holdings import Holdings
 from serving.gateway.keys import Caller, require_role
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
@@ -42,7 +43,7 @@ class Pages:
         self._metrics = metrics
         self._draining = draining
         self._waiting = waiting
-        self._document = orjson.dumps(document(), option=orjson.OPT_INDENT_2)
+        self._document = orjson.dumps(document(release()), option=orjson.OPT_INDENT_2)
 
     def models(self, caller: Caller) -> web.Response:
         """``GET /v1/models``: the teacher and the caller's own tasks."""

@@ -17,12 +17,13 @@ from infra.notify.open import channel_names
 from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
-from serving.engines.client import EngineClient
 from serving.engines.protocol import Engine
 from serving.gateway import kills
 from serving.gateway.answering import Answering
 from serving.gateway.background import Background
+from serving.gateway.call import Call
 from serving.gateway.chat import Chat
+from serving.gateway.clients import make_engine, make_small_calls, make_teacher, open_tracing
 from serving.gateway.feedback import CallIndex, anonymized, read_feedback
 from serving.gateway.guard import KillSwitch
 from serving.gateway.holdings import Holdings
@@ -46,10 +47,7 @@ from serving.gateway.recorder import Recorder
 from serving.gateway.refresh import RouteTable
 from serving.gateway.routes import Snapshot
 from serving.gateway.shipper import Shipper
-from serving.gateway.small_calls import SmallCalls
 from serving.gateway.spool import Spool
-from serving.gateway.upstream import Teacher
-from serving.small_model import SmallModel
 
 logger = logging.getLogger(__name__)
 
@@ -95,14 +93,15 @@ class Gateway:
             ship_bytes=gateway.ship_bytes,
             shipped=self._shipped,
         )
-        self.engine = engine or make_engine(settings)
+        self.tracing = open_tracing(settings)
+        self.engine = engine or make_engine(settings, self.tracing)
         self.holdings = Holdings(
             self.engine, self._open_store, gateway.adapters, settings.engine.max_adapters
         )
-        self.small = SmallCalls(SmallModel(self.engine), self.holdings, settings)
-        self.teacher = Teacher(settings.teacher)
+        self.small = make_small_calls(self.engine, self.holdings, settings, self.tracing)
+        self.teacher = make_teacher(settings, self.tracing)
         # A path that its server fails at says nothing about the chats that it can answer.
-        self.passed = Teacher(settings.teacher, beside=self.teacher)
+        self.passed = make_teacher(settings, self.tracing, beside=self.teacher)
         self.recorder = Recorder(
             self.spool,
             self.metrics,
@@ -170,7 +169,15 @@ class Gateway:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         caller, admission = self._admitted(request)
         body = await self._body(request)
-        done = None if admission is None else lambda call: admission.settle(call.response)
+        if admission is None and self.tracing is None:
+            return await self.chat.handle(request, body, caller)
+
+        def done(call: Call) -> None:
+            if admission is not None:
+                admission.settle(call.response)
+            if self.tracing is not None:
+                self.tracing.describe(call)
+
         return await self.chat.handle(request, body, caller, done)
 
     async def _feedback(self, request: web.Request) -> web.StreamResponse:
@@ -242,7 +249,9 @@ class Gateway:
             raise too_slow(self.settings.gateway.read_timeout_seconds) from None
 
     def _guarded(self, handler: Handler) -> Handler:
-        """In-flight limit, and every failure in OpenAI's shape."""
+        """In-flight limit, every failure in OpenAI's shape, and a span where traces are wanted."""
+        if self.tracing is not None:
+            handler = self.tracing.traced(handler)
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             if self._in_flight >= self.settings.gateway.max_in_flight:
@@ -316,6 +325,8 @@ class Gateway:
         await asyncio.to_thread(self.table.stop)
         self.answering.close()
         await asyncio.gather(self.teacher.close(), self.passed.close())
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         close = getattr(self.engine, "close", None)
         if close is not None:
             await close()
@@ -377,13 +388,3 @@ class Gateway:
             "Adapters that may get traffic",
             lambda: len(self.holdings.ready),
         )
-
-
-def make_engine(settings: Settings) -> EngineClient:
-    key = settings.engine.api_key
-    return EngineClient(
-        settings.engine.url,
-        api_key=key.get_secret_value() if key else None,
-        timeout_seconds=settings.gateway.small_model_timeout_seconds,
-        max_rank=settings.engine.max_rank,
-    )

@@ -75,11 +75,18 @@ def start(
     teacher: TeacherServer,
     engine: EngineServer,
 ) -> Start:
-    """``async with start(max_in_flight=2) as running``: a gateway with these gateway settings."""
+    """``async with start(max_in_flight=2) as running``: a gateway with these gateway settings;
+    ``telemetry`` is another section's."""
 
     @asynccontextmanager
-    async def run(**gateway: Any) -> AsyncIterator[Running]:
-        made = Gateway(configured(settings, teacher.url, engine.url, **gateway))
+    async def run(
+        telemetry: dict[str, Any] | None = None, **gateway: Any
+    ) -> AsyncIterator[Running]:
+        made_of = configured(settings, teacher.url, engine.url, **gateway)
+        if telemetry is not None:
+            section = type(made_of.telemetry).model_validate(telemetry)
+            made_of = made_of.model_copy(update={"telemetry": section})
+        made = Gateway(made_of)
         async with listening(made.app(), Runner) as url, aiohttp.ClientSession() as http:
             yield Running(url, made, http)
 

@@ -144,6 +144,7 @@ class EngineServer:
         """Awaited after each streamed token."""
         self.loaded: dict[str, str] = {}
         self.prompts: list[tuple[str, str]] = []
+        self.headers: list[dict[str, str]] = []
         self.url = ""
 
     def app(self) -> web.Application:
@@ -184,6 +185,7 @@ class EngineServer:
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         if body["max_tokens"] > 1:  # a probe is not a call
             self.prompts.append((model, prompt))
+            self.headers.append(dict(request.headers))
             if self.mode == "error":
                 return web.json_response({"error": {"message": "boom"}}, status=500)
             if self.mode == "full":
