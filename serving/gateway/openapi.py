@@ -22,6 +22,7 @@ Json = dict[str, Any]
 
 _TEXT: Json = {"type": ["string", "null"]}
 _OPTIONAL_OBJECT: Json = {"type": ["object", "null"]}
+_MODEL = "^[A-Za-z0-9][A-Za-z0-9_.:@~-]{0,199}$"
 _NUMBER: Json = {"type": "integer", "minimum": 0}
 
 
@@ -56,7 +57,7 @@ def document(version: str) -> Json:
                             "name": "model",
                             "in": "path",
                             "required": True,
-                            "schema": {"type": "string", "minLength": 1},
+                            "schema": {"type": "string", "pattern": _MODEL},
                         }
                     ],
                 }
@@ -91,7 +92,8 @@ def document(version: str) -> Json:
 
 
 def _chat() -> Json:
-    event_stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    # Chunks of the answer, where "stream" is true.
+    event_stream: Json = {"text/event-stream": {}}
     answer = _answer(_ref("ChatCompletion"))
     answer["content"] |= event_stream
     answer["headers"] = {
@@ -184,27 +186,9 @@ def _schemas() -> Json:
             },
             "role",
         ),
-        "Tool": _object(
-            {
-                "type": {"const": "function"},
-                "function": _object(
-                    {"name": {"type": "string"}, "parameters": _OPTIONAL_OBJECT}, "name"
-                ),
-            },
-            "type",
-            "function",
-        ),
-        "ToolCall": _object(
-            {
-                "type": {"const": "function"},
-                "function": _object(
-                    {"name": {"type": "string"}, "arguments": {"type": "string"}},
-                    "name",
-                    "arguments",
-                ),
-            },
-            "type",
-            "function",
+        "Tool": _function({"name": {"type": "string"}, "parameters": _OPTIONAL_OBJECT}, "name"),
+        "ToolCall": _function(
+            {"name": {"type": "string"}, "arguments": {"type": "string"}}, "name", "arguments"
         ),
         "ChatCompletion": _object(
             {
@@ -255,6 +239,15 @@ def _schemas() -> Json:
             {"ready": {"type": "boolean"}, "draining": {"type": "boolean"}}, "ready", "draining"
         ),
     }
+
+
+def _function(properties: Json, *required: str) -> Json:
+    """A function of that shape, or anything that says to be something else."""
+    function = _object(
+        {"type": {"const": "function"}, "function": _object(properties, *required)}, "function"
+    )
+    other = _object({"type": {"not": {"const": "function"}}}, "type")
+    return {"anyOf": [function, other]}
 
 
 def _feedback_schema() -> Json:
@@ -314,6 +307,6 @@ def _errors(*statuses: int) -> Json:
     return {str(status): _answer(_ref("Error"), "OpenAI's error object") for status in statuses}
 
 
-def _header(name: str, description: str, most: int = 1000) -> Json:
-    schema = {"type": "string", "maxLength": most, "pattern": "^[!-~]*$"}
+def _header(name: str, description: str, most: int | None = None) -> Json:
+    schema: Json = {"type": "string"} if most is None else {"type": "string", "maxLength": most}
     return {"name": name, "in": "header", "description": description, "schema": schema}

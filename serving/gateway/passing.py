@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -26,9 +27,10 @@ def checked_path(request: web.Request, caller: Caller, permission: Permission) -
         raise GatewayError(405, f"this path takes {', '.join(METHODS)}", code="invalid_method")
     path = request.raw_path.partition("?")[0].removeprefix("/v1")
     # Only plain segments: nothing may lead the teacher's server to another part of itself.
-    if not _PATH.fullmatch(path) or any(part in (".", "..") for part in path.split("/")):
+    plain = unquote(path)
+    if not _PATH.fullmatch(plain) or any(part in (".", "..") for part in plain.split("/")):
         raise bad_request("the path has characters that no OpenAI path has", "invalid_path")
-    permission.check(request.method, path, caller)
+    permission.check(request.method, plain, caller)
     return path
 
 

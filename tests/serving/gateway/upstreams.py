@@ -38,7 +38,13 @@ class TeacherServer:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_get("/v1/files/{name}", self._file)
+        app.router.add_route("*", "/{path:.*}", self._unknown)
         return app
+
+    async def _unknown(self, request: web.Request) -> web.Response:
+        self.paths.append(request.raw_path)
+        error = {"message": "none", "type": "invalid_request_error", "param": None, "code": None}
+        return web.json_response({"error": error}, status=404)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -66,7 +72,7 @@ class TeacherServer:
                 "id": f"chatcmpl-teacher-{len(self.asked)}",
                 "object": "chat.completion",
                 "created": 1,
-                "model": body.get("model"),
+                "model": body.get("model") or "m",
                 "choices": [
                     {
                         "index": 0,
@@ -90,7 +96,7 @@ class TeacherServer:
                 "id": f"chatcmpl-teacher-{len(self.asked)}",
                 "object": "chat.completion.chunk",
                 "created": 1,
-                "model": body.get("model"),
+                "model": body.get("model") or "m",
                 "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
             }
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
