@@ -1,6 +1,6 @@
 # The two commands of a newcomer: `make demo` and `make test`. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-vllm check bench clean
+.PHONY: help venv demo test test-vllm test-clients check bench clean
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -17,6 +17,7 @@ help:
 	@echo "make check      linters, types, import floors, docs"
 	@echo "make bench      the figures of the README, measured"
 	@echo "make test-vllm  the engine contract suite on a real vLLM, in an environment of its own"
+	@echo "make test-clients  OpenAI's clients and LiteLLM before a gateway; LiteLLM in an environment of its own"
 	@echo "make venv       the set-up alone"
 	@echo "make clean      remove var/ and caches (.venv stays)"
 
@@ -46,6 +47,10 @@ test: venv
 test-vllm: venv
 	@bash infra/deploy/vllm/make-environment.sh .venv-vllm
 	@NIGHTSCHOOL_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm tests/contracts
+
+test-clients: venv
+	@bash bench/make-peers.sh .venv-peers
+	@NIGHTSCHOOL_PEERS=$(CURDIR)/.venv-peers $(BIN)/python -m pytest tests/serving/gateway/clients
 
 check: venv
 	@echo "==> ruff"; $(BIN)/ruff check . && $(BIN)/ruff format --check .

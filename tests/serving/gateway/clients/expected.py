@@ -39,8 +39,8 @@ def expected(adapter: str) -> dict[str, Any]:
 ERRORS: dict[str, tuple[str, int | None, str | None]] = {
     "key": ("AuthenticationError", 401, "invalid_api_key"),
     "role": ("PermissionDeniedError", 403, "insufficient_permissions"),
-    "model": ("NotFoundError", 404, None),
-    "unknown": ("NotFoundError", 404, None),
+    "model": ("NotFoundError", 404, "model_not_found"),
+    "unknown": ("NotFoundError", 404, "model_not_found"),
     "bad": ("BadRequestError", 400, None),
     "shape": ("BadRequestError", 400, None),
     "large": ("APIError", 413, "request_too_large"),

@@ -178,5 +178,6 @@ def logprobs(body: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def failure(status: int, kind: str) -> web.Response:
-    error = {"message": f"a {kind}", "type": kind, "param": None, "code": None}
+    code = "model_not_found" if status == 404 else None
+    error = {"message": f"a {kind}", "type": kind, "param": None, "code": code}
     return web.json_response({"error": error}, status=status, headers={"retry-after": "7"})
