@@ -1,0 +1,131 @@
+"""A mock teacher that answers at once, so that what is measured is whoever stands before it.
+
+``python -m bench.support.quick_teacher PORT``: every POST is a chat completion; with ``"stream": true``
+in its body the answer comes in twenty events, a millisecond apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import cast
+
+import orjson
+import uvloop
+
+EVENTS = 20
+EVENT_SECONDS = 0.001
+_TEXT = "The kitchen light is on."
+
+
+def _json(value: object) -> bytes:
+    return orjson.dumps(value)
+
+
+_BODY = _json(
+    {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "big",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": _TEXT},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 200, "completion_tokens": 6, "total_tokens": 206},
+    }
+)
+_WHOLE = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(_BODY)
+    + _BODY
+)
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+def _event(delta: dict[str, str], reason: str | None = None) -> bytes:
+    data = _json(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": "big",
+            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+        }
+    )
+    return _chunk(b"data: " + data + b"\n\n")
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n" % len(data) + data + b"\r\n"
+
+
+_FIRST = _event({"role": "assistant", "content": ""}) + _event({"content": "word "})
+_MORE = _event({"content": "word "})
+_LAST = _event({}, "stop") + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+
+
+class _Served(asyncio.Protocol):
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._data = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        while True:
+            end = self._data.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = self._data[:end].lower()
+            body, rest = self._body(head, self._data[end + 4 :])
+            if body is None:
+                return
+            self._data = rest
+            self._answer(b'"stream":true' in body.replace(b'": ', b'":'))
+
+    def _body(self, head: bytes, after: bytes) -> tuple[bytes | None, bytes]:
+        """The request's body if it is all there, and what follows it."""
+        at = head.find(b"content-length:")
+        if at >= 0:
+            length = int(head[at + 15 :].partition(b"\r\n")[0])
+            return (after[:length], after[length:]) if len(after) >= length else (None, after)
+        if b"transfer-encoding: chunked" in head:
+            end = after.find(b"0\r\n\r\n")
+            return (after[:end], after[end + 5 :]) if end >= 0 else (None, after)
+        return b"", after
+
+    def _answer(self, streamed: bool) -> None:
+        assert self._transport is not None
+        if not streamed:
+            self._transport.write(_WHOLE)
+            return
+        self._transport.write(_STREAM_HEAD + _FIRST)
+        self._later(1)
+
+    def _later(self, count: int) -> None:
+        asyncio.get_running_loop().call_later(EVENT_SECONDS, self._next, count)
+
+    def _next(self, count: int) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if count == EVENTS:
+            self._transport.write(_LAST)
+        else:
+            self._transport.write(_MORE)
+            self._later(count + 1)
+
+
+async def _serve(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(_Served, "127.0.0.1", port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(int(sys.argv[1])))
