@@ -3,7 +3,8 @@
 A mock teacher that answers at once, and one gateway at a time before it: a bare reverse proxy (the
 floor), ours as it ships (anonymizing and logging each call, routing among the traffic's tasks),
 TensorZero's and LiteLLM's. All get the same requests, real tool calls, labels and records under a
-schema. The gateway has one core to itself; the load generator and the teacher share another one. The
+schema; no call and no answer comes twice. The gateway has one core to itself; the load generator and
+the teacher share another one. The
 targets take turns, so that other work on the machine falls on all alike.
 
 - full load: closed loop of 32 callers; calls per second, and per second of the processor's time that
@@ -38,7 +39,7 @@ import orjson
 import psutil
 import uvloop
 
-from bench.support.load import Client, Tally, http_request
+from bench.support.load import CALL_MARK, SESSION_MARK, Client, Tally, http_request
 from bench.support.peers import MODEL, TARGETS, Missing, Target, quick_teacher
 from bench.support.programs import Program, scratch
 from flows.demo.traffic import TrafficCall, sessions
@@ -203,15 +204,17 @@ def client(target: Target, calls: Sequence[TrafficCall], *, streamed: bool) -> C
         http_request(
             target.path,
             body_of(call, target.model, streamed),
-            [("x-session-id", f"s-{number // 3}"), ("Authorization", "Bearer none")],
+            [("x-session-id", f"s-{SESSION_MARK.decode()}"), ("Authorization", "Bearer none")],
         )
-        for number, call in enumerate(calls)
+        for call in calls
     ]
     return Client("127.0.0.1", target.port, requests)
 
 
 def body_of(call: TrafficCall, model: str, streamed: bool) -> bytes:
-    body: dict[str, Any] = {"model": model, "messages": call.messages}
+    *before, last = call.messages
+    marked = {**last, "content": f"{last['content']} ({CALL_MARK.decode()})"}
+    body: dict[str, Any] = {"model": model, "messages": [*before, marked]}
     if call.tools:
         body["tools"] = call.tools
     if call.response_format:

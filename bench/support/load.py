@@ -15,6 +15,9 @@ from typing import cast
 
 MAX_CONNECTIONS = 512
 CALL_SECONDS = 60.0
+CALL_MARK = b"@@call@@"
+SESSION_MARK = b"@@sess@@"
+_LETTERS = bytes.maketrans(b"0123456789", b"bdfgkmprtv")
 
 
 @dataclass
@@ -24,7 +27,7 @@ class Tally:
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     refused: int = 0
-    """Answers that were not 200, and connections that broke."""
+    """Answers that were not 200, connections that broke, and calls that found too many waiting."""
     wall_seconds: float = 0.0
 
 
@@ -97,7 +100,8 @@ class Client:
     """Connections to one target. For one event loop.
 
     Args:
-        requests: whole HTTP requests, sent in turn.
+        requests: whole HTTP requests, sent in turn. ``CALL_MARK`` in them becomes other eight letters
+            with every call and ``SESSION_MARK`` with every third, so that no call comes twice.
     """
 
     def __init__(self, host: str, port: int, requests: Sequence[bytes]) -> None:
@@ -147,8 +151,16 @@ class Client:
 
     async def _call(self, tally: Tally) -> None:
         connection = await self._take()
-        request = self._requests[self._next % len(self._requests)]
+        if connection is None:
+            tally.refused += 1
+            return
+        number = self._next
         self._next += 1
+        request = (
+            self._requests[number % len(self._requests)]
+            .replace(CALL_MARK, letters(number))
+            .replace(SESSION_MARK, letters(number // 3))
+        )
         sent = time.perf_counter()
         try:
             ok = await asyncio.wait_for(connection.send(request), CALL_SECONDS)
@@ -164,18 +176,26 @@ class Client:
         if connection.open:
             self._idle.append(connection)
 
-    async def _take(self) -> Connection:
+    async def _take(self) -> Connection | None:
+        """An idle connection, or a new one; None when the target keeps too many calls waiting."""
         while self._idle:
             connection = self._idle.pop()
             if connection.open:
                 return connection
         self._all = [one for one in self._all if one.open]
         if len(self._all) >= MAX_CONNECTIONS:
-            raise RuntimeError(f"the target keeps {MAX_CONNECTIONS} calls waiting: it is overloaded")
+            raise RuntimeError(
+                f"the target keeps {MAX_CONNECTIONS} calls waiting: it is overloaded"
+            )
         host, port = self._address
         _, made = await asyncio.get_running_loop().create_connection(Connection, host, port)
         self._all.append(made)
         return made
+
+
+def letters(number: int) -> bytes:
+    """Eight letters that stand for a number: digits would look like a phone number's."""
+    return (b"%08d" % (number % 10**8)).translate(_LETTERS)
 
 
 def http_request(path: str, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> bytes:

@@ -19,6 +19,17 @@ MAX_JSON_NESTING = 4
 _BASE64 = re.compile(r"data:[\w.+/-]{0,100};base64,[A-Za-z0-9+/=_-]*+")
 _PHONE_NAME = re.compile(r"(?i).{0,30}(?:phone|mobile|telephone|cell|fax|msisdn).{0,30}")
 
+# The API's own words, of which every call is full.
+# fmt: off
+_API_KEYS = frozenset({
+    "arguments", "choices", "completion_tokens", "content", "created", "description",
+    "finish_reason", "function", "id", "index", "logprobs", "max_tokens", "message", "messages",
+    "model", "name", "object", "parameters", "parallel_tool_calls", "prompt_tokens", "properties",
+    "required", "response_format", "role", "service_tier", "system_fingerprint", "temperature",
+    "tool_call_id", "tool_calls", "tool_choice", "tools", "total_tokens", "type", "usage",
+})
+# fmt: on
+
 # What is the same in every session comes first, so that it gets the same numbers in each.
 _CONSTANT_FIRST = ("tools", "functions", "response_format", "messages")
 
@@ -65,7 +76,7 @@ class Rewriting:
         return value
 
     def key(self, key: Any) -> Any:
-        return self._prose(key) if isinstance(key, str) else key
+        return self._prose(key) if isinstance(key, str) and key not in _API_KEYS else key
 
     def _string(self, name: str, text: str, nesting: int = MAX_JSON_NESTING) -> str:
         if nesting and text.lstrip(" \t\r\n")[:1] in ("{", "[", '"') and looks_like_json(text):

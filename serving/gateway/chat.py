@@ -50,6 +50,7 @@ class Chat:
             return await exchange.answer()
         except GatewayError as error:
             call.failed(error.status, error.code or error.kind)
+            self._answering.meanwhile(call)
             error.headers |= call.headers()
             raise
         except CallerGone:
@@ -94,6 +95,9 @@ class _Exchange:
             return await self._show(own)
         if call.hedged is not None:
             return await self._show_hedged(call.hedged)
+        # Not before the request is on its way: the first turn of the loop writes it.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._answering.meanwhile, call)
         if call.chat.stream:
             return await self._stream()
         body = self._answering.teacher_body(call)
@@ -105,6 +109,7 @@ class _Exchange:
             return None
         self._logged = True
         call = self._call
+        self._answering.meanwhile(call)
         self._calls.add(call.tenant, call.id, call.chat.session, call.response.get("id"))
         return self._answering.finish(call, self._headers)
 
@@ -164,6 +169,7 @@ class _Exchange:
                 kind = upstream.headers.get("Content-Type", "")
                 if upstream.status != 200 or "text/event-stream" not in kind:
                     return await self._pass_on(await read_reply(upstream))
+                self._answering.meanwhile(call)
                 response = web.StreamResponse(
                     headers={**_EVENT_STREAM, **passed_back(upstream.headers), **call.headers()}
                 )
