@@ -184,9 +184,7 @@ class Client:
                 return connection
         self._all = [one for one in self._all if one.open]
         if len(self._all) >= MAX_CONNECTIONS:
-            raise RuntimeError(
-                f"the target keeps {MAX_CONNECTIONS} calls waiting: it is overloaded"
-            )
+            return None
         host, port = self._address
         _, made = await asyncio.get_running_loop().create_connection(Connection, host, port)
         self._all.append(made)

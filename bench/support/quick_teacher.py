@@ -1,7 +1,9 @@
 """A mock teacher that answers at once, so that what is measured is whoever stands before it.
 
+A tool call where tools are offered, a record where a schema asks for one, else a text.
+
 ``python -m bench.support.quick_teacher PORT``: every POST is a chat completion; with ``"stream": true``
-in its body the answer comes in twenty events, a millisecond apart.
+in its body the answer is a text in twenty events, a millisecond apart.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from bench.support.load import letters
 
 EVENTS = 20
 EVENT_SECONDS = 0.001
-NUMBER = "#aaaaaaaa"
+NUMBER = "naaaaaaaa"
 _COUNT = count()
 
 
@@ -26,25 +28,36 @@ def _json(value: object) -> bytes:
     return orjson.dumps(value)
 
 
-_BODY = _json(
+def _whole(message: dict[str, object], reason: str = "stop") -> bytes:
+    body = _json(
+        {
+            "id": f"chatcmpl-{NUMBER}",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "big",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", **message},
+                    "finish_reason": reason,
+                }
+            ],
+            "usage": {"prompt_tokens": 200, "completion_tokens": 6, "total_tokens": 206},
+        }
+    )
+    head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head.encode() % len(body) + body
+
+
+_LABEL = _whole({"content": f"The label {NUMBER}"})
+_RECORD = _whole({"content": f'{{"order_id": "{NUMBER}", "items": [], "reason": "too large"}}'})
+_CALL = {"name": "HassTurnOn", "arguments": f'{{"area": "kitchen {NUMBER}", "domain": "light"}}'}
+_TOOL = _whole(
     {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "big",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": f"The light {NUMBER} is on."},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 200, "completion_tokens": 6, "total_tokens": 206},
-    }
-)
-_WHOLE = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(_BODY)
-    + _BODY
+        "content": None,
+        "tool_calls": [{"id": f"call_{NUMBER}", "type": "function", "function": _CALL}],
+    },
+    "tool_calls",
 )
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -92,7 +105,7 @@ class _Served(asyncio.Protocol):
             if body is None:
                 return
             self._data = rest
-            self._answer(b'"stream":true' in body.replace(b'": ', b'":'))
+            self._answer(body)
 
     def _body(self, head: bytes, after: bytes) -> tuple[bytes | None, bytes]:
         """The request's body if it is all there, and what follows it."""
@@ -105,12 +118,13 @@ class _Served(asyncio.Protocol):
             return (after[:end], after[end + 5 :]) if end >= 0 else (None, after)
         return b"", after
 
-    def _answer(self, streamed: bool) -> None:
+    def _answer(self, body: bytes) -> None:
         assert self._transport is not None
-        if not streamed:
+        if b'"stream":true' not in body and b'"stream": true' not in body:
+            whole = _TOOL if b'"tools"' in body else _RECORD if b'"json_schema"' in body else _LABEL
             # No two answers are the same: what was seen before is cheap to anonymize.
-            number = b"#" + letters(next(_COUNT))
-            self._transport.write(_WHOLE.replace(NUMBER.encode(), number))
+            number = b"n" + letters(next(_COUNT))
+            self._transport.write(whole.replace(NUMBER.encode(), number))
             return
         self._transport.write(_STREAM_HEAD + _FIRST)
         self._later(1)

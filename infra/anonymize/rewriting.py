@@ -66,9 +66,14 @@ class Rewriting:
             self.counts["TOO_DEEP"] += 1
             return None
         if isinstance(value, Mapping):
-            order = constant_first(value) if depth == 0 else value
+            if depth:
+                return {
+                    self.key(key): self.value(item, str(key), depth + 1)
+                    for key, item in value.items()
+                }
             changed = {
-                key: (self.key(key), self.value(value[key], str(key), depth + 1)) for key in order
+                key: (self.key(key), self.value(value[key], str(key), depth + 1))
+                for key in constant_first(value)
             }
             return dict(changed[key] for key in value)
         if isinstance(value, list | tuple):
