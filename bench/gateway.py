@@ -12,6 +12,7 @@ targets take turns, so that other work on the machine falls on all alike.
 - half load: calls at random moments, half as many as the target's full load, in turns with the same
   calls straight to the teacher; the difference of the percentiles is what the target adds.
 - streams: 4 callers at a time; time to the first byte of the answer's body.
+- route changes: from the commit of a change to both of two gateways' answering by it.
 
     python bench/gateway.py [--seconds 6] [--rounds 3] [--targets NAMES] [--quick] [--json FILE]
 
@@ -39,6 +40,7 @@ import orjson
 import psutil
 import uvloop
 
+from bench.support import route_changes as route_change
 from bench.support.load import CALL_MARK, SESSION_MARK, Client, Tally, http_request
 from bench.support.peers import MODEL, TARGETS, Missing, Target, quick_teacher
 from bench.support.programs import Program, scratch
@@ -85,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds, rounds = (2.0, 1) if options.quick else (options.seconds, options.rounds)
     with scratch("gateway") as folder:
         body = measure(folder, names, seconds, rounds)
+    body["route_change_seconds"] = route_changes(10 if options.quick else 100)
     text = json.dumps(body, indent=2)
     print(text)
     if options.json:
@@ -131,6 +134,17 @@ def measure(folder: Path, names: Sequence[str], seconds: float, rounds: int) -> 
         },
         "left_out": left_out,
     }
+
+
+def route_changes(changes: int) -> dict[str, Any]:
+    kinds: tuple[route_change.Kind, ...] = ("sqlite", "postgresql")
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        try:
+            found[kind] = asyncio.run(route_change.measure(changes, database=kind))
+        except FileNotFoundError as why:
+            found[kind] = str(why)
+    return found
 
 
 async def take_turns(
