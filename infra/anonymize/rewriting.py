@@ -65,7 +65,7 @@ class Rewriting:
             # Nobody nests this deep in earnest, and what is not looked at is not kept.
             self.counts["TOO_DEEP"] += 1
             return None
-        if isinstance(value, Mapping):
+        if isinstance(value, (dict, Mapping)):  # an abstract class alone is asked slowly
             if depth:
                 return {
                     self.key(key): self.value(item, str(key), depth + 1)
@@ -76,7 +76,7 @@ class Rewriting:
                 for key in constant_first(value)
             }
             return dict(changed[key] for key in value)
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             return [self.value(item, name, depth + 1) for item in value]
         return value
 
@@ -144,8 +144,5 @@ class Rewriting:
 
 def constant_first(value: Mapping[Any, Any]) -> list[Any]:
     """The keys of a request in the order in which its parts are given their numbers."""
-    return sorted(value, key=_rank)
-
-
-def _rank(key: Any) -> int:
-    return _CONSTANT_FIRST.index(key) if key in _CONSTANT_FIRST else len(_CONSTANT_FIRST)
+    first = [key for key in _CONSTANT_FIRST if key in value]
+    return [*first, *(key for key in value if key not in _CONSTANT_FIRST)]

@@ -32,6 +32,7 @@ MAX_KNOWN_PAIRS = 16384
 GRAMS_WEIGHT = 0.7
 PAIR_WEIGHT = 0.4
 """Of a word's character n-grams together, and of a pair of words, against a word's own weight of 1."""
+_GRAM_PREFIX = zlib.crc32(b"c ")
 _PIECES = re.compile(r"[^\W_]+", re.UNICODE)
 
 Vector = NDArray[np.float32]
@@ -130,7 +131,7 @@ def _row(text: str, dimensions: int) -> Vector:
 def _word(word: str, dimensions: int) -> tuple[tuple[int, float], ...]:
     """Where a word and its character n-grams count, and how much. The same words come in call after
     call."""
-    grams = [_place(f"c {gram}", dimensions) for gram in _grams(word[:40])]
+    grams = [_folded(value, dimensions) for value in _gram_sums(word[:40])]
     # Short words are mostly function words.
     weight = min(len(word), 6) / 6
     share = GRAMS_WEIGHT * weight / math.sqrt(len(grams)) if grams else 0.0
@@ -144,14 +145,28 @@ def _pair(first: str, second: str, dimensions: int) -> int:
     return _place(f"p {first} {second}", dimensions)
 
 
-def _grams(word: str) -> list[str]:
+def _gram_sums(word: str) -> list[int]:
+    """Check sums of a word's n-grams of three and four characters, each after a prefix of its own."""
     marked = f"^{word}$"
-    return [marked[i : i + n] for n in (3, 4) for i in range(len(marked) - n + 1)]
+    if marked.isascii():
+        letters = marked.encode()
+        cuts = [letters[i : i + n] for n in (3, 4) for i in range(len(letters) - n + 1)]
+    else:
+        cuts = [
+            marked[i : i + n].encode("utf-8", "surrogatepass")
+            for n in (3, 4)
+            for i in range(len(marked) - n + 1)
+        ]
+    return [zlib.crc32(cut, _GRAM_PREFIX) for cut in cuts]
 
 
 def _place(feature: str, dimensions: int) -> int:
     """Where a feature counts: its dimension plus one, negative where it counts against."""
+    return _folded(zlib.crc32(feature.encode("utf-8", "surrogatepass")), dimensions)
+
+
+def _folded(check_sum: int, dimensions: int) -> int:
     # crc32 is linear in its input; the multiplication (Knuth's constant) spreads it over all bits.
-    value = (zlib.crc32(feature.encode("utf-8", "surrogatepass")) * 2654435761) & 0xFFFFFFFF
+    value = (check_sum * 2654435761) & 0xFFFFFFFF
     index = (value >> 1) % dimensions + 1
     return index if value >> 31 else -index
