@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from infra.anonymize.finding import Finding, Recognizer
 from infra.anonymize.json_text import looks_like_json, rewrite
@@ -114,6 +114,13 @@ class Anonymizer:
         )
 
 
+class Redacted(NamedTuple):
+    """A request without personal data, and how often what kind of it was replaced."""
+
+    request: dict[str, Any]
+    counts: Counter[str]
+
+
 class Scope:
     """The placeholders of one session. Thread-safe; made by ``Anonymizer.scope()``."""
 
@@ -143,8 +150,11 @@ class Scope:
 
     def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """An OpenAI request. Its constant parts get the same numbers in every session."""
-        changed: dict[str, Any] = self.value(dict(request))
-        return changed
+        return self.redacted(request).request
+
+    def redacted(self, request: Mapping[str, Any]) -> Redacted:
+        """``request``, with what was found: what ``fields`` takes, so that it need not look again."""
+        return Redacted(*self._run(dict(request)))
 
     def record(self, record: Log) -> Log:
         """A log record without personal data; says by which policy and how much was found.
@@ -174,14 +184,21 @@ class Scope:
         )
         return _with(record, changes)
 
-    def fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``record`` does, for a call record in its stored form: JSON values by field name."""
+    def fields(self, fields: Mapping[str, Any], known: Redacted | None = None) -> dict[str, Any]:
+        """What ``record`` does, for a call record in its stored form: JSON values by field name.
+
+        Args:
+            known: what this scope made of the record's request.
+        """
         if not self._anonymizer.settings.enabled:
             return dict(fields)
         counts = Counter(fields["anonymization"]["counts"])
         changed = dict(fields)
+        if known is not None:
+            changed["request"] = known.request
+            counts.update(known.counts)
         for name in _OPEN_FIELDS:
-            if fields[name] is not None:
+            if fields[name] is not None and (name != "request" or known is None):
                 changed[name], found = self._run(fields[name])
                 counts.update(found)
         changed["session"] = self._name(fields["session"], "s", counts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from infra.anonymize.credentials import (
@@ -46,39 +46,63 @@ TOKEN_MARKS = (
 _PASSWORD_WORDS = ("pass", "pwd", "secret", "api", "token")
 _DIGITS = b"0123456789"
 
-Needed = Callable[[str, int], bool]
-
 
 class Structured:
-    """The recognizers, the most trusted first: what has a fixed form before what is guessed.
-
-    Most texts hold nothing of most kinds. Each recognizer comes with a cheap condition on the text and
-    on the number of its (ASCII) digits, without which it finds nothing.
-    """
+    """The recognizers, the most trusted first: what has a fixed form before what is guessed."""
 
     def __init__(self, region: str) -> None:
-        self._all: tuple[tuple[Recognizer, Needed], ...] = (
-            (find_private_keys, lambda text, _: "PRIVATE KEY" in text),
-            (find_tokens, lambda text, _: _may_hold_token(text)),
-            (find_url_credentials, lambda text, _: "://" in text and "@" in text),
-            (find_mail, lambda text, _: "@" in text or "%40" in text),
-            (find_accounts, lambda _, digits: digits >= 2),
-            (find_cards, lambda _, digits: digits >= 13),
-            (find_hardware_addresses, lambda text, _: _may_hold_hardware_address(text)),
-            (find_addresses, lambda text, digits: _may_hold_address(text, digits)),
-            (find_social_security, lambda _, digits: digits >= 9),
-            (find_passwords, lambda text, _: _may_hold_password(text)),
-            (partial(find_phones, region=region), lambda _, digits: digits >= 7),
-        )
+        self._find_phones: Recognizer = partial(find_phones, region=region)
 
     def every(self) -> tuple[Recognizer, ...]:
-        return tuple(recognizer for recognizer, _ in self._all)
+        return (
+            find_private_keys,
+            find_tokens,
+            find_url_credentials,
+            find_mail,
+            find_accounts,
+            find_cards,
+            find_hardware_addresses,
+            find_addresses,
+            find_social_security,
+            find_passwords,
+            self._find_phones,
+        )
 
-    def worth_asking(self, text: str) -> tuple[Recognizer, ...]:
-        """Those that may find something in this text."""
+    def worth_asking(self, text: str) -> list[Recognizer]:
+        """Those that may find something in this text, in their order.
+
+        Most texts hold nothing of most kinds, and each recognizer finds nothing without a mark that is
+        cheap to look for.
+        """
         plain = text.encode("ascii", "ignore")
         digits = len(plain) - len(plain.translate(None, _DIGITS))
-        return tuple(recognizer for recognizer, needed in self._all if needed(text, digits))
+        low = text.lower()
+        asked: list[Recognizer] = []
+        if "PRIVATE KEY" in text:
+            asked.append(find_private_keys)
+        if "bearer" in low or any(mark in text for mark in TOKEN_MARKS):
+            asked.append(find_tokens)
+        if "@" in text and "://" in text:
+            asked.append(find_url_credentials)
+        if "@" in text or "%40" in text:
+            asked.append(find_mail)
+        if digits >= 2:
+            asked.append(find_accounts)
+        if digits >= 13:
+            asked.append(find_cards)
+        colons = text.count(":")
+        if colons >= 5 or text.count("-") >= 5:
+            asked.append(find_hardware_addresses)
+        if colons >= 2 or (digits >= 4 and text.count(".") >= 3):
+            asked.append(find_addresses)
+        if digits >= 9:
+            asked.append(find_social_security)
+        # Letters beyond ASCII may equal ASCII ones where case is ignored.
+        if len(plain) < len(text) or any(word in low for word in _PASSWORD_WORDS):
+            asked.append(find_passwords)
+        if digits >= 7:
+            asked.append(self._find_phones)
+        return asked
 
 
 def structured(region: str) -> tuple[Recognizer, ...]:
@@ -89,26 +113,3 @@ def structured(region: str) -> tuple[Recognizer, ...]:
 def find(text: str, recognizers: Sequence[Recognizer]) -> list[Finding]:
     """What the recognizers see, without overlaps, in order of place."""
     return settle(recognizer(text) for recognizer in recognizers)
-
-
-def _may_hold_token(text: str) -> bool:
-    for mark in TOKEN_MARKS:
-        if mark in text:
-            return True
-    return "bearer" in text.lower()
-
-
-def _may_hold_password(text: str) -> bool:
-    if not text.isascii():
-        # Letters beyond ASCII may equal ASCII ones where case is ignored.
-        return True
-    low = text.lower()
-    return any(word in low for word in _PASSWORD_WORDS)
-
-
-def _may_hold_hardware_address(text: str) -> bool:
-    return text.count(":") >= 5 or text.count("-") >= 5
-
-
-def _may_hold_address(text: str, digits: int) -> bool:
-    return (digits >= 4 and text.count(".") >= 3) or text.count(":") >= 2

@@ -19,6 +19,17 @@ MAX_JSON_NESTING = 4
 _BASE64 = re.compile(r"data:[\w.+/-]{0,100};base64,[A-Za-z0-9+/=_-]*+")
 _PHONE_NAME = re.compile(r"(?i).{0,30}(?:phone|mobile|telephone|cell|fax|msisdn).{0,30}")
 
+# The API's own words, of which every call is full.
+# fmt: off
+_API_KEYS = frozenset({
+    "arguments", "choices", "completion_tokens", "content", "created", "description",
+    "finish_reason", "function", "id", "index", "logprobs", "max_tokens", "message", "messages",
+    "model", "name", "object", "parameters", "parallel_tool_calls", "prompt_tokens", "properties",
+    "required", "response_format", "role", "service_tier", "system_fingerprint", "temperature",
+    "tool_call_id", "tool_calls", "tool_choice", "tools", "total_tokens", "type", "usage",
+})
+# fmt: on
+
 # What is the same in every session comes first, so that it gets the same numbers in each.
 _CONSTANT_FIRST = ("tools", "functions", "response_format", "messages")
 
@@ -54,18 +65,23 @@ class Rewriting:
             # Nobody nests this deep in earnest, and what is not looked at is not kept.
             self.counts["TOO_DEEP"] += 1
             return None
-        if isinstance(value, Mapping):
-            order = constant_first(value) if depth == 0 else value
+        if isinstance(value, (dict, Mapping)):  # an abstract class alone is asked slowly
+            if depth:
+                return {
+                    self.key(key): self.value(item, str(key), depth + 1)
+                    for key, item in value.items()
+                }
             changed = {
-                key: (self.key(key), self.value(value[key], str(key), depth + 1)) for key in order
+                key: (self.key(key), self.value(value[key], str(key), depth + 1))
+                for key in constant_first(value)
             }
             return dict(changed[key] for key in value)
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             return [self.value(item, name, depth + 1) for item in value]
         return value
 
     def key(self, key: Any) -> Any:
-        return self._prose(key) if isinstance(key, str) else key
+        return self._prose(key) if isinstance(key, str) and key not in _API_KEYS else key
 
     def _string(self, name: str, text: str, nesting: int = MAX_JSON_NESTING) -> str:
         if nesting and text.lstrip(" \t\r\n")[:1] in ("{", "[", '"') and looks_like_json(text):
@@ -128,8 +144,5 @@ class Rewriting:
 
 def constant_first(value: Mapping[Any, Any]) -> list[Any]:
     """The keys of a request in the order in which its parts are given their numbers."""
-    return sorted(value, key=_rank)
-
-
-def _rank(key: Any) -> int:
-    return _CONSTANT_FIRST.index(key) if key in _CONSTANT_FIRST else len(_CONSTANT_FIRST)
+    first = [key for key in _CONSTANT_FIRST if key in value]
+    return [*first, *(key for key in value if key not in _CONSTANT_FIRST)]

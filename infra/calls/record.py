@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-from uuid6 import uuid7
+from uuid_utils import uuid7
 
 SCHEMA_VERSION = 1
 

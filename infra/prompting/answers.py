@@ -12,8 +12,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import orjson
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
 from referencing import Registry
@@ -22,6 +24,7 @@ from referencing.exceptions import Unresolvable
 from infra.calls.record import Checks, new_id
 
 MAX_ANSWER_CHARACTERS = 200_000
+MAX_KNOWN_SCHEMAS = 512
 CUT_OFF = "cut off at the token limit"
 # The default registry would fetch whatever URL a caller's schema refers to.
 _NO_FETCHING: Registry[Any] = Registry()
@@ -140,9 +143,24 @@ def _schema(request: Mapping[str, Any]) -> Any:
     return {"type": "object"} if form.get("type") == "json_object" else None
 
 
+def _validator_of(schema: Any) -> Draft202012Validator:
+    try:
+        said = orjson.dumps(schema)
+    except TypeError:  # whole numbers beyond 64 bits: nothing that comes often
+        return Draft202012Validator(schema, registry=_NO_FETCHING)
+    return _validator(said)
+
+
+@lru_cache(maxsize=MAX_KNOWN_SCHEMAS)
+def _validator(schema: bytes) -> Draft202012Validator:
+    """The same few schemas come with call after call. They are kept by what they say: a caller's
+    object may change."""
+    return Draft202012Validator(orjson.loads(schema), registry=_NO_FETCHING)
+
+
 def _schema_problem(value: Any, schema: Any) -> str | None:
     try:
-        Draft202012Validator(schema, registry=_NO_FETCHING).validate(value)
+        _validator_of(schema).validate(value)
     except ValidationError as error:
         # The message quotes the value, which may be personal: name the rule and the place instead.
         return f"breaks {error.validator} at {'/'.join(map(str, error.absolute_path)) or 'top'}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -27,6 +28,11 @@ DIMENSIONS = 512
 MAX_PROMPT_WORDS = 400
 MAX_PROMPT_CHARACTERS = 20_000
 MAX_KNOWN_WORDS = 8192
+MAX_KNOWN_PAIRS = 16384
+GRAMS_WEIGHT = 0.7
+PAIR_WEIGHT = 0.4
+"""Of a word's character n-grams together, and of a pair of words, against a word's own weight of 1."""
+_GRAM_PREFIX = zlib.crc32(b"c ")
 _PIECES = re.compile(r"[^\W_]+", re.UNICODE)
 
 Vector = NDArray[np.float32]
@@ -56,6 +62,8 @@ def embed(texts: Iterable[str], dimensions: int = DIMENSIONS) -> Vector:
     cosine distance to everything is 1.
     """
     rows = [_row(text, dimensions) for text in texts]
+    if len(rows) == 1:
+        return rows[0][np.newaxis]
     return np.stack(rows) if rows else np.zeros((0, dimensions), dtype=np.float32)
 
 
@@ -69,7 +77,7 @@ class Centred(Protocol):
     """What a task needs to be found by embedding."""
 
     @property
-    def centroid(self) -> Sequence[float]: ...
+    def centroid(self) -> Sequence[float] | NDArray[np.float64]: ...
 
     @property
     def radius(self) -> float: ...
@@ -99,51 +107,66 @@ def nearest(embedding: Vector | Sequence[float], tasks: Iterable[T]) -> T | None
 def _row(text: str, dimensions: int) -> Vector:
     words: list[str] = []
     for token in stable_words(text, MAX_PROMPT_WORDS):
-        words += _PIECES.findall(token)
-    counts: Counter[str] = Counter(words)
-    pairs: Counter[str] = Counter(f"{a} {b}" for a, b in pairwise(words))
-    sums = [0.0] * dimensions
-    for word, count in counts.items():
-        # Short words are mostly function words; a repeated word says little more than one.
-        weight = (1 + math.log(count)) * min(len(word), 6) / 6
-        whole, *grams = _places(word, dimensions)
-        _add(sums, whole, weight)
-        if grams:
-            share = 0.7 * weight / math.sqrt(len(grams))
-            for place in grams:  # the innermost loop: no call in it
-                if place > 0:
-                    sums[place - 1] += share
-                else:
-                    sums[-place - 1] -= share
-    for pair, count in pairs.items():
-        _add(sums, _place(f"p {pair}", dimensions), 0.4 * (1 + math.log(count)))
-    vector = np.asarray(sums, dtype=np.float64)
-    norm = float(np.linalg.norm(vector))
+        words += (token,) if token.isalnum() else _PIECES.findall(token)
+    # An array's memory becomes numpy's as it is; additions of single numbers are quicker in Python.
+    sums = array("d", bytes(8 * dimensions))
+    for word, count in Counter(words).items():
+        # A repeated word says little more than one.
+        times = 1.0 if count == 1 else 1 + math.log(count)
+        for place, weight in _word(word, dimensions):
+            sums[place] += times * weight
+    for (first, second), count in Counter(pairwise(words)).items():
+        weight = PAIR_WEIGHT if count == 1 else PAIR_WEIGHT * (1 + math.log(count))
+        place = _pair(first, second, dimensions)
+        if place > 0:
+            sums[place - 1] += weight
+        else:
+            sums[-place - 1] -= weight
+    vector = np.frombuffer(sums)
+    norm = math.sqrt(float(vector @ vector))
     return (vector / norm if norm > 0 else vector).astype(np.float32)
 
 
 @lru_cache(maxsize=MAX_KNOWN_WORDS)
-def _places(word: str, dimensions: int) -> tuple[int, ...]:
-    """Places of a word and of its character n-grams. The same words come in call after call."""
-    grams = (f"c {gram}" for gram in _grams(word[:40]))
-    return tuple(_place(feature, dimensions) for feature in (f"w {word}", *grams))
+def _word(word: str, dimensions: int) -> tuple[tuple[int, float], ...]:
+    """Where a word and its character n-grams count, and how much. The same words come in call after
+    call."""
+    grams = [_folded(value, dimensions) for value in _gram_sums(word[:40])]
+    # Short words are mostly function words.
+    weight = min(len(word), 6) / 6
+    share = GRAMS_WEIGHT * weight / math.sqrt(len(grams)) if grams else 0.0
+    whole = _place(f"w {word}", dimensions)
+    weighed = [(whole, weight), *((gram, share) for gram in grams)]
+    return tuple((abs(place) - 1, math.copysign(much, place)) for place, much in weighed)
 
 
-def _grams(word: str) -> list[str]:
+@lru_cache(maxsize=MAX_KNOWN_PAIRS)
+def _pair(first: str, second: str, dimensions: int) -> int:
+    return _place(f"p {first} {second}", dimensions)
+
+
+def _gram_sums(word: str) -> list[int]:
+    """Check sums of a word's n-grams of three and four characters, each after a prefix of its own."""
     marked = f"^{word}$"
-    return [marked[i : i + n] for n in (3, 4) for i in range(len(marked) - n + 1)]
+    if marked.isascii():
+        letters = marked.encode()
+        cuts = [letters[i : i + n] for n in (3, 4) for i in range(len(letters) - n + 1)]
+    else:
+        cuts = [
+            marked[i : i + n].encode("utf-8", "surrogatepass")
+            for n in (3, 4)
+            for i in range(len(marked) - n + 1)
+        ]
+    return [zlib.crc32(cut, _GRAM_PREFIX) for cut in cuts]
 
 
 def _place(feature: str, dimensions: int) -> int:
     """Where a feature counts: its dimension plus one, negative where it counts against."""
+    return _folded(zlib.crc32(feature.encode("utf-8", "surrogatepass")), dimensions)
+
+
+def _folded(check_sum: int, dimensions: int) -> int:
     # crc32 is linear in its input; the multiplication (Knuth's constant) spreads it over all bits.
-    value = (zlib.crc32(feature.encode("utf-8", "surrogatepass")) * 2654435761) & 0xFFFFFFFF
+    value = (check_sum * 2654435761) & 0xFFFFFFFF
     index = (value >> 1) % dimensions + 1
     return index if value >> 31 else -index
-
-
-def _add(sums: list[float], place: int, weight: float) -> None:
-    if place > 0:
-        sums[place - 1] += weight
-    else:
-        sums[-place - 1] -= weight

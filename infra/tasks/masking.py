@@ -10,7 +10,7 @@ rather than replacing makes the number of tokens of a value irrelevant.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 MAX_WORDS = 4000
@@ -23,6 +23,9 @@ _SECRET = re.compile(
     r"(?i)(?:pass(?:word|wd|phrase|code)|pwd|secret|api[_ -]?key|token)"
     r"(?:[\"']?\s{0,3}[:=]\s{0,3}|\s{1,3}is:?\s{1,3})[\"']?[^\s\"',;]{1,200}"
 )
+_SECRET_NAMES = ("pass", "pwd", "secret", "api", "token")
+"""One of them is in everything that _SECRET finds."""
+_LONG = 28
 _VARIABLE = re.compile(
     r"""\d                                   # numbers, dates, times, ids, most keys
     |@|://                                   # addresses
@@ -55,10 +58,12 @@ def stable_words(text: str, limit: int = MAX_WORDS) -> Iterator[str]:
     kept = 0
     if "-----BEGIN" in text:
         text = _KEY_BLOCK.sub(" ", text)
-    text = _SECRET.sub(" ", text)
-    for match in _TOKEN.finditer(text):
-        token = match.group()
-        if _VARIABLE.search(token):
+    low = text.lower()
+    if any(name in low for name in _SECRET_NAMES):
+        text = _SECRET.sub(" ", text)
+    for token in _tokens(text):
+        # Letters alone are no variable, unless there are very many.
+        if not (len(token) < _LONG and token.isalpha()) and _VARIABLE.search(token):
             continue
         word = token.strip(_EDGE).lower()
         if not word or word in _CALENDAR:
@@ -67,6 +72,12 @@ def stable_words(text: str, limit: int = MAX_WORDS) -> Iterator[str]:
         kept += 1
         if kept >= limit:
             return
+
+
+def _tokens(text: str) -> Iterable[str]:
+    if len(text) <= _CACHED_CHARACTERS:
+        return text.split()
+    return (match.group() for match in _TOKEN.finditer(text))
 
 
 def mask(text: str, limit: int = MAX_WORDS) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections import OrderedDict
@@ -113,7 +114,11 @@ class Answering:
             TextTurnedBad: the caller has part of a text that must not be finished.
         """
         look = not self._small.too_long(call.chat.size_bytes)
-        call.routed = self.router().route(call.chat.body, call.chat.tag, call.tenant, look=look)
+        router = self.router()
+        if look and router.leaves_to_teacher(call.chat.body, call.chat.tag):
+            call.undecided = router
+            return None
+        call.routed = router.route(call.chat.body, call.chat.tag, call.tenant, look=look)
         call.assignment = await self._assign(call)
         if call.assignment.answerer is not None and self._was_aborted(call):
             # Its arm stays: what the abort cost is the arm's to answer for.
@@ -161,6 +166,18 @@ class Answering:
         self._guard(call, small)
         call.escalation = call.escalation or small.escalation
         return None
+
+    def meanwhile(self, call: Call) -> None:
+        """What the caller's answer does not depend on, for the time that the teacher takes.
+
+        Cheap the second time. What fails here is tried again when the record is made.
+        """
+        router, call.undecided = call.undecided, None
+        if router is not None:
+            call.routed = router.route(call.chat.body, None, call.tenant)
+        if call.redacted is None and call.chat.size_bytes <= INLINE_BYTES:
+            with contextlib.suppress(Exception):
+                call.redacted = self._scope(call).redacted(call.chat.logged())
 
     def teacher_body(self, call: Call, *, whole: bool = False) -> dict[str, Any]:
         """The request for the teacher; ``whole``: not streamed."""
@@ -301,7 +318,7 @@ class Answering:
         teacher, small = self.settings.teacher.model, self.settings.engine.base_model
 
         def make() -> StoredLine:
-            return stored_fields(scope.fields(call.fields(teacher, small)))
+            return stored_fields(scope.fields(call.fields(teacher, small), call.redacted))
 
         held = call.chat.size_bytes + call.answer_bytes + 4096
         return self._recorder.put(make, held, provisional=provisional)
@@ -309,13 +326,13 @@ class Answering:
     async def _redacted(self, call: Call) -> dict[str, Any]:
         """The request as the small model sees it. A long one in a thread."""
         if call.redacted is None:
-            make, request = self._scope(call).request, call.chat.logged()
+            make, request = self._scope(call).redacted, call.chat.logged()
             if call.chat.size_bytes <= INLINE_BYTES:
                 call.redacted = make(request)
             else:
                 loop = asyncio.get_running_loop()
                 call.redacted = await loop.run_in_executor(self._redactor, make, request)
-        return call.redacted
+        return call.redacted.request
 
     def _scope(self, call: Call) -> Scope:
         return self.scopes.of(call.tenant, call.chat.session)

@@ -8,12 +8,13 @@ from datetime import datetime
 from time import perf_counter
 from typing import Any
 
+from infra.anonymize.anonymizer import Redacted
 from infra.calls.record import SCHEMA_VERSION, Checks, OtherAnswer, new_id, utc_now
 from infra.prompting.answers import check_answer
 from serving.gateway.arms import TEACHER, Assignment
 from serving.gateway.cascade import Small
 from serving.gateway.intake import ChatRequest
-from serving.gateway.routing import Routed
+from serving.gateway.routing import Routed, Router
 from serving.gateway.upstream import Reply
 
 CALL_HEADER = "x-nightschool-call-id"
@@ -34,8 +35,10 @@ class Call:
     started: float = field(default_factory=perf_counter)
     small: Small | None = None
     """What the model asked first said, shown or not."""
-    redacted: dict[str, Any] | None = None
-    """The request as the small model sees it."""
+    undecided: Router | None = None
+    """Who is still to say the task, which does not matter to who answers."""
+    redacted: Redacted | None = None
+    """The request as the small model sees it and the log keeps it."""
     escalation: str | None = None
     hedged: Reply | None = None
     """The teacher's answer that overtook a slow small model."""

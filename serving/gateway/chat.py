@@ -62,6 +62,7 @@ class Chat:
             return await exchange.answer()
         except GatewayError as error:
             call.failed(error.status, error.code or error.kind)
+            self._answering.meanwhile(call)
             error.headers |= call.headers()
             raise
         except CallerGone:
@@ -108,6 +109,9 @@ class _Exchange:
             return await self._show(own)
         if call.hedged is not None:
             return await self._show_hedged(call.hedged)
+        # Not before the request is on its way: the first turn of the loop writes it.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._answering.meanwhile, call)
         if call.chat.stream:
             return await self._stream()
         body = self._answering.teacher_body(call)
@@ -121,6 +125,7 @@ class _Exchange:
         call = self._call
         if self._done is not None:
             self._done(call)
+        self._answering.meanwhile(call)
         self._calls.add(call.tenant, call.id, call.chat.session, call.response.get("id"))
         return self._answering.finish(call, self._headers)
 
@@ -180,6 +185,7 @@ class _Exchange:
                 kind = upstream.headers.get("Content-Type", "")
                 if upstream.status != 200 or "text/event-stream" not in kind:
                     return await self._pass_on(await read_reply(upstream))
+                self._answering.meanwhile(call)
                 response = web.StreamResponse(
                     headers={**_EVENT_STREAM, **passed_back(upstream.headers), **call.headers()}
                 )

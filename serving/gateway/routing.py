@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,17 @@ class Routed:
         )
 
 
+class Exact(NamedTuple):
+    """A task with its centroid as an array, which a call need not make from the numbers again."""
+
+    task: TaskRoute
+    centroid: NDArray[np.float64]
+
+    @property
+    def radius(self) -> float:
+        return self.task.radius
+
+
 class Alike:
     """Tasks of one structure, told apart by their centroids.
 
@@ -77,6 +88,11 @@ class Alike:
         self._matrix: NDArray[np.float32] = (
             before._matrix if before is not None and same else _columns(self._centroids)
         )
+        kept = before._exact if before is not None and same else None
+        self._exact: list[Exact] = [
+            Exact(task, kept[number].centroid if kept else np.asarray(task.centroid))
+            for number, task in enumerate(self._with_centroid)
+        ]
         # A centroid of another length is a column of zeros; its radius must not let it claim anything.
         self._reach: NDArray[np.float32] = np.asarray(
             [
@@ -95,8 +111,8 @@ class Alike:
         if not self._with_centroid:
             return None
         prompt = vector(self.dimensions)
-        if len(self._with_centroid) == 1:
-            return nearest(prompt, self._with_centroid)
+        if len(self._exact) == 1:
+            return _task(nearest(prompt, self._exact))
         # A prompt touches a fifth of the dimensions. Not `@`: a BLAS would wake its threads for this.
         touched = np.flatnonzero(prompt)
         distances = 1.0 - np.einsum("ij,i->j", self._matrix[touched], prompt[touched])
@@ -104,11 +120,11 @@ class Alike:
         if not len(claimed):
             return None
         close = claimed[distances[claimed] <= distances[claimed].min() + 2 * ROUNDING]
-        found = nearest(prompt, [self._with_centroid[index] for index in close])
+        found = nearest(prompt, [self._exact[index] for index in close])
         if found is None:
             # Only what lay within the rounding claimed it: ask everybody who might.
-            found = nearest(prompt, [self._with_centroid[index] for index in claimed])
-        return found
+            found = nearest(prompt, [self._exact[index] for index in claimed])
+        return _task(found)
 
     @property
     def only(self) -> TaskRoute | None:
@@ -142,6 +158,13 @@ class Router:
             signatures[task.signature, task.tenant].append(task)
             if task.frame:
                 frames[task.frame, task.tenant].append(task)
+        # Of whichever tenant: rather too many than too few.
+        self._served = {
+            structure
+            for groups in (signatures, frames)
+            for (structure, _), group in groups.items()
+            if any(task.adapters() for task in group)
+        }
         self._by_signature: Groups = _groups(signatures, before._by_signature if before else {})
         self._by_frame: Groups = _groups(frames, before._by_frame if before else {})
         self._decided: Remembered[TaskRoute | None] = Remembered(MAX_DECIDED)
@@ -178,6 +201,19 @@ class Router:
         same = task.signature == found.signature
         return _for(Routed(task, how, same, same or task.frame == found.frame), tenant)
 
+    def leaves_to_teacher(self, request: Mapping[str, Any], tag: str | None) -> bool:
+        """Whether no task that ``route`` could find has an adapter, whatever the prompt says.
+
+        The teacher can then be asked before the task is known. False where that is not known cheaply.
+        """
+        if tag is not None or not self._by_id:
+            return False
+        model = request.get("model")
+        if isinstance(model, str) and self.named(model) is not None:
+            return False
+        found = _structures.of(request)
+        return not (found.signature in self._served or found.frame in self._served)
+
     def _explicit(
         self, request: Mapping[str, Any], tag: str | None, tenant: str
     ) -> tuple[TaskRoute | None, How]:
@@ -205,6 +241,10 @@ class Router:
 
         key = b"%d:%d:%b" % (id(groups[0]), id(groups[-1]), prompt)
         return self._decided.get(key, decide)
+
+
+def _task(found: Exact | None) -> TaskRoute | None:
+    return found.task if found is not None else None
 
 
 def _groups(tasks: Mapping[Owned, list[TaskRoute]], before: Mapping[Owned, Alike]) -> Groups:
