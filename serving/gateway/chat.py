@@ -123,9 +123,9 @@ class _Exchange:
             return None
         self._logged = True
         call = self._call
+        self._answering.meanwhile(call)
         if self._done is not None:
             self._done(call)
-        self._answering.meanwhile(call)
         self._calls.add(call.tenant, call.id, call.chat.session, call.response.get("id"))
         return self._answering.finish(call, self._headers)
 

@@ -23,6 +23,8 @@ Json = dict[str, Any]
 _TEXT: Json = {"type": ["string", "null"]}
 _OPTIONAL_OBJECT: Json = {"type": ["object", "null"]}
 _MODEL = "^[A-Za-z0-9][A-Za-z0-9_.:@~-]{0,199}$"
+# More is printable than this; what is, depends on the release of Unicode.
+_TAG: Json = {"maxLength": MAX_TAG_CHARACTERS, "pattern": "^[ -~]*$"}
 _NUMBER: Json = {"type": "integer", "minimum": 0}
 
 
@@ -105,7 +107,7 @@ def _chat() -> Json:
         "summary": "Answer a conversation: by a small model where one is sure, else by the large one.",
         "parameters": [
             _header(SESSION_HEADER, "The agent's run: its calls stay on one side of a rollout"),
-            _header(TASK_HEADER, "The task's tag, where the caller knows it", MAX_TAG_CHARACTERS),
+            _header(TASK_HEADER, "The task's tag, where the caller knows it", _TAG),
         ],
         "requestBody": _body("ChatRequest"),
         "responses": {
@@ -159,11 +161,7 @@ def _schemas() -> Json:
                 "metadata": _OPTIONAL_OBJECT
                 | {
                     "properties": {
-                        "task": {
-                            "type": ["string", "null"],
-                            "maxLength": MAX_TAG_CHARACTERS,
-                            "pattern": "^[ -~]*$",
-                        },
+                        "task": {**_TAG, "type": ["string", "null"]},
                         "session_id": _TEXT,
                     }
                 },
@@ -307,6 +305,6 @@ def _errors(*statuses: int) -> Json:
     return {str(status): _answer(_ref("Error"), "OpenAI's error object") for status in statuses}
 
 
-def _header(name: str, description: str, most: int | None = None) -> Json:
-    schema: Json = {"type": "string"} if most is None else {"type": "string", "maxLength": most}
+def _header(name: str, description: str, limits: Json | None = None) -> Json:
+    schema: Json = {"type": "string", **(limits or {})}
     return {"name": name, "in": "header", "description": description, "schema": schema}
