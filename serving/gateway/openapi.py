@@ -162,7 +162,7 @@ def _schemas() -> Json:
                 | {
                     "properties": {
                         "task": {**_TAG, "type": ["string", "null"]},
-                        "session_id": _TEXT,
+                        "session_id": {},
                     }
                 },
                 "response_format": _OPTIONAL_OBJECT,

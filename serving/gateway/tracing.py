@@ -241,6 +241,5 @@ def _ended(span: Span, status: int, kind: str = "") -> None:
 
 
 def _set(span: Span, attributes: Mapping[str, Any]) -> None:
-    for name, value in attributes.items():
-        if value is not None:
-            span.set_attribute(name, value)
+    # At once: each setting takes the span's lock.
+    span.set_attributes({name: value for name, value in attributes.items() if value is not None})

@@ -264,6 +264,28 @@ class TestActing:
         assert parsed(run("keys", "list", "--json"))[0]["revoked"] is not None
         assert "no key begins with" in run("keys", "revoke", "0123456789ab", status=3).stderr
 
+    def test_limits_of_a_key_are_set_changed_and_taken_away(self, run: Run, empty: Database):
+        limits = ["--requests-per-minute", "60", "--expires", "2999-01-31T12:00:00Z"]
+        made = run("keys", "create", "--role", "operate", *limits).stdout.strip()
+        found = find_key(empty, made)
+        assert found is not None and found.expires is not None
+        assert (found.role, found.requests_per_minute, found.expires.year) == ("operate", 60, 2999)
+        said = run("keys", "limit", found.id, "--tokens-per-minute", "9000", "--expires", "none")
+        assert "tokens_per_minute 9000" in said.stdout and "expires none" in said.stdout
+        (row,) = parsed(run("keys", "list", "--json"))
+        assert (row["requests_per_minute"], row["tokens_per_minute"]) == (60, 9000)
+        assert row["expires"] is None
+        for wrong, why in (
+            (("--tokens-per-minute", "many"), "neither a number nor none"),
+            (("--tokens-per-minute", "0"), "from 1"),
+            (("--expires", "tomorrow"), "is no time"),
+            (("--expires", "2020-01-01T00:00:00Z"), "future"),
+            (("--expires", "2999-01-01T00:00:00"), "time zone"),
+            ((), "which limit"),
+        ):
+            assert why in run("keys", "limit", found.id, *wrong, status=2).stderr
+        assert "no key" in run("keys", "limit", "0" * 12, *limits, status=3).stderr
+
     def test_a_key_that_cannot_be(self, run: Run, empty: Database):
         assert "tenant has 1 to 100" in run("keys", "create", "--tenant", " ", status=2).stderr
         assert "Invalid value for '--role'" in run("keys", "create", "--role", "x", status=2).stderr

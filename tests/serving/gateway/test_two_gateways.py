@@ -17,7 +17,7 @@ from bench.support.programs import Postgres, Program, gateway, has_postgres, scr
 from infra.database.open import Database
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
-from serving.registry.keys import create_key, hash_key, revoke_key
+from serving.registry.keys import create_key, hash_key, limit_key, revoke_key
 from serving.registry.registry import Registry
 from tests.serving.gateway.upstreams import EngineServer, TeacherServer
 from tests.serving.gateway.world import (
@@ -176,13 +176,21 @@ async def test_what_one_gateway_does_the_other_follows(
         rollback(registry, "lights", "teacher", **who)
         await running.both_answer_by("teacher", key)
 
+        # A limit, which each gateway counts for itself, and its end.
+        async def says(status: int) -> None:
+            async def so(program: Program) -> bool:
+                return (await running.ask(program, key))[0] == status
+
+            await running.both_say(so)
+
+        limit_key(database, hash_key(key)[:12], {"requests_per_minute": 1})
+        await says(429)
+        limit_key(database, hash_key(key)[:12], {"requests_per_minute": None})
+        await says(200)
+
         # A revoked key.
         revoke_key(database, hash_key(key)[:12])
-
-        async def refuses(program: Program) -> bool:
-            return (await running.ask(program, key))[0] == 401
-
-        await running.both_say(refuses)
+        await says(401)
     database.close()
 
 
