@@ -114,7 +114,7 @@ class RateLimits:
         """Let a call in and charge for it; None when the caller has no limits.
 
         Args:
-            size_bytes: of its body, as far as its head tells.
+            size_bytes: of its text, as far as its head tells.
 
         Raises:
             GatewayError: 429, with how long to wait.
@@ -132,7 +132,8 @@ class RateLimits:
         if requests is not None:
             requests.take(1)
         if tokens is not None:
-            charged = size_bytes / BYTES_PER_TOKEN
+            # An image in the text is long and few tokens: never more than a minute's worth.
+            charged = min(size_bytes / BYTES_PER_TOKEN, tokens.per_minute)
             tokens.take(charged)
         return Admission(requests, tokens, charged)
 

@@ -216,7 +216,11 @@ class Gateway:
         """Who calls, and what the call is charged to. Before the body is read: a refusal is cheap."""
         gateway = self.settings.gateway
         caller = identify(request.headers, self.table.current.keys, gateway.require_key)
-        admission = self.limits.admit(caller, request.content_length or 0)
+        if caller.key is None or not caller.key.limited:
+            return caller, None
+        # Sound and images that are sent as they are have no tokens that their length would tell.
+        text = request.content_type in ("application/json", "application/octet-stream")
+        admission = self.limits.admit(caller, (request.content_length or 0) if text else 0)
         if admission is not None:
             request[_ADMISSION] = admission
         return caller, admission

@@ -86,6 +86,18 @@ def test_tokens_are_charged_by_length_first_and_by_what_they_were_then(clock: Cl
         limits.admit(who, 0)
 
 
+def test_a_giant_is_charged_a_minutes_worth_until_its_usage_is_known(clock: Clock) -> None:
+    limits = RateLimits(clock=clock)
+    who = caller(tokens_per_minute=600)
+    giant = limits.admit(who, 8 << 20)
+    assert giant is not None
+    with pytest.raises(GatewayError) as error:
+        limits.admit(who, 0)
+    assert error.value.retry_after_seconds == 1
+    giant.settle({"usage": {"total_tokens": 100}})
+    assert giant.headers(clock())["x-ratelimit-remaining-tokens"] == "500"
+
+
 def test_a_call_without_an_answer_keeps_its_estimate_only(clock: Clock) -> None:
     limits = RateLimits(clock=clock)
     admission = limits.admit(caller(tokens_per_minute=600), 400)
