@@ -16,14 +16,18 @@ from infra.calls.record import utc_now
 from infra.database.events import Event, list_events
 from infra.database.open import Database
 from infra.database.tables import adapters, dataset_versions, routes
+from infra.objects.store import ObjectStore
 from serving.registry import catalogue, lineage, openings, task_rows
 from serving.registry import routes as route_rows
 from serving.registry.errors import RouteChanged, StaleFence
 from serving.registry.records import (
     Adapter,
     AdapterState,
+    AnswerLineage,
+    DatasetLineage,
     DatasetVersion,
     Lineage,
+    ObjectLineage,
     Rollout,
     Route,
     Scorecard,
@@ -351,3 +355,22 @@ class Registry:
         """Adapter, data set, source objects, base model, scorecards, rollouts. UnknownAdapter."""
         with self.database.read() as connection:
             return lineage.trace(connection, adapter)
+
+    def dataset_lineage(self, digest: str) -> DatasetLineage:
+        """A data set's source objects and adapters; a unique beginning will do. UnknownDataset."""
+        with self.database.read() as connection:
+            return lineage.trace_dataset(connection, digest)
+
+    def object_lineage(self, key: str) -> ObjectLineage:
+        """The data sets and adapters that learned from a log object. Raises UnknownObject."""
+        with self.database.read() as connection:
+            return lineage.trace_object(connection, key)
+
+    def answer_lineage(
+        self, store: ObjectStore, call_id: str, *, within_seconds: float = 60.0
+    ) -> AnswerLineage:
+        """Who gave an answer and what stands behind it, by the call's id.
+
+        Raises CallNotFound, ObjectStoreError.
+        """
+        return lineage.trace_answer(self.database, store, call_id, within_seconds=within_seconds)
