@@ -63,9 +63,7 @@ dataset_sources = Table(
     "dataset_sources",
     metadata,
     # Written in one transaction with the version: which log objects it learned from.
-    Column(
-        "dataset_digest", String(64), ForeignKey("dataset_versions.digest"), primary_key=True
-    ),
+    Column("dataset_digest", String(64), ForeignKey("dataset_versions.digest"), primary_key=True),
     Column("object_key", String(1000), primary_key=True, index=True),
 )
 

@@ -214,5 +214,7 @@ def _whole_digest(connection: Connection, digest: str) -> str:
     if len(found) > 1:
         raise UnknownDataset(f"more than one data set begins with {digest}: give more characters")
     if not found:
-        raise UnknownDataset(f"no data set version {digest[:16]}: see a task's with nightschool history")
+        raise UnknownDataset(
+            f"no data set version {digest[:16]}: see a task's with nightschool history"
+        )
     return str(found[0])
