@@ -30,7 +30,7 @@ MAX_SOURCES = 1000
 
 
 def task_document(task: Task, *, whole: bool = False) -> Document:
-    document = {
+    document: Document = {
         "id": task.id,
         "name": task.name,
         "state": task.state,
