@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -42,6 +42,7 @@ ACTOR = "retention"
 MANIFEST = "manifest.json"
 MIN_ORPHAN_GRACE = timedelta(hours=1)
 """What nobody knows yet may be what somebody is just writing."""
+_TICK = timedelta(microseconds=1)
 
 Outcome = Literal["kept", "would go", "marked", "waiting", "removed", "not now"]
 
@@ -118,6 +119,8 @@ def _take(
         grace = max(grace, MIN_ORPHAN_GRACE)
     if mark.state == "marked" and now - mark.since < grace:
         return "marked" if mark.since == now else "waiting"
+    if mark.state == "removed" and next(store.list(f"{mark.location}/"), None) is None:
+        return "not now"  # another run was faster
     on_step(f"condemn {verdict.location}")
     with database.begin() as connection:
         condemned = _condemn(connection, mark, verdict, policy, now)
@@ -132,10 +135,15 @@ def _condemn(
     """In one transaction: decide again on what is so now, retire, and condemn. None: not any more."""
     if mark.state == "marked" and not _still_goes(connection, mark, verdict, policy, now):
         return None
-    # A condemned mark is renewed: from now on its writer of old knows that somebody deletes here.
-    if not move_mark(connection, mark, "condemned", now):
+    return _own(connection, mark, now)
+
+
+def _own(connection: Connection, mark: Mark, now: datetime) -> Mark | None:
+    """Condemn it in this run's name: whoever held it before, or was about to write there, finds out."""
+    since = max(now, mark.since + _TICK)
+    if not move_mark(connection, mark, "condemned", since):
         return None
-    return Mark(mark.location, mark.kind, mark.subject, mark.why, "condemned", now)
+    return replace(mark, state="condemned", since=since)
 
 
 def _still_goes(
@@ -209,10 +217,10 @@ def _finish_others(
         if mark.subject in seen:
             continue
         with database.begin() as connection:
-            if not move_mark(connection, mark, "condemned", now):
-                continue
-        renewed = Mark(mark.location, mark.kind, mark.subject, mark.why, "condemned", now)
-        outcome = _clear(database, store, renewed, now, on_step)
+            owned = _own(connection, mark, now)
+        if owned is None:
+            continue
+        outcome = _clear(database, store, owned, now, on_step)
         yield Done(mark.kind, mark.subject, outcome, mark.why)
 
 
