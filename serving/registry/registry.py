@@ -269,11 +269,6 @@ class Registry:
         with self.database.read() as connection:
             return route_rows.past_champions(connection, task_id)
 
-    def wanted_adapters(self, drain_seconds: float = 120, now: datetime | None = None) -> set[str]:
-        """What an engine should hold: every adapter on a route or taken off one just now."""
-        with self.database.read() as connection:
-            return route_rows.wanted_adapters(connection, now or utc_now(), drain_seconds)
-
     # Rollouts
 
     def rollout(self, rollout_id: str) -> Rollout:
