@@ -16,7 +16,7 @@ from infra.objects.open import open_store
 from infra.settings.model import Settings
 from infra.settings.sources import SettingsError, load_settings
 from serving.registry.mirror.worker import MirrorWorker
-from serving.registry.reading.app import ReadApi
+from serving.registry.reading.app import MAX_LINE_BYTES, ReadApi
 
 KEEPALIVE_SECONDS = 30.0
 
@@ -53,6 +53,7 @@ def main() -> int:
             port=port,
             keepalive_timeout=KEEPALIVE_SECONDS,
             access_log=None,
+            max_line_size=MAX_LINE_BYTES,
             print=lambda *_: print(f"registry: reading on http://{host}:{port}", flush=True),
         )
     except OSError as error:

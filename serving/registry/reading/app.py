@@ -27,7 +27,14 @@ from serving.registry.errors import Unknown
 from serving.registry.reading import queries
 from serving.registry.reading.openapi import LINEAGE_PATH, openapi_document
 from serving.registry.reading.operations import OPERATIONS, Operation
-from serving.registry.reading.pages import BadRequest, clean_limit, clean_text
+from serving.registry.reading.pages import (
+    MAX_CURSOR,
+    MAX_KEY,
+    MAX_NAME,
+    BadRequest,
+    clean_limit,
+    clean_text,
+)
 from serving.registry.reading.queries import Asked
 from serving.registry.registry import Registry
 
@@ -39,6 +46,9 @@ THREADS = 8
 SLACK_SECONDS = 2.0
 """Beyond the database's own bound, for making the answer."""
 MAX_KEY_CHARACTERS = 500
+MAX_LINE_BYTES = 64 << 10
+"""Of a request's first line: three names and a cursor, each letter spelled by its bytes in percent."""
+_LONGEST = {"after": MAX_CURSOR, "of": MAX_KEY}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -231,7 +241,7 @@ def _parameters(request: web.Request, known: frozenset[str]) -> dict[str, str]:
     if len(request.query) != len(set(request.query)):
         raise BadRequest("a parameter is given more than once")
     return {
-        name: clean_text(name, value, 4000 if name == "after" else 1000)
+        name: clean_text(name, value, _LONGEST.get(name, MAX_NAME))
         for name, value in request.query.items()
     }
 

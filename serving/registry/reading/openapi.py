@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from serving.registry.reading.operations import OPERATIONS, PATH_PARAMETERS, Operation
-from serving.registry.reading.pages import DEFAULT_LIMIT, MAX_CURSOR, MAX_LIMIT
+from serving.registry.reading.pages import DEFAULT_LIMIT, MAX_CURSOR, MAX_KEY, MAX_LIMIT, MAX_NAME
 
 Schema = dict[str, Any]
 LINEAGE_PATH = "/v1/lineage"
@@ -248,7 +248,7 @@ def _operation(operation: Operation) -> Schema:
             "default": DEFAULT_LIMIT,
         }
         parameters.append({"name": "limit", "in": "query", "schema": limits})
-        cursor = {"type": "string", "minLength": 1, "maxLength": MAX_CURSOR}
+        cursor = {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": MAX_CURSOR}
         after = _parameter("after", "query", "What the page before said as next", cursor)
         parameters.append(after)
     return {
@@ -261,9 +261,8 @@ def _operation(operation: Operation) -> Schema:
 
 def _lineage() -> Schema:
     kinds = {"type": "string", "enum": ["adapter", "call", "dataset", "object"]}
-    of = _parameter(
-        "of", "query", "An adapter's name, a call's id, a data set's digest, an object's key"
-    )
+    told = "An adapter's name, a call's id, a data set's digest, an object's key"
+    of = _parameter("of", "query", told, _name(MAX_KEY))
     schema = {
         "oneOf": [reference(f"{name}Lineage") for name in ("Adapter", "Dataset", "Object", "Call")]
     }
@@ -297,12 +296,16 @@ def _content(told: str, schema: Schema) -> Schema:
     return {"description": told, "content": {"application/json": {"schema": schema}}}
 
 
+def _name(longest: int) -> Schema:
+    return {"type": "string", "minLength": 1, "maxLength": longest, "pattern": "^[^\\u0000]+$"}
+
+
 def _parameter(name: str, place: str, told: str, schema: Schema | None = None) -> Schema:
     found: Schema = {
         "name": name,
         "in": place,
         "description": told,
-        "schema": schema or {"type": "string", "minLength": 1, "maxLength": 1000},
+        "schema": schema or _name(MAX_NAME),
     }
     if place == "path":
         found["required"] = True

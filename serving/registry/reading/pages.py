@@ -22,7 +22,10 @@ from serving.registry.documents import Document
 MAX_LIMIT = 200
 DEFAULT_LIMIT = 50
 MAX_ID = 2**63 - 1
-MAX_CURSOR = 4000
+MAX_CURSOR = 2000
+MAX_NAME = 200
+MAX_KEY = 1000
+"""Characters of an object's key, or of whatever else lineage is asked of."""
 
 
 class BadRequest(ValueError):
@@ -58,7 +61,7 @@ def page(
     return {"items": [make(row) for row in shown], "next": cursor}
 
 
-def clean_text(name: str, value: str, longest: int = 1000) -> str:
+def clean_text(name: str, value: str, longest: int = MAX_NAME) -> str:
     """A text that every database takes. Raises BadRequest."""
     if not value or len(value) > longest:
         raise BadRequest(f"{name} has 1 to {longest} characters")
@@ -92,7 +95,11 @@ def _beyond(order: Order, values: Sequence[Any]) -> ColumnElement[bool]:
 
 def _encode(values: Sequence[Any]) -> str:
     plain = [value.isoformat() if isinstance(value, datetime) else value for value in values]
-    return base64.urlsafe_b64encode(json.dumps(plain).encode()).decode().rstrip("=")
+    return (
+        base64.urlsafe_b64encode(json.dumps(plain, ensure_ascii=False).encode())
+        .decode()
+        .rstrip("=")
+    )
 
 
 def _decode(cursor: str, columns: Sequence[Column[Any]]) -> list[Any]:
@@ -126,4 +133,4 @@ def _value(value: Any, column: Column[Any]) -> Any:
         return value
     if not isinstance(value, str):
         raise ValueError
-    return clean_text("after", value)
+    return clean_text("after", value, MAX_KEY)

@@ -190,10 +190,7 @@ def lineage(registry: Registry, store: ObjectStore, asked: Asked) -> Document:
     """Raises BadRequest, Unknown, CallNotFound, ObjectStoreError."""
     what, kind = asked["of"], asked.get("kind")
     if kind is None:
-        try:
-            kind = tracing.kind_of(what)
-        except Unknown as error:
-            raise BadRequest(str(error)) from None
+        kind = tracing.kind_of(what)
     if kind not in KINDS:
         raise BadRequest(f"kind is one of {', '.join(KINDS)}")
     if kind == "adapter":
