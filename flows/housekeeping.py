@@ -85,13 +85,13 @@ def _logs(context: Context, now: datetime, dry_run: bool) -> list[Done]:
     seconds = context.settings.retention.log_seconds
     first_kept, why = first_kept_day(now, seconds, since)
     place = f"log objects before {first_kept}" if first_kept else "log objects"
-    removed, ends = 0, time.monotonic() + MAX_SECONDS
-    outcome: Outcome = "would go" if dry_run else "removed"
-    while True:
-        try:
-            if dry_run:
-                turn = expire_logs(context.store, context.database, first_kept, why, dry_run=True)
-            else:
+    # A look first: where nothing is to go, no night has to wait for its lease.
+    turn = expire_logs(context.store, context.database, first_kept, why, dry_run=True)
+    removed, ends = turn.removed, time.monotonic() + MAX_SECONDS
+    if not dry_run and removed:
+        removed = 0
+        while True:
+            try:
                 with hold(context.database, "night", context.holder):
                     turn = expire_logs(
                         context.store,
@@ -101,12 +101,14 @@ def _logs(context: Context, now: datetime, dry_run: bool) -> list[Done]:
                         now=now,
                         within_seconds=TURN_SECONDS,
                     )
-        except Busy:
-            return [Done("logs", place, "not now", "a night is running; the next time will do")]
-        removed += turn.removed
-        if turn.done or time.monotonic() > ends:
-            break
-        time.sleep(PAUSE_SECONDS)
+            except Busy:
+                told = "a night is running; the next time will do"
+                return [Done("logs", place, "not now", told)]
+            removed += turn.removed
+            if turn.done or time.monotonic() > ends:
+                break
+            time.sleep(PAUSE_SECONDS)
+    outcome: Outcome = "would go" if dry_run else "removed"
     done = [Done("logs", place, outcome if removed else "kept", f"{removed} of them: {why}")]
     for reason, count in turn.kept.items():
         done.append(Done("logs", place, "kept", f"{count} of them: {reason}"))
