@@ -8,7 +8,7 @@ logs that others wrote, is the rest of the hour read, up to a bound.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -105,8 +105,14 @@ def _likely_first(reader: _Reader, made: datetime) -> Iterator[str]:
     for prefix in sorted(prefixes):
         for item in reader.store.list(prefix):
             writers[item.key.rpartition("-")[0]].append(item.key)
-    for keys in writers.values():
-        yield from _around(reader, keys, made)
+    # In turns: nobody knows whose the call was, and it is near the beginning of its writer's.
+    turns = deque(_around(reader, keys, made) for keys in writers.values())
+    while turns:
+        some = turns.popleft()
+        for key in some:
+            yield key
+            turns.append(some)
+            break
     for keys in writers.values():
         yield from keys
 
