@@ -74,7 +74,7 @@ class Retention(Section):
     """How long what was stored is kept. What a route or an open rollout names is always kept."""
 
     log_seconds: LongSeconds = Field(
-        90 * 86400, description="Log objects, by the day they lie in; 0: for good"
+        0, description="Log objects, by the day they lie in, once taken in; 0: for good"
     )
     adapter_seconds: LongSeconds = Field(
         30 * 86400, description="Files of an adapter since anything last happened to it"
