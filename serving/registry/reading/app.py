@@ -1,7 +1,8 @@
 """The read API as an aiohttp application: who may read, bounded waits, errors that say what to do.
 
-A key of the role operate or admin reads the whole registry: adapters and tasks are the deployment's,
-not a tenant's. A key of the role call reads nothing. What was said in a call is never shown.
+A key of the role operate or admin reads the whole registry, whatever its tenant: operating is a role in
+the deployment. A key of the role call reads nothing. Of what was said in calls only the anonymized words
+that a task is told by are shown.
 """
 
 from __future__ import annotations
