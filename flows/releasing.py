@@ -8,7 +8,9 @@ from typing import Any
 from flows.judging import Judgement
 from flows.learning import RELEASED, Trained
 from flows.wiring import Context
+from infra.calls.record import utc_now
 from infra.database.events import record_event
+from infra.database.garbage import reserve
 from serving.registry.errors import RolloutRefused
 from serving.registry.records import Rollout
 from serving.rollout.policy import RolloutPolicy
@@ -79,6 +81,9 @@ def _release(
 ) -> Released:
     threshold = judgement.threshold if gate_override is None else None
     scores = _body(judgement)
+    with context.database.begin() as connection:
+        # What a crashed night left here counts again, before anybody takes it for rubbish.
+        reserve(connection, f"adapters/{trained.task_id}/{trained.digest}", utc_now())
     artifact = publish(context.store, trained.folder, threshold=threshold, metrics=scores["scores"])
     context.registry.register_adapter(
         name=trained.name,

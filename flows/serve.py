@@ -16,7 +16,7 @@ from prefect.states import StateType
 
 from flows.night import night
 from flows.stack.services import HEARTBEAT_SECONDS
-from flows.upkeep import ingest, retrain, rollback, rollout, watch
+from flows.upkeep import housekeeping, ingest, retrain, rollback, rollout, watch
 from infra.settings.model import Settings
 from infra.settings.sources import load_settings
 
@@ -43,6 +43,9 @@ def deployments(settings: Settings) -> list[RunnerDeployment]:
             "rollout", schedules=[_every(minutes=10)], concurrency_limit=ONE_AT_A_TIME
         ),
         watch.to_deployment("watch", schedules=[_every(hours=1)], concurrency_limit=ONE_AT_A_TIME),
+        housekeeping.to_deployment(
+            "housekeeping", schedules=[_every(days=1)], concurrency_limit=ONE_AT_A_TIME
+        ),
         retrain.to_deployment("retrain", tags=["night"]),
         rollback.to_deployment("rollback"),
     ]

@@ -1,4 +1,4 @@
-"""The smaller flows: ingest by day, tend rollouts, watch for drift, retrain and roll back on demand."""
+"""The smaller flows: ingest by day, tend rollouts, watch for drift, clear away; on demand the rest."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import time
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.holding import Busy, hold
+from flows.housekeeping import housekeep
 from flows.learning import ingest_logs
 from flows.night import night
 from flows.tending import Tender
@@ -18,6 +19,7 @@ from infra.calls.record import utc_now
 from infra.notify.outbox import deliver
 from serving.rollout.controller import rollback as take_back
 
+MAX_ROWS = 500
 TEND_FOR_SECONDS = 900.0
 """One run of the rollout flow tends this long; the schedule starts the next one."""
 
@@ -62,6 +64,25 @@ def watch() -> list[str]:
             logger.warning("%s drifted: %.0f %% of its columns", task_id, 100 * share)
         deliver(context.database, context.channels, utc_now())
     return sorted(drifted)
+
+
+@flow(name="housekeeping", flow_run_name="clear away", timeout_seconds=6 * 3600)
+def housekeeping(dry_run: bool = False) -> dict[str, int]:
+    """Clear away what is past its time; never what a route or an open rollout names.
+
+    Args:
+        dry_run: Only say what would go.
+    """
+    with open_context() as context:
+        found = housekeep(context, dry_run=dry_run)
+    kept = found.counts()
+    rows = [vars(entry) for entry in found.done if entry.outcome != "kept"]
+    create_table_artifact(
+        key="housekeeping",
+        table=rows[:MAX_ROWS],
+        description=f"What goes, and why: {kept}",
+    )
+    return kept
 
 
 @flow(name="retrain", flow_run_name="retrain {task}: {reason}", timeout_seconds=12 * 3600)

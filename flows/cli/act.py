@@ -61,6 +61,25 @@ def retrain(ctx: click.Context, task: str | None, why: str) -> None:
         click.echo(f"{prefect_ui_url(context.settings)}/runs/flow-run/{run.id}")
 
 
+@click.command(epilog="\b\nExamples:\n  nightschool gc --dry-run\n  nightschool gc --json")
+@click.option("--dry-run", is_flag=True, help="Only say what would go, and why the rest stays.")
+@JSON_OPTION
+@click.pass_context
+@failing_clearly
+def gc(ctx: click.Context, dry_run: bool, as_json: bool) -> None:
+    """Clear away what is past its time ([retention]): adapters, data sets, logs, run folders.
+
+    What a route or an open rollout names is never touched. A thing is marked first and goes after
+    [retention] grace_seconds; `nightschool up` does this once a day.
+    """
+    from flows.housekeeping import housekeep
+
+    with context_of(ctx) as context:
+        found = housekeep(context, dry_run=dry_run)
+    rows = [vars(entry) for entry in found.done if as_json or dry_run or entry.outcome != "kept"]
+    show(rows, as_json, "Nothing to clear away.")
+
+
 @click.group(epilog="\b\nExample:\n  nightschool notify test")
 def notify() -> None:
     """Slack and the other channels."""

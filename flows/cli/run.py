@@ -1,4 +1,4 @@
-"""Commands that run something: the stack, the demo, a night, the gateway."""
+"""Commands that run something: the stack, the demo, a night, the gateway, the registry."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def up(ctx: click.Context) -> None:
     type=click.IntRange(1024, 65500),
     default=8300,
     show_default=True,
-    help="The demo takes this port and the five after it.",
+    help="The demo takes this port and the six after it.",
 )
 @click.option(
     "--folder",
@@ -105,3 +105,18 @@ def gateway(ctx: click.Context) -> None:
     """Run the gateway alone, in this process."""
     settings_of(ctx)
     os.execv(sys.executable, [sys.executable, "-m", "serving.gateway"])
+
+
+@click.command(
+    epilog="\b\nExamples:\n  nightschool registry --config registry.toml\n"
+    "  nightschool keys create --role operate    a key that may read it"
+)
+@click.pass_context
+@failing_clearly
+def registry(ctx: click.Context) -> None:
+    """Run the registry's HTTP read API alone, in this process.
+
+    Describes itself at /openapi.json. Mirrors lineage to [registry] mlflow_uri, if that is set.
+    """
+    settings_of(ctx)
+    os.execv(sys.executable, [sys.executable, "-m", "serving.registry.reading"])

@@ -1,4 +1,4 @@
-"""The demo's configuration: everything in one folder, on six ports in a row, at a day's pace.
+"""The demo's configuration: everything in one folder, on seven ports in a row, at a day's pace.
 
 What differs from the defaults is here and nowhere else: a night that starts when asked, deadlines
 and horizons of seconds instead of hours, and margins that a few hundred calls can decide.
@@ -42,6 +42,7 @@ def demo_variables(
         "hooks.port": ports["hooks"],
         "hooks.secrets": f'{{"{SENDER}": "whsec_{secret}"}}',
         "notify.slack_webhook_url": f"http://127.0.0.1:{ports['slack']}/services/demo",
+        "registry.port": ports["registry"],
         "prefect.port": ports["prefect"],
         "prefect.home": folder / "prefect",
         "training.runs": folder / "runs",
@@ -69,5 +70,5 @@ def demo_variables(
 
 
 def demo_ports(base: int) -> Mapping[str, int]:
-    names = ("gateway", "teacher", "engine", "hooks", "prefect", "slack")
+    names = ("gateway", "teacher", "engine", "hooks", "prefect", "slack", "registry")
     return {name: base + offset for offset, name in enumerate(names)}

@@ -58,12 +58,13 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
 
 def addresses(settings: Settings) -> dict[str, str]:
     """Where each part can be asked whether it is well; for people and for `nightschool status`."""
-    gateway, hooks = settings.gateway, settings.hooks
+    gateway, hooks, registry = settings.gateway, settings.hooks, settings.registry
     return {
         "prefect": f"{prefect_api_url(settings)}/health",
         "engine": f"{settings.engine.url}/health",
         "gateway": f"http://{gateway.host}:{gateway.port}/healthz",
         "hooks": f"http://{hooks.host}:{hooks.port}/healthz",
+        "registry": f"http://{registry.host}:{registry.port}/healthz",
     }
 
 
@@ -116,6 +117,17 @@ def services(settings: Settings, *, base_model: Path | None) -> list[Service]:
             hooks.port,
             f"http://{hooks.host}:{hooks.port}/healthz",
             prefect_environment(settings),
+        )
+    )
+    registry = settings.registry
+    stack.append(
+        Service(
+            "registry",
+            "the registry over HTTP, for reading",
+            (python, "-m", "serving.registry.reading"),
+            registry.host,
+            registry.port,
+            f"http://{registry.host}:{registry.port}/healthz",
         )
     )
     stack.append(

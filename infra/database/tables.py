@@ -59,13 +59,27 @@ dataset_versions = Table(
     Column("created", _time, nullable=False),
 )
 
+dataset_sources = Table(
+    "dataset_sources",
+    metadata,
+    # Written in one transaction with the version: which log objects it learned from.
+    Column("dataset_digest", String(64), ForeignKey("dataset_versions.digest"), primary_key=True),
+    Column("object_key", String(1000), primary_key=True, index=True),
+)
+
 adapters = Table(
     "adapters",
     metadata,
     Column("name", String(200), primary_key=True),  # task@digest, never reused
     Column("task_id", String(64), ForeignKey("tasks.id"), nullable=False, index=True),
     Column("digest", String(64), nullable=False),
-    Column("dataset_digest", String(64), ForeignKey("dataset_versions.digest"), nullable=False),
+    Column(
+        "dataset_digest",
+        String(64),
+        ForeignKey("dataset_versions.digest"),
+        nullable=False,
+        index=True,
+    ),
     Column("spec_digest", String(64), nullable=False, index=True),
     Column("location", String(500), nullable=False),
     Column("manifest", JSON, nullable=False),
@@ -142,6 +156,26 @@ ingested_objects = Table(
     Column("claimed_until", _time, nullable=False),
     Column("counts", JSON, nullable=False),
     Column("finished", _time),
+)
+
+garbage = Table(
+    "garbage",
+    metadata,
+    Column("location", String(1000), primary_key=True),  # key prefix without a closing slash
+    Column("kind", String(16), nullable=False),  # adapter dataset
+    Column("subject", String(200), nullable=False),  # adapter name, digest; else the location
+    Column("why", Text, nullable=False),
+    Column("state", String(16), nullable=False, index=True),  # marked condemned removed
+    Column("since", _time, nullable=False),  # of the state
+)
+
+mirrored = Table(
+    "mirrored",
+    metadata,
+    Column("adapter", String(200), primary_key=True),
+    Column("target", String(64), primary_key=True),  # digest of where it was mirrored to
+    Column("digest", String(64), nullable=False),  # of what was mirrored there
+    Column("time", _time, nullable=False),
 )
 
 leases = Table(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+LongSeconds = Annotated[float, Field(ge=0, le=20 * 366 * 86400)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 Host = Annotated[str, Field(min_length=1, max_length=253)]
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/]", max_length=1000)]

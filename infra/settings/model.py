@@ -13,7 +13,15 @@ from pydantic import model_validator
 
 from infra.settings.bounds import Section
 from infra.settings.learning import Discovery, Gate, Ingest, Night, Training
-from infra.settings.operating import Hooks, Notify, PrefectServer, Rollout, Watch
+from infra.settings.operating import (
+    Hooks,
+    Notify,
+    PrefectServer,
+    RegistryApi,
+    Retention,
+    Rollout,
+    Watch,
+)
 from infra.settings.serving import (
     Anonymizer,
     Database,
@@ -42,6 +50,8 @@ class Settings(Section):
     gate: Gate = Gate()
     rollout: Rollout = Rollout()
     watch: Watch = Watch()
+    retention: Retention = Retention()
+    registry: RegistryApi = RegistryApi()
     notify: Notify = Notify()
     hooks: Hooks = Hooks()
     prefect: PrefectServer = PrefectServer()

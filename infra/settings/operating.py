@@ -7,7 +7,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from infra.settings.bounds import Host, HttpUrl, Port, Seconds, Section, Share, Text
+from infra.settings.bounds import (
+    Host,
+    HttpUrl,
+    LongSeconds,
+    Port,
+    Seconds,
+    Section,
+    Share,
+    Text,
+)
 
 
 class Rollout(Section):
@@ -59,6 +68,55 @@ class Rollout(Section):
         if self.max_sessions < self.step_sessions:
             raise ValueError("max_sessions is below step_sessions: no rollout could ever end well")
         return self
+
+
+class Retention(Section):
+    """How long what was stored is kept. What a route or an open rollout names is always kept."""
+
+    log_seconds: LongSeconds = Field(
+        0, description="Log objects, by the day they lie in, once taken in; 0: for good"
+    )
+    adapter_seconds: LongSeconds = Field(
+        30 * 86400, description="Files of an adapter since anything last happened to it"
+    )
+    adapters_per_task: int = Field(
+        5, ge=1, le=1000, description="Newest adapters of a task that stay, however old"
+    )
+    past_champions: int = Field(
+        3, ge=1, le=100, description="Earlier champions of a task that a rollback may go back to"
+    )
+    dataset_seconds: LongSeconds = Field(
+        30 * 86400, description="Files of a data set that no kept adapter learned from"
+    )
+    datasets_per_task: int = Field(
+        3, ge=1, le=1000, description="Newest data sets of a task that stay, however old"
+    )
+    run_seconds: LongSeconds = Field(
+        7 * 86400, description="Scratch folders and checkpoints of training runs, untouched"
+    )
+    grace_seconds: LongSeconds = Field(
+        86400,
+        description="Between the mark that something may go and its removal; longer than a night",
+    )
+
+
+class RegistryApi(Section):
+    """The HTTP read API of the registry, and the mirror of its lineage."""
+
+    host: Host = Field("127.0.0.1", description="Address to listen on")
+    port: Port = Field(8306, description="Port to listen on")
+    require_key: bool = Field(
+        True, description="Readers need an API key of the role operate or admin"
+    )
+    database_seconds: float = Field(
+        5, gt=0, le=60, description="Longest wait for the database; then 503"
+    )
+    max_in_flight: int = Field(32, ge=1, le=1000, description="Requests at once; beyond this: 503")
+    mlflow_uri: HttpUrl | None = Field(
+        None, description="MLflow tracking server that lineage is mirrored to; never read from"
+    )
+    mlflow_token: SecretStr | None = Field(None, description="Sent to MLflow as a bearer token")
+    mirror_seconds: Seconds = Field(60, description="How often the mirror is brought up to date")
 
 
 class Watch(Section):

@@ -14,6 +14,8 @@ from typing import Any
 from sqlalchemy import Connection, or_, select
 
 from infra.database.events import record_event
+from infra.database.garbage import find_mark, require_kept
+from infra.database.sources import insert_sources
 from infra.database.tables import adapters, dataset_versions, routes, scorecards
 from infra.database.writes import compare_and_swap, insert_if_absent
 from serving.registry.errors import (
@@ -35,9 +37,11 @@ _NEXT_ADAPTER_STATES: Mapping[AdapterState, frozenset[AdapterState]] = {
 
 
 def insert_dataset(connection: Connection, wanted: DatasetVersion) -> DatasetVersion:
-    """Record it, or return what is recorded. Raises UnknownTask, DatasetConflict."""
+    """Record it, or return what is recorded. Raises UnknownTask, DatasetConflict, BeingRemoved."""
     read_task(connection, wanted.task_id, lock=True)
+    require_kept(connection, wanted.location)
     if insert_if_absent(connection, dataset_versions, vars(wanted)):
+        insert_sources(connection, wanted.digest, wanted.manifest)
         return wanted
     found = read_dataset(connection, wanted.digest)
     if (found.task_id, found.location) != (wanted.task_id, wanted.location):
@@ -63,6 +67,7 @@ def insert_adapter(connection: Connection, wanted: Adapter, *, actor: str, why: 
     Raises:
         UnknownTask, UnknownDataset: what it refers to is not there.
         AdapterNameReused: the name stands for something else.
+        BeingRemoved: its files, or its data set's, were cleared away.
         ValueError: the name is not ``task@digest``.
     """
     read_task(connection, wanted.task_id, lock=True)
@@ -77,6 +82,9 @@ def insert_adapter(connection: Connection, wanted: Adapter, *, actor: str, why: 
             f"data set {dataset.digest[:16]} belongs to task {dataset.task_id}, "
             f"not to {wanted.task_id}"
         )
+    if _find_adapter(connection, wanted.name) is None:
+        for location in (dataset.location, wanted.location):
+            require_kept(connection, location)
     if not insert_if_absent(connection, adapters, vars(wanted)):
         found = read_adapter(connection, wanted.name)
         differences = _differences(found, wanted)
@@ -100,10 +108,15 @@ def insert_adapter(connection: Connection, wanted: Adapter, *, actor: str, why: 
 
 
 def read_adapter(connection: Connection, name: str) -> Adapter:
-    row = connection.execute(select(adapters).where(adapters.c.name == name)).one_or_none()
-    if row is None:
+    found = _find_adapter(connection, name)
+    if found is None:
         raise UnknownAdapter(f"no adapter {name!r}: `nightschool adapters` lists those there are")
-    return Adapter(**row._mapping)
+    return found
+
+
+def _find_adapter(connection: Connection, name: str) -> Adapter | None:
+    row = connection.execute(select(adapters).where(adapters.c.name == name)).one_or_none()
+    return Adapter(**row._mapping) if row else None
 
 
 def change_adapter_state(
@@ -135,6 +148,10 @@ def change_adapter_state(
             f"adapter {name} is on the route of {used.task_id}: "
             f"`nightschool rollback {used.task_id}` takes it off and rejects it"
         )
+    if state == "registered":
+        gone = find_mark(connection, current.location)
+        if gone is not None and gone.state != "marked":
+            raise IllegalState(f"the files of adapter {name} were cleared away: train a new one")
     expected = {"name": name, "state": current.state}
     if not compare_and_swap(connection, adapters, expected, {"state": state}):
         raise IllegalState(f"adapter {name} is no longer {current.state}: look again")

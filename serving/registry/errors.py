@@ -27,6 +27,10 @@ class UnknownRollout(Unknown):
     pass
 
 
+class UnknownObject(Unknown):
+    """No log object of that key was ever taken in or learned from."""
+
+
 class DatasetConflict(RegistryError):
     """The digest is already recorded with other content."""
 

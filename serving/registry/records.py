@@ -17,9 +17,12 @@ __all__ = [
     "TEACHER",
     "Adapter",
     "AdapterState",
+    "AnswerLineage",
+    "DatasetLineage",
     "DatasetVersion",
     "Event",
     "Lineage",
+    "ObjectLineage",
     "Rollout",
     "Route",
     "Scorecard",
@@ -180,8 +183,50 @@ class Lineage:
     adapter: Adapter
     dataset: DatasetVersion
     source_objects: tuple[str, ...]
-    """Keys of the log objects that the data set was made of (its manifest's ``parents``)."""
+    """Keys of the log objects that the data set was made of, in order."""
     base_model: str | None
     base_digest: str | None
     scorecards: tuple[Scorecard, ...]
     rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True)
+class DatasetLineage:
+    """What a data set was made of, and who learned from it (oldest first)."""
+
+    dataset: DatasetVersion
+    source_objects: tuple[str, ...]
+    adapters: tuple[Adapter, ...]
+
+
+@dataclass(frozen=True)
+class ObjectLineage:
+    """What was learned from one log object."""
+
+    key: str
+    state: str | None
+    """Of its taking in: claimed, done, expired (cleared away since); None: never begun."""
+    ingested: datetime | None
+    datasets: tuple[DatasetVersion, ...]
+    adapters: tuple[Adapter, ...]
+
+
+@dataclass(frozen=True)
+class AnswerLineage:
+    """Who gave one answer, and what stands behind it. Nothing of what was said."""
+
+    call_id: str
+    time: datetime
+    tenant: str
+    task_id: str | None
+    object_key: str
+    """The log object that the call's record lies in."""
+    model: str
+    adapter_name: str | None
+    arm: str | None
+    rollout_id: str | None
+    route_version: int | None
+    escalation: str | None
+    adapter: Lineage | None
+    """None: the teacher answered, or this registry does not know the adapter."""
+    rollout: Rollout | None

@@ -16,14 +16,18 @@ from infra.calls.record import utc_now
 from infra.database.events import Event, list_events
 from infra.database.open import Database
 from infra.database.tables import adapters, dataset_versions, routes
+from infra.objects.store import ObjectStore
 from serving.registry import catalogue, lineage, openings, task_rows
 from serving.registry import routes as route_rows
 from serving.registry.errors import RouteChanged, StaleFence
 from serving.registry.records import (
     Adapter,
     AdapterState,
+    AnswerLineage,
+    DatasetLineage,
     DatasetVersion,
     Lineage,
+    ObjectLineage,
     Rollout,
     Route,
     Scorecard,
@@ -265,11 +269,6 @@ class Registry:
         with self.database.read() as connection:
             return route_rows.past_champions(connection, task_id)
 
-    def wanted_adapters(self, drain_seconds: float = 120, now: datetime | None = None) -> set[str]:
-        """What an engine should hold: every adapter on a route or taken off one just now."""
-        with self.database.read() as connection:
-            return route_rows.wanted_adapters(connection, now or utc_now(), drain_seconds)
-
     # Rollouts
 
     def rollout(self, rollout_id: str) -> Rollout:
@@ -351,3 +350,22 @@ class Registry:
         """Adapter, data set, source objects, base model, scorecards, rollouts. UnknownAdapter."""
         with self.database.read() as connection:
             return lineage.trace(connection, adapter)
+
+    def dataset_lineage(self, digest: str) -> DatasetLineage:
+        """A data set's source objects and adapters; a unique beginning will do. UnknownDataset."""
+        with self.database.read() as connection:
+            return lineage.trace_dataset(connection, digest)
+
+    def object_lineage(self, key: str) -> ObjectLineage:
+        """The data sets and adapters that learned from a log object. Raises UnknownObject."""
+        with self.database.read() as connection:
+            return lineage.trace_object(connection, key)
+
+    def answer_lineage(
+        self, store: ObjectStore, call_id: str, *, within_seconds: float = 60.0
+    ) -> AnswerLineage:
+        """Who gave an answer and what stands behind it, by the call's id.
+
+        Raises CallNotFound, ObjectStoreError.
+        """
+        return lineage.trace_answer(self.database, store, call_id, within_seconds=within_seconds)

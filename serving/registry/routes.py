@@ -6,7 +6,7 @@ Every function works in the caller's transaction.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -116,17 +116,36 @@ def touch_route(connection: Connection, current: Route, *, fence: int, now: date
         raise RouteChanged(f"the route of {current.task_id} was changed while it was tended")
 
 
+@dataclass(frozen=True)
+class Left:
+    """Who was taken off a task's route, from its events."""
+
+    champions: tuple[str, ...]
+    """Who answered before the present champion, newest first, each once; the teacher too."""
+    times: Mapping[str, datetime]
+    """Adapter to when it was last on the route before it left (or changed its place there)."""
+
+
 def past_champions(connection: Connection, task_id: str) -> list[str]:
     """Who answered before the present champion, newest first, each once, from the events."""
+    return list(left_routes(connection, task_id).champions)
+
+
+def left_routes(connection: Connection, task_id: str) -> Left:
+    """Who was on the route before, champions and candidates."""
     present = read_route(connection, task_id).champion
-    found: list[str] = []
+    champions: list[str] = []
+    times: dict[str, datetime] = {}
     for change in list_events(connection, subject=task_id, limit=MAX_HISTORY, newest_first=True):
         if not change.what.startswith(ROUTE_EVENTS) or not change.previous:
             continue
         champion = change.previous["champion"]
-        if champion != present and champion not in found:
-            found.append(champion)
-    return found
+        if champion != present and champion not in champions:
+            champions.append(champion)
+        for name in (champion, change.previous["candidate"]):
+            if name is not None and name != TEACHER:
+                times.setdefault(name, change.time)
+    return Left(tuple(champions), times)
 
 
 def cooling_until(connection: Connection, task_id: str, seconds: float) -> datetime | None:

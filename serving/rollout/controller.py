@@ -282,7 +282,9 @@ def _check_target(connection: Connection, target: str, past: Sequence[str], task
             f"{target} was never the champion of {task_id}; a rollback goes to one of: {known}"
         )
     if not _may_answer(connection, target):
-        raise RouteInvalid(f"{target} was rejected and may not answer; roll back to the teacher")
+        raise RouteInvalid(
+            f"{target} was rejected or retired and may not answer; roll back to the teacher"
+        )
 
 
 def _may_answer(connection: Connection, name: str) -> bool:

@@ -34,6 +34,7 @@ from serving.registry.errors import (
 from serving.registry.openings import write_rollout
 from serving.registry.records import TEACHER, Adapter, Rollout
 from serving.registry.registry import Registry
+from serving.registry.routes import wanted_adapters
 from serving.rollout.policy import RolloutPolicy
 from tests.serving.registry.world import MINUTE, NOW, add_adapter, add_task, digest
 
@@ -266,8 +267,9 @@ def test_engines_keep_an_adapter_until_it_is_drained(registry: Registry) -> None
     registry.set_route("mail", 0, None, champion=one.name, now=NOW, **BY)
     registry.set_route("mail", 1, None, champion=two.name, now=NOW + MINUTE, **BY)
     soon, later = NOW + 2 * MINUTE, NOW + 10 * MINUTE
-    assert registry.wanted_adapters(120, soon) == {one.name, two.name}
-    assert registry.wanted_adapters(120, later) == {two.name}
+    with registry.database.read() as connection:
+        assert wanted_adapters(connection, soon, 120) == {one.name, two.name}
+        assert wanted_adapters(connection, later, 120) == {two.name}
     assert registry.past_champions("mail") == [one.name, TEACHER]
 
 

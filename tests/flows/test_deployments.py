@@ -49,6 +49,14 @@ def test_an_empty_day_ends_well(prefect_world: PrefectWorld, deployed: None):
     assert {"ingest", "discover", "plan"} <= names
 
 
+def test_housekeeping_runs_where_there_is_nothing_to_clear(
+    prefect_world: PrefectWorld, deployed: None
+):
+    run = prefect_world.orchestrator.start("housekeeping", {"dry_run": True})
+    now = ended(prefect_world.orchestrator, run)
+    assert (now.state, now.name) == ("COMPLETED", "clear away")
+
+
 def test_a_rollback_of_an_unknown_task_fails_and_says_why(
     prefect_world: PrefectWorld, deployed: None
 ):

@@ -16,7 +16,9 @@ from sqlalchemy import select
 
 from infra.calls.record import utc_now
 from infra.database.events import record_event
+from infra.database.garbage import require_kept, reserve
 from infra.database.open import Database
+from infra.database.sources import insert_sources
 from infra.database.tables import dataset_versions, tasks
 from infra.database.writes import insert_if_absent
 from infra.objects.store import ObjectStore
@@ -24,7 +26,7 @@ from infra.settings.model import Settings
 from infra.tasks.signature import signature
 from trainers.data_sets.labels import Example, Label, agreement, label_of, prompt_key
 from trainers.data_sets.splits import SPLITS, prompt_format, split_by_session
-from trainers.data_sets.versions import DatasetVersion, content_digest, write_version
+from trainers.data_sets.versions import DatasetVersion, content_digest, location_of, write_version
 from trainers.discover import assignments
 from trainers.ingest.duplicates import exchange, group, weights
 from trainers.ingest.reading import call_files, feedback_files, read_calls, read_feedback
@@ -49,6 +51,7 @@ def freeze(
     Raises:
         EmptyDataset: no such task, or no call of it has a usable label.
         ObjectStoreError: the store cannot be read or written.
+        BeingRemoved: the same examples are being cleared away at this moment: try again.
         AssignmentsCorrupt: run discovery again.
     """
     now = now or utc_now()
@@ -86,6 +89,8 @@ def freeze(
         "seen": [examples[0].time.isoformat(), examples[-1].time.isoformat()],
         "parents": {"log_objects": parents, "assignments": pointer.key},
     }
+    with database.begin() as connection:
+        reserve(connection, location_of(task_id, digest), now)
     version = write_version(store, task_id, digest, splits, manifest)
     _register(database, version, now)
     return version
@@ -146,7 +151,9 @@ def _register(database: Database, version: DatasetVersion, now: datetime) -> Non
             "manifest": dict(version.manifest),
             "created": now,
         }
+        require_kept(connection, version.location)
         if insert_if_absent(connection, dataset_versions, row):
+            insert_sources(connection, version.digest, version.manifest)
             record_event(
                 connection,
                 actor=ACTOR,

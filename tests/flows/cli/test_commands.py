@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{tmp_path}/ns.db")
     monkeypatch.setenv("NIGHTSCHOOL_STORAGE__URL", str(tmp_path / "objects"))
     # Nothing listens there.
-    for name in ("GATEWAY__PORT", "HOOKS__PORT", "PREFECT__PORT"):
+    for name in ("GATEWAY__PORT", "HOOKS__PORT", "PREFECT__PORT", "REGISTRY__PORT"):
         monkeypatch.setenv(f"NIGHTSCHOOL_{name}", str(free_port()))
     monkeypatch.setenv("NIGHTSCHOOL_ENGINE__URL", f"http://127.0.0.1:{free_port()}")
     yield tmp_path
@@ -195,7 +195,7 @@ class TestReading:
 
     def test_status(self, run: Run, registry: Registry):
         found = parsed(run("status", "--json"))
-        assert set(found["services"]) == {"prefect", "engine", "gateway", "hooks"}
+        assert set(found["services"]) == {"prefect", "engine", "gateway", "hooks", "registry"}
         assert not any(service["up"] for service in found["services"].values())
         (rollout,) = registry.rollouts()
         assert found["open_rollouts"] == {rollout.adapter: "pending"}

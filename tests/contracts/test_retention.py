@@ -1,0 +1,410 @@
+"""Collecting garbage, on every database: what is named stays, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from infra.database.garbage import BeingRemoved, find_mark, reserve
+from infra.database.open import Database
+from infra.objects.directory import DirectoryStore
+from infra.objects.store import ObjectStore
+from serving.registry.errors import IllegalState, RegistryError, RolloutRefused
+from serving.registry.records import TEACHER
+from serving.registry.registry import Registry
+from serving.registry.retention.collecting import collect
+from serving.rollout.controller import rollback
+from serving.rollout.policy import RolloutPolicy
+from tests.serving.registry.retention.shelves import (
+    AT_ONCE,
+    LATER,
+    put_files,
+    require_sound,
+    shelve,
+    whole,
+)
+from tests.serving.registry.world import NOW, add_task, digest
+
+POLICY = RolloutPolicy(cooldown_seconds=0)
+BY = {"actor": "test", "why": "because"}
+DAY = timedelta(days=1)
+GRACE = AT_ONCE.model_copy(update={"grace_seconds": 86400})
+
+
+@pytest.fixture
+def registry(each_database: Database) -> Registry:
+    add_task(each_database, "mail")
+    return Registry(each_database)
+
+
+def outcomes(done) -> dict[str, str]:
+    return {entry.what: entry.outcome for entry in done}
+
+
+def test_what_is_named_by_nothing_goes_and_its_row_and_events_stay(
+    registry: Registry, store: ObjectStore
+) -> None:
+    old, champion, _, newest = (shelve(registry, store, "mail", n) for n in range(4))
+    registry.set_route("mail", 0, None, champion=champion.name, now=NOW, **BY)
+    done = outcomes(collect(registry.database, store, AT_ONCE, LATER))
+    assert done[old.name] == "removed"
+    assert (done[champion.name], done[newest.name]) == ("kept", "kept")
+    assert done[champion.dataset_digest] == "kept"
+    assert not list(store.list(f"{old.location}/")) and not list(store.list(f"reports/{old.name}/"))
+    assert whole(store, champion.location) and whole(store, newest.location)
+    assert registry.adapter(old.name).state == "retired"
+    assert registry.lineage(old.name).source_objects == ("logs/v1/0",)
+    whats = [event.what for event in registry.events(old.name)]
+    assert whats == ["adapter.removed", "adapter.retired", "adapter.registered"]
+    # Its data set goes with it, one look later; then there is nothing left to do.
+    second = outcomes(collect(registry.database, store, AT_ONCE, LATER))
+    assert second[old.dataset_digest] == "removed"
+    assert not list(store.list(f"reports/base/{old.dataset_digest[:16]}-"))
+    assert "removed" not in outcomes(collect(registry.database, store, AT_ONCE, LATER)).values()
+    require_sound(registry, store)
+
+
+def test_a_dry_run_tells_and_changes_nothing(registry: Registry, store: ObjectStore) -> None:
+    old, newest = (shelve(registry, store, "mail", n) for n in range(2))
+    before = [item.key for item in store.list()]
+    done = outcomes(collect(registry.database, store, AT_ONCE, LATER, dry_run=True))
+    assert (done[old.name], done[newest.name]) == ("would go", "kept")
+    assert [item.key for item in store.list()] == before
+    assert registry.adapter(old.name) == old
+    with registry.database.read() as connection:
+        assert find_mark(connection, old.location) is None
+
+
+def test_it_is_marked_first_and_goes_after_the_grace_time(
+    registry: Registry, store: ObjectStore
+) -> None:
+    old, _ = (shelve(registry, store, "mail", n) for n in range(2))
+    told = [
+        outcomes(collect(registry.database, store, GRACE, LATER + wait))[old.name]
+        for wait in (0 * DAY, DAY / 2, DAY)
+    ]
+    assert told == ["marked", "waiting", "removed"]
+
+
+def test_who_is_wanted_again_within_the_grace_time_loses_its_mark(
+    registry: Registry, store: ObjectStore
+) -> None:
+    old, _ = (shelve(registry, store, "mail", n) for n in range(2))
+    collect(registry.database, store, GRACE, LATER)
+    registry.open_rollout("mail", old.name, POLICY, now=LATER, **BY)
+    assert outcomes(collect(registry.database, store, GRACE, LATER + DAY))[old.name] == "kept"
+    with registry.database.read() as connection:
+        assert find_mark(connection, old.location) is None
+    require_sound(registry, store)
+
+
+def test_a_removed_adapter_never_answers_again(registry: Registry, store: ObjectStore) -> None:
+    old, _ = (shelve(registry, store, "mail", n) for n in range(2))
+    collect(registry.database, store, AT_ONCE, LATER)
+    with pytest.raises(RolloutRefused, match="retired"):
+        registry.open_rollout("mail", old.name, POLICY, **BY)
+    with pytest.raises(IllegalState, match="cleared away"):
+        registry.set_adapter_state(old.name, "registered", **BY)
+    with pytest.raises(RegistryError, match="retired"):
+        registry.set_route("mail", 0, None, champion=old.name, **BY)
+    # Registering it again is no error, and does not bring it back.
+    same = {**vars(old)}
+    del same["state"], same["created"]
+    assert registry.register_adapter(**same).state == "retired"
+
+
+def test_a_rejected_adapter_stays_rejected_when_its_files_go(
+    registry: Registry, store: ObjectStore
+) -> None:
+    old, _ = (shelve(registry, store, "mail", n) for n in range(2))
+    registry.set_adapter_state(old.name, "rejected", **BY)
+    assert outcomes(collect(registry.database, store, AT_ONCE, LATER))[old.name] == "removed"
+    assert registry.adapter(old.name).state == "rejected"
+    with pytest.raises(RolloutRefused, match="never retried"):
+        registry.open_rollout("mail", old.name, POLICY, **BY)
+
+
+def test_leftovers_of_a_crashed_night_go_unless_the_night_comes_back_for_them(
+    registry: Registry, store: ObjectStore
+) -> None:
+    left, wanted = (f"adapters/mail/{digest(name)}" for name in ("left", "wanted"))
+    put_files(store, left, wanted)
+    store.put("adapters/notes.txt", b"not ours to judge")
+    first = outcomes(collect(registry.database, store, AT_ONCE, LATER))
+    assert (first[left], first[wanted]) == ("marked", "marked")
+    with registry.database.begin() as connection:
+        reserve(connection, wanted, LATER)
+    again = outcomes(collect(registry.database, store, AT_ONCE, LATER + timedelta(hours=1)))
+    assert (again[left], again[wanted]) == ("removed", "marked")
+    assert whole(store, wanted) and not list(store.list(left))
+    assert store.get("adapters/notes.txt")
+
+
+def test_an_orphan_that_is_registered_while_it_is_looked_at_stays(
+    registry: Registry, store: ObjectStore
+) -> None:
+    weights = digest("weights mail 5")
+    put_files(store, f"adapters/mail/{weights}")
+    collect(registry.database, store, AT_ONCE, LATER)
+
+    def register(step: str) -> None:
+        if step.startswith("condemn adapters"):
+            shelve(registry, store, "mail", 5)
+
+    collect(registry.database, store, AT_ONCE, LATER + DAY, on_step=register)
+    require_sound(registry, store)
+    assert registry.adapters()[0].state == "registered"
+
+
+# Others at work meanwhile
+
+
+def test_a_rollout_that_opens_between_the_look_and_the_act_wins(
+    registry: Registry, store: ObjectStore
+) -> None:
+    old, _ = (shelve(registry, store, "mail", n) for n in range(2))
+
+    def open_it(step: str) -> None:
+        if step == f"condemn {old.location}":
+            registry.open_rollout("mail", old.name, POLICY, now=LATER, **BY)
+
+    done = outcomes(collect(registry.database, store, AT_ONCE, LATER, on_step=open_it))
+    assert done[old.name] == "not now"
+    assert registry.route("mail").candidate == old.name
+    require_sound(registry, store)
+
+
+def test_from_the_condemnation_on_a_rollout_is_refused(
+    registry: Registry, store: ObjectStore
+) -> None:
+    old, _ = (shelve(registry, store, "mail", n) for n in range(2))
+    refused = []
+
+    def try_it(step: str) -> None:
+        if step.startswith(f"delete {old.location}"):
+            with pytest.raises(RolloutRefused):
+                registry.open_rollout("mail", old.name, POLICY, now=LATER, **BY)
+            with pytest.raises(BeingRemoved), registry.database.begin() as connection:
+                reserve(connection, old.location, LATER)
+            refused.append(step)
+
+    collect(registry.database, store, AT_ONCE, LATER, on_step=try_it)
+    assert len(refused) == 2
+
+
+def test_a_rollout_and_a_collector_at_the_same_moment(
+    registry: Registry, store: ObjectStore
+) -> None:
+    """One of the two gets the adapter, and whichever it is, nobody answers without files."""
+    for round_number in range(12):
+        task = add_task(registry.database, f"task{round_number}")
+        old, _ = (shelve(registry, store, task, n) for n in range(2))
+        barrier = threading.Barrier(2)
+        problems: list[BaseException] = []
+
+        def roll(task: str = task, name: str = old.name, barrier=barrier, told=problems) -> None:
+            barrier.wait(30)
+            try:
+                registry.open_rollout(task, name, POLICY, now=LATER, **BY)
+            except RolloutRefused as error:
+                told.append(error)
+
+        def sync(step: str, place: str = old.location, barrier=barrier) -> None:
+            if step == f"condemn {place}":
+                barrier.wait(30)
+
+        roller = threading.Thread(target=roll)
+        roller.start()
+        done = outcomes(collect(registry.database, store, AT_ONCE, LATER, on_step=sync))
+        roller.join(30)
+        opened = registry.route(task).candidate == old.name
+        assert opened is not (done[old.name] == "removed")
+        assert bool(problems) is not opened
+        require_sound(registry, store)
+
+
+def test_two_collectors_at_once_remove_each_thing_once(
+    registry: Registry, store: ObjectStore
+) -> None:
+    shelved = [shelve(registry, store, "mail", n) for n in range(6)]
+    results: list[list] = []
+
+    def run() -> None:
+        results.append(collect(registry.database, store, AT_ONCE, LATER))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == 3
+    for _ in range(2):
+        collect(registry.database, store, AT_ONCE, LATER)
+    for old in shelved[:-1]:
+        assert not list(store.list(f"{old.location}/"))
+        removed = [e for e in registry.events(old.name) if e.what == "adapter.removed"]
+        assert len(removed) == 1
+    require_sound(registry, store)
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_killed_before_any_effect_the_next_run_finishes(
+    registry: Registry, store: ObjectStore, tmp_path: Path, step: int
+) -> None:
+    old, champion, newest = (shelve(registry, store, "mail", n) for n in range(3))
+    registry.set_route("mail", 0, None, champion=champion.name, now=NOW, **BY)
+    url = registry.database.url.render_as_string(hide_password=False)
+    killed = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.serving.registry.retention.shelves"),
+            *(url, str(tmp_path / "objects"), str(step)),
+        ],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        timeout=120,
+    )
+    # condemn, three deletions and the note are five effects; later numbers find nothing to kill at.
+    assert killed.returncode == (-signal.SIGKILL if step < 5 else 0), killed.stderr.decode()
+    require_sound(registry, store)
+    for _ in range(2):
+        collect(registry.database, store, AT_ONCE, LATER)
+    assert not list(store.list(f"{old.location}/"))
+    assert not list(store.list(f"datasets/mail/{old.dataset_digest}/"))
+    for kept in (champion, newest):
+        assert whole(store, kept.location)
+    with registry.database.read() as connection:
+        mark = find_mark(connection, old.location)
+    assert mark is not None and mark.state == "removed"
+    require_sound(registry, store)
+
+
+def test_a_data_set_that_is_frozen_again_is_whole_again(
+    registry: Registry, store: ObjectStore
+) -> None:
+    old, _ = (shelve(registry, store, "mail", n) for n in range(2))
+    for _ in range(2):
+        collect(registry.database, store, AT_ONCE, LATER)
+    place = f"datasets/mail/{old.dataset_digest}"
+    assert not whole(store, place)
+    data = registry.dataset(old.dataset_digest)
+    with pytest.raises(BeingRemoved, match="write it again"):
+        registry.record_dataset(**{k: v for k, v in vars(data).items() if k != "created"})
+    with registry.database.begin() as connection:
+        reserve(connection, place, LATER)
+    put_files(store, place)
+    assert (
+        registry.record_dataset(**{k: v for k, v in vars(data).items() if k != "created"}) == data
+    )
+    done = outcomes(collect(registry.database, store, GRACE, LATER))
+    assert done[old.dataset_digest] in ("kept", "marked")
+    assert whole(store, place)
+
+
+class Life(RuleBasedStateMachine):
+    """Adapters come, are rolled out, promoted, taken back; the collector runs at any time."""
+
+    folder: Path
+    number = 0
+
+    @initialize()
+    def begin(self) -> None:
+        Life.number += 1
+        place = self.folder / str(Life.number)
+        self.database = Database(f"sqlite:///{place}/ns.db")
+        self.database.upgrade()
+        add_task(self.database, "mail")
+        self.registry = Registry(self.database)
+        self.store = DirectoryStore(place / "objects")
+        self.count = 0
+        self.now = NOW
+
+    def teardown(self) -> None:
+        if hasattr(self, "database"):
+            self.database.close()
+
+    @rule()
+    def train(self) -> None:
+        shelve(self.registry, self.store, "mail", self.count)
+        self.count += 1
+
+    @rule(pick=st.integers(0, 9))
+    def roll_out(self, pick: int) -> None:
+        names = [adapter.name for adapter in self.registry.adapters()]
+        if names:
+            try:
+                self.registry.open_rollout(
+                    "mail", names[pick % len(names)], replace(POLICY), now=self.now, **BY
+                )
+            except RolloutRefused:
+                return
+
+    @rule(pick=st.integers(0, 9))
+    def promote_by_hand(self, pick: int) -> None:
+        route = self.registry.route("mail")
+        names = [adapter.name for adapter in self.registry.adapters()]
+        if names and route.rollout_id is None:
+            try:
+                self.registry.set_route(
+                    "mail",
+                    route.version,
+                    None,
+                    champion=names[pick % len(names)],
+                    now=self.now,
+                    **BY,
+                )
+            except RegistryError:
+                return
+
+    @rule(to_teacher=st.booleans())
+    def take_back(self, to_teacher: bool) -> None:
+        try:
+            rollback(self.registry, "mail", TEACHER if to_teacher else None, now=self.now, **BY)
+        except RegistryError:
+            return
+
+    @rule(hours=st.integers(0, 72))
+    def wait(self, hours: int) -> None:
+        self.now += timedelta(hours=hours)
+
+    @rule(at_once=st.booleans())
+    def collect(self, at_once: bool) -> None:
+        collect(self.database, self.store, AT_ONCE if at_once else GRACE, self.now)
+
+    @invariant()
+    def named_is_whole(self) -> None:
+        if not hasattr(self, "registry"):
+            return
+        require_sound(self.registry, self.store)
+        route = self.registry.route("mail")
+        named = {
+            route.champion,
+            route.candidate,
+            *(r.adapter for r in self.registry.rollouts("open")),
+        }
+        for name in named - {None, TEACHER}:
+            assert whole(self.store, self.registry.adapter(str(name)).location)
+
+
+def test_no_course_of_events_ends_with_something_named_and_not_there(tmp_path: Path) -> None:
+    Life.folder = tmp_path
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(
+        Life,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

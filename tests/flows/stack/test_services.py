@@ -1,0 +1,42 @@
+"""The stack's own services as they are declared: each starts from its line and says that it is ready."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flows.stack.processes import Stack, answers
+from flows.stack.services import addresses, services
+from infra.database.open import open_database
+from infra.settings.sources import load_settings
+from serving.registry.keys import create_key
+from tests.prefect_server import free_port
+
+
+def test_the_registry_is_part_of_the_stack_and_answers_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{tmp_path}/ns.db")
+    monkeypatch.setenv("NIGHTSCHOOL_STORAGE__URL", str(tmp_path / "objects"))
+    monkeypatch.setenv("NIGHTSCHOOL_REGISTRY__PORT", str(free_port()))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    settings = load_settings()
+    database = open_database(settings.database)
+    database.upgrade()
+    (service,) = (one for one in services(settings, base_model=tmp_path) if one.name == "registry")
+    assert addresses(settings)["registry"] == service.ready_url
+    with Stack(tmp_path / "log") as stack:
+        stack.start([service])
+        assert service.ready_url and answers(service.ready_url)
+        request = urllib.request.Request(
+            service.ready_url.replace("healthz", "v1/tasks"),
+            headers={"Authorization": f"Bearer {create_key(database, 'a', 'operate', '')}"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert json.load(answer) == {"items": [], "next": None}
+    assert not answers(service.ready_url)
+    database.close()
