@@ -17,6 +17,7 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
+from infra.artifacts.manifest import ArtifactError
 from infra.settings.model import Settings
 from infra.settings.sources import SettingsError, load_settings
 from serving.gateway.server import DRAIN_SECONDS, Gateway
@@ -60,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
             access_log=None,
             print=lambda *_: print(f"gateway: serving on http://{host}:{port}", flush=True),
         )
+    except ArtifactError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             print(

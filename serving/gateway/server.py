@@ -17,8 +17,7 @@ from infra.notify.open import channel_names
 from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
-from serving.engines.client import EngineClient
-from serving.engines.protocol import Engine
+from serving.engines.open import open_engine
 from serving.gateway import kills
 from serving.gateway.answering import Answering
 from serving.gateway.background import Background
@@ -59,13 +58,13 @@ class Gateway:
 
     Args:
         settings: the whole configuration.
-        engine: asks the small model; None makes a client for ``[engine]``.
 
     Raises:
         OSError: the spool folder cannot be used.
+        ArtifactError: the engine is vLLM and its base model's files are not here.
     """
 
-    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         gateway = settings.gateway
         self.metrics = Metrics()
@@ -88,9 +87,18 @@ class Gateway:
             ship_bytes=gateway.ship_bytes,
             shipped=self._shipped,
         )
-        self.engine = engine or make_engine(settings)
+        self.engine = open_engine(
+            settings.engine, timeout_seconds=gateway.small_model_timeout_seconds
+        )
         self.holdings = Holdings(
-            self.engine, self._open_store, gateway.adapters, settings.engine.max_adapters
+            self.engine,
+            self._open_store,
+            gateway.adapters,
+            settings.engine.max_adapters,
+            residence_seconds=settings.engine.residence_seconds,
+            # Another gateway hears of a route within a refresh, and its calls have a limit.
+            grace_seconds=gateway.small_model_timeout_seconds + 2 * gateway.refresh_seconds,
+            max_bytes=gateway.adapters_max_bytes,
         )
         self.small = SmallCalls(SmallModel(self.engine), self.holdings, settings)
         self.teacher = Teacher(settings.teacher)
@@ -273,9 +281,7 @@ class Gateway:
         await asyncio.to_thread(self.table.stop)
         self.answering.close()
         await self.teacher.close()
-        close = getattr(self.engine, "close", None)
-        if close is not None:
-            await close()
+        await self.engine.close()
         self.spool.close()
         if self._database is not None:
             self._database.close()
@@ -330,20 +336,15 @@ class Gateway:
             lambda: self.audits.depth() + self.shadows.depth(),
         )
         watch(
+            "nightschool_engine_replicas_ready",
+            "Replicas of the engine that were there when last asked",
+            lambda: sum(replica.listed is not None for replica in self.engine.replicas),
+        )
+        watch(
             "nightschool_adapters_ready",
             "Adapters that may get traffic",
             lambda: len(self.holdings.ready),
         )
-
-
-def make_engine(settings: Settings) -> EngineClient:
-    key = settings.engine.api_key
-    return EngineClient(
-        settings.engine.url,
-        api_key=key.get_secret_value() if key else None,
-        timeout_seconds=settings.gateway.small_model_timeout_seconds,
-        max_rank=settings.engine.max_rank,
-    )
 
 
 def _model(name: str, owner: str) -> dict[str, Any]:
