@@ -145,6 +145,7 @@ class Holdings:
         folders = {name: self._folders[name] for name in goal if name in self._folders}
         problems = await self._engine.hold(folders, self._spare, patience_seconds=CHECK_SECONDS)
         now = time.monotonic()
+        self._see(now)
         ready = self._engine.ready & goal
         for name in problems.refused - ready:
             self._retry_at[name] = now + RETRY_SECONDS
@@ -161,8 +162,7 @@ class Holdings:
                 logger.info("local copies of %d adapters are deleted", len(deleted))
 
     def _goal(self, now: float) -> frozenset[str]:
-        listed = self._engine.listed
-        self._since = {name: self._since.get(name, now) for name in listed}
+        self._see(now)
         self._waiting = {
             name: at for name, at in self._waiting.items() if now - at < self._waiting_seconds
         }
@@ -179,8 +179,13 @@ class Holdings:
                 residence_seconds=self._residence_seconds,
             )
         )
-        self._let_go = {name: self._let_go.get(name, now) for name in listed - goal}
+        gone = self._engine.listed - goal
+        self._let_go = {name: self._let_go.get(name, now) for name in gone}
         return goal
+
+    def _see(self, now: float) -> None:
+        """Note which adapters the engine has. Before they are ready: nobody is called earlier."""
+        self._since = {name: self._since.get(name, now) for name in self._engine.listed}
 
     async def _fetch(self, goal: Collection[str]) -> None:
         gate = asyncio.Semaphore(PULLS)

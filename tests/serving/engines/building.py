@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from infra.artifacts.base import read_base_shape
@@ -94,11 +95,36 @@ def describe(base: Path, scratch: Path, parent: Path, *, task: str) -> tuple[str
     return name, target
 
 
+@dataclass(frozen=True)
+class EngineProcess:
+    """An embedded engine that runs."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+
 @contextmanager
 def engine_process(
     model: Path, *options: str, environment: dict[str, str] | None = None
 ) -> Iterator[str]:
     """The embedded engine in its own process on a free port; yields its address."""
+    with start_engine(model, *options, environment=environment) as engine:
+        yield engine.url
+
+
+@contextmanager
+def start_engine(
+    model: Path, *options: str, environment: dict[str, str] | None = None
+) -> Iterator[EngineProcess]:
+    """The embedded engine in its own process, on a free port unless ``options`` name one."""
     command = [sys.executable, "-m", "serving.engines.embedded", "--model", str(model)]
     process = subprocess.Popen(
         [*command, "--port", "0", "--precision", "float32", *options],
@@ -113,7 +139,7 @@ def engine_process(
         line = process.stdout.readline()
         guard.cancel()
         assert line, f"the engine did not start, exit status {process.wait(10)}"
-        yield json.loads(line)["url"]
+        yield EngineProcess(json.loads(line)["url"], process)
     finally:
         guard.cancel()
         process.terminate()
