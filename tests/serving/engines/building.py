@@ -152,8 +152,15 @@ def start_engine(
 
 
 @contextmanager
-def vllm_process(python: str, model: Path, log: Path) -> Iterator[str]:
+def vllm_process(python: str, model: Path, log: Path, *options: str) -> Iterator[str]:
     """A real vLLM on a CPU, in its own environment; yields its address."""
+    with start_vllm(python, model, log, *options) as (url, _):
+        yield url
+
+
+@contextmanager
+def start_vllm(python: str, model: Path, log: Path, *options: str) -> Iterator[tuple[str, int]]:
+    """As ``vllm_process``; yields address and process id, which is its session's too."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -161,7 +168,7 @@ def vllm_process(python: str, model: Path, log: Path) -> Iterator[str]:
     command += ["--served-model-name", "base", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
     command += ["--enable-lora", "--max-loras", "4", "--max-cpu-loras", "8"]
-    command += ["--max-lora-rank", "16", "--max-num-seqs", "16"]
+    command += ["--max-lora-rank", "16", "--max-num-seqs", "16", *options]
     environment = {
         **os.environ,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
@@ -181,7 +188,7 @@ def vllm_process(python: str, model: Path, log: Path) -> Iterator[str]:
             if ended or time.monotonic() > deadline:
                 raise AssertionError(f"vLLM did not start:\n{log.read_text()[-4000:]}")
             time.sleep(0.5)
-        yield url
+        yield url, process.pid
     finally:
         # vLLM is several processes: the whole session that was started for it goes.
         os.killpg(process.pid, signal.SIGTERM)

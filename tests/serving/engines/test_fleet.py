@@ -16,6 +16,7 @@ from serving.engines.client import EngineClient
 from serving.engines.fleet import Fleet
 from serving.engines.protocol import EngineRefused, EngineTimeout, EngineUnavailable
 from tests.serving.engines.building import EngineProcess, start_engine
+from tests.serving.gateway.world import until
 
 Named = list[tuple[str, Path]]
 PROMPT = "<|im_start|>user\nturn on the light<|im_end|>\n<|im_start|>assistant\n"
@@ -70,14 +71,11 @@ async def test_no_call_fails_when_a_replica_is_killed_under_load(
     stop = asyncio.Event()
     calls = asyncio.create_task(load_until(stop, lambda: ask(fleet, name)))
     first, second = fleet.replicas
-    while not (first.calls and second.calls):
-        await asyncio.sleep(0)
+    await until(lambda: first.calls and second.calls)
     os.kill(processes[0].pid, signal.SIGKILL)
-    while first.sure:
-        await asyncio.sleep(0.01)
+    await until(lambda: not first.sure)
     # It is asked last: everybody is at the other one now, and goes on being answered.
-    while first.calls:
-        await asyncio.sleep(0.01)
+    await until(lambda: not first.calls)
     stop.set()
     outcomes = await calls
     assert [outcome for outcome in outcomes if isinstance(outcome, Exception)] == []
@@ -102,8 +100,7 @@ async def test_no_call_fails_when_a_replica_is_killed_under_load(
         calls = asyncio.create_task(load_until(stop, lambda: ask(fleet, name)))
         assert await hold(fleet, adapters) == {}
         assert first.sure and name in first.holds
-        while not first.calls:
-            await asyncio.sleep(0)
+        await until(lambda: first.calls)
         stop.set()
         assert set(await calls) == {16}
         assert refused == []
@@ -208,8 +205,7 @@ async def test_what_is_under_way_is_not_unloaded(fleet: Fleet, adapters: Named) 
     name = adapters[0][0]
     await hold(fleet, adapters[:1])
     call = asyncio.create_task(ask(fleet, name, 400))
-    while not fleet.under_way(name):
-        await asyncio.sleep(0)
+    await until(lambda: fleet.under_way(name))
     busy = next(replica for replica in fleet.replicas if replica.calls)
     await hold(fleet, [])
     assert name in (busy.listed or ()), "it has a call under way"
