@@ -1,8 +1,8 @@
 """Run the embedded engine: ``python -m serving.engines.embedded --model DIR --port 8302``.
 
-Prints one JSON line when it is ready to serve. SIGTERM lets the answers under way finish. An API key is read from the environment
-(``NIGHTSCHOOL_ENGINE__API_KEY``), where no process list shows it. Keep the port private: whoever
-reaches it without a key may load adapters.
+Prints one JSON line when it is ready to serve. SIGTERM lets the answers under way finish. An API key
+is read from the environment (``NIGHTSCHOOL_ENGINE__API_KEY``), where no process list shows it. Keep
+the port private: whoever reaches it without a key may load adapters.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,16 +22,36 @@ Named = list[tuple[str, Path]]
 PROMPT = "<|im_start|>user\nturn on the light<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def processes(base: Path) -> Iterator[list[EngineProcess]]:
+    """Two engines that every test leaves alive."""
+    with two(base) as engines:
+        yield engines
+
+
+@pytest.fixture
+def mortals(base: Path) -> Iterator[list[EngineProcess]]:
+    """Two engines of the test's own."""
+    with two(base) as engines:
+        yield engines
+
+
+@contextmanager
+def two(base: Path) -> Iterator[list[EngineProcess]]:
     with ExitStack() as stack:
         yield [stack.enter_context(start_engine(base)) for _ in range(2)]
 
 
+def over(processes: list[EngineProcess], base: Path) -> Fleet:
+    shape = read_base_shape(base)
+    return Fleet([EngineClient(process.url, base=shape) for process in processes])
+
+
 @pytest.fixture
 async def fleet(processes: list[EngineProcess], base: Path) -> AsyncIterator[Fleet]:
-    shape = read_base_shape(base)
-    async with Fleet([EngineClient(process.url, base=shape) for process in processes]) as fleet:
+    """Without any adapter, whatever the test before left."""
+    async with over(processes, base) as fleet:
+        await hold(fleet, [])
         yield fleet
 
 
@@ -64,6 +84,13 @@ async def load_until(stop: asyncio.Event, call: Callable[[], object]) -> list[ob
 
 
 async def test_no_call_fails_when_a_replica_is_killed_under_load(
+    mortals: list[EngineProcess], adapters: Named, base: Path
+) -> None:
+    async with over(mortals, base) as fleet:
+        await killed_under_load(fleet, mortals, adapters, base)
+
+
+async def killed_under_load(
     fleet: Fleet, processes: list[EngineProcess], adapters: Named, base: Path
 ) -> None:
     name = adapters[0][0]
@@ -146,23 +173,10 @@ async def test_an_adapter_on_one_replica_is_asked_there_and_a_loss_is_noticed(
     assert name in first.holds
 
 
-async def test_what_no_replica_holds_is_refused_and_what_none_can_answer_fails(
-    fleet: Fleet, processes: list[EngineProcess], adapters: Named
-) -> None:
-    name = adapters[0][0]
+async def test_what_no_replica_holds_is_refused(fleet: Fleet, adapters: Named) -> None:
     with pytest.raises(EngineRefused) as refused:
-        await ask(fleet, name)
+        await ask(fleet, adapters[0][0])
     assert refused.value.status == 404
-    await hold(fleet, adapters[:1])
-    for process in processes:
-        os.kill(process.pid, signal.SIGKILL)
-    for _ in range(4):
-        with pytest.raises(EngineUnavailable):
-            await ask(fleet, name)
-    # Both circuits are open: nobody is asked any more.
-    with pytest.raises(EngineUnavailable, match="no replica takes calls"):
-        await ask(fleet, name)
-    assert not await fleet.healthy()
 
 
 async def test_a_replica_that_hangs_holds_up_neither_calls_nor_the_tending_of_the_other(
@@ -181,16 +195,29 @@ async def test_a_replica_that_hangs_holds_up_neither_calls_nor_the_tending_of_th
         os.kill(processes[0].pid, signal.SIGCONT)
 
 
-async def test_a_stream_moves_before_its_first_word_and_never_after(
-    fleet: Fleet, processes: list[EngineProcess], adapters: Named
+async def test_a_stream_moves_before_its_first_word_and_never_after_until_nobody_is_left(
+    mortals: list[EngineProcess], adapters: Named, base: Path
 ) -> None:
+    async with over(mortals, base) as fleet:
+        await streams(fleet, mortals, adapters)
+        # The other one too: every call fails until the circuits open, then at once.
+        for process in mortals:
+            process.process.kill()
+        for _ in range(8):
+            with pytest.raises(EngineUnavailable):
+                await ask(fleet, adapters[0][0])
+        with pytest.raises(EngineUnavailable, match="no replica takes calls"):
+            await ask(fleet, adapters[0][0])
+        assert not await fleet.healthy()
+
+
+async def streams(fleet: Fleet, processes: list[EngineProcess], adapters: Named) -> None:
     name = adapters[0][0]
     await hold(fleet, adapters[:1])
     whole = await fleet.complete(name, PROMPT, max_tokens=8, stop=())
     home = min(fleet.replicas, key=lambda replica: replica.rank(name))
     stream = fleet.stream(name, PROMPT, max_tokens=400, stop=())
-    begun = await anext(stream)
-    assert begun.text is not None
+    assert (await anext(stream)).finish_reason is None
     os.kill(next(p.pid for p in processes if p.url == home.engine.url), signal.SIGKILL)
     with pytest.raises(EngineUnavailable):
         async for _ in stream:
