@@ -92,7 +92,7 @@ def prepare_base(
 def _packaged(
     name: str, model: PackagedModel, models: Path, progress: Callable[[str], None]
 ) -> Path:
-    target = converted_folder(models, name)
+    target = converted_folder(models, name, model.sha256)
     if target.is_dir():
         return target
     models.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.support.adapter_mixes import PROMPT_TOKENS, Plan
+from bench.support.adapter_mixes import PROMPT_TOKENS, Plan, label
 from bench.support.random_adapters import RANK, Named
 
 VLLM_PYTHON = "NIGHTSCHOOL_VLLM_PYTHON"
@@ -114,7 +114,7 @@ async def mixes(running: Running, base: Path, adapters: Named, plan: Plan) -> di
                 spent[mix].append(await run(mix))
     each = {mix: statistics.median(values) for mix, values in spent.items()}
     return {
-        "base only" if mix == 0 else f"{mix} adapters": {
+        label(mix): {
             "tokens_per_cpu_second": round(1 / seconds, 1),
             "of_base_only": round(each[0] / seconds, 3),
         }

@@ -16,9 +16,9 @@ PACKAGED_SHA256 = {
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
 
-def converted_folder(models: Path, name: str) -> Path:
+def converted_folder(models: Path, name: str, sha256: str) -> Path:
     """Where the converted form of a packaged model belongs."""
-    return models / f"{name}-{PACKAGED_SHA256[name][:12]}-v{CONVERSION_VERSION}"
+    return models / f"{name}-{sha256[:12]}-v{CONVERSION_VERSION}"
 
 
 def local_base_folder(settings: Engine) -> Path:
@@ -28,7 +28,7 @@ def local_base_folder(settings: Engine) -> Path:
     """
     name = settings.base_model
     if name in PACKAGED_SHA256:
-        folder = converted_folder(settings.models, name)
+        folder = converted_folder(settings.models, name, PACKAGED_SHA256[name])
         if not folder.is_dir():
             raise ArtifactError(
                 f"base model {name} is not at {folder}: copy that folder from a machine that trains "

@@ -17,7 +17,7 @@ from serving.engines.protocol import (
     EngineUnavailable,
 )
 
-FAILURES = 3
+FAILURES = 5
 OPEN_SECONDS = 2.0
 
 

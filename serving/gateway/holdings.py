@@ -74,6 +74,8 @@ class Holdings:
         """Champions first: they are loaded first."""
         self._pinned: frozenset[str] = frozenset()
         self._folders: dict[str, Path] = {}
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._pulls = asyncio.Semaphore(PULLS)
         self._retry_at: dict[str, float] = {}
         self._ours: set[str] = set()
         self._since: dict[str, float] = {}
@@ -130,9 +132,10 @@ class Holdings:
         self._task = asyncio.create_task(self._loop())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [*self._fetching.values(), *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def once(self) -> None:
         """One pass. Never raises for what store or engine do."""
@@ -188,24 +191,28 @@ class Holdings:
         self._since = {name: self._since.get(name, now) for name in self._engine.listed}
 
     async def _fetch(self, goal: Collection[str]) -> None:
-        gate = asyncio.Semaphore(PULLS)
+        """Bring what has no local copy. A store that hangs holds up only what it should give."""
+        for name in goal:
+            adapter, folder = self._routed.get(name), self._folders.get(name)
+            here = folder is not None and folder.is_dir()
+            if adapter is not None and not here and name not in self._fetching:
+                self._fetching[name] = asyncio.create_task(self._bring(name, adapter))
+        if self._fetching:
+            await asyncio.wait(self._fetching.values(), timeout=CHECK_SECONDS)
 
-        async def fetch(name: str) -> None:
-            adapter = self._routed.get(name)
-            folder = self._folders.get(name)
-            if adapter is None or (folder is not None and folder.is_dir()):
-                return
-            try:
-                async with gate:
-                    self._folders[name] = await asyncio.to_thread(self._pull, adapter)
-            except (ArtifactError, ObjectStoreError, OSError) as error:
-                self._folders.pop(name, None)
-                self._retry_at[name] = time.monotonic() + RETRY_SECONDS
-                logger.warning("adapter %s is not served: %s", name, error)
-            else:
-                self._retry_at.pop(name, None)
-
-        await asyncio.gather(*map(fetch, goal))
+    async def _bring(self, name: str, adapter: AdapterRoute) -> None:
+        try:
+            async with self._pulls:
+                self._folders[name] = await asyncio.to_thread(self._pull, adapter)
+        except (ArtifactError, ObjectStoreError, OSError) as error:
+            self._folders.pop(name, None)
+            self._retry_at[name] = time.monotonic() + RETRY_SECONDS
+            logger.warning("adapter %s is not served: %s", name, error)
+        else:
+            self._retry_at.pop(name, None)
+        finally:
+            del self._fetching[name]
+            self._wake.set()
 
     def _pull(self, adapter: AdapterRoute) -> Path:
         if self._store is None:
