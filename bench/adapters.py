@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -57,6 +58,8 @@ def main() -> None:
         plan = Plan(rows=8, tokens=8, mixes=(1, 4, 8), rounds=1)
     else:
         plan = Plan(rows=32, tokens=options.tokens, mixes=(1, 4, 8, 32), rounds=options.rounds)
+    # Stopped in the middle, it must take the engines that it started with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(plan, parts, options, Path(scratch))
     text = json.dumps(result, indent=2)

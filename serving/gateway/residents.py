@@ -8,6 +8,7 @@ once in ``residence_seconds``, so that more hot adapters than places cannot end 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 
 
 def residents(
@@ -57,6 +58,7 @@ def residents(
             break
         staying[staying.index(victim)] = caller
     # Room that nobody asked for is filled ahead of the first call.
-    idle = (name for name in routed if name not in pinned and name not in staying)
-    ahead = [name for name in idle if name not in since][: room - len(staying)]
+    taken = {*goal, *staying}
+    idle = (name for name in routed if name not in taken and name not in since)
+    ahead = islice((name for name in idle if name not in pinned), room - len(staying))
     return (*goal, *staying, *ahead)
