@@ -24,8 +24,7 @@ from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
 from infra.objects.store import ObjectExists, ObjectMissing
 from infra.prompting.template import FULL, PromptFormat
-from serving.engines.client import EngineClient
-from serving.engines.protocol import EngineError, EngineUnavailable
+from serving.engines.protocol import Engine, EngineError, EngineUnavailable
 from serving.small_model import SmallAnswer, SmallModel
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
@@ -201,7 +200,7 @@ async def _incumbent(
 
 
 def _answerer(
-    context: Context, engine: EngineClient, adapter: str | None, form: PromptFormat
+    context: Context, engine: Engine, adapter: str | None, form: PromptFormat
 ) -> Answerer:
     """The small model as the gateway asks it, without a threshold; None asks the base model."""
     small = SmallModel(engine, timeout_seconds=ANSWER_SECONDS)
@@ -238,7 +237,7 @@ def _require_answers(outcomes: Sequence[Outcome]) -> None:
         )
 
 
-async def _unload(engine: EngineClient, name: str) -> None:
+async def _unload(engine: Engine, name: str) -> None:
     """The judgement stands whether or not the engine lets go; the gateways clear up later."""
     try:
         await engine.ensure_unloaded(name)

@@ -110,7 +110,7 @@ class Tender:
         """Adapters that the engine lists and that answer a probe; none when it does not answer."""
         wanted = {rollout.adapter for rollout in self._context.registry.rollouts("open")}
         ready: set[str] = set()
-        async with self._context.engine() as engine:
+        async with self._context.engine(loads=False) as engine:
             try:
                 for name in wanted & set(await engine.loaded()):
                     await engine.probe(name)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from flows.orchestrator import Orchestrator
 from flows.stack.services import prefect_api_url
-from infra.artifacts.base import BaseShape
 from infra.database.open import Database, open_database
 from infra.notify.message import Channel
 from infra.notify.open import open_channels
@@ -18,7 +17,8 @@ from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
 from infra.settings.sources import SettingsError, load_settings
-from serving.engines.client import EngineClient
+from serving.engines.fleet import Fleet
+from serving.engines.open import open_engine
 from serving.registry.registry import Registry
 
 
@@ -34,15 +34,14 @@ class Context:
     holder: str
     """Unique per process: who holds a lease or a claim."""
 
-    def engine(self, base: BaseShape | None = None) -> EngineClient:
-        """A client of the configured engine; use it as an async context manager."""
-        engine = self.settings.engine
-        return EngineClient(
-            engine.url,
-            api_key=engine.api_key.get_secret_value() if engine.api_key else None,
-            base=base,
-            max_rank=engine.max_rank,
-        )
+    def engine(self, *, loads: bool = True) -> Fleet:
+        """The configured engine; use it as an async context manager.
+
+        Args:
+            loads: whether adapters will be loaded through it. Raises ArtifactError when they will,
+                the engine is vLLM and its base model's files are not here.
+        """
+        return open_engine(self.settings.engine, loads=loads)
 
     def orchestrator(self) -> Orchestrator:
         return Orchestrator(prefect_api_url(self.settings))

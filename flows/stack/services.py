@@ -150,8 +150,9 @@ def _embedded_engine(settings: Settings, base_model: Path, python: str) -> Servi
         "--served-model-name": engine.base_model,
         "--host": host,
         "--port": port,
-        # One more than the routes may fill: the judge needs a place for its candidate.
-        "--max-adapters": str(engine.max_adapters + 1),
+        # Beyond what the routes may fill: a place for the judge's candidate, and one for an adapter
+        # that comes in while the one whose place it takes finishes its calls.
+        "--max-adapters": str(engine.max_adapters + 2),
         "--max-rank": str(engine.max_rank),
         "--threads": str(engine.threads),
         "--batch-size": str(engine.batch_size),

@@ -26,6 +26,7 @@ from infra.artifacts.manifest import (
     WEIGHTS,
     AdapterManifest,
     ArtifactError,
+    adapter_name,
     digest_files,
 )
 from infra.artifacts.weights import read_header, refuse_not_finite
@@ -129,12 +130,15 @@ def pull(store: ObjectStore, location: str, cache_dir: Path) -> Path:
     """Bring the adapter at ``location`` (``adapters/<task>/<digest>``) to local disk, verified.
 
     The folder appears whole or not at all; two pulls at once are safe; one that is already there
-    and sound is used as it is, a damaged one is fetched again.
+    and sound is used as it is, without asking the store; a damaged one is fetched again.
 
     Raises ArtifactError (no manifest, wrong digest, any fault ``verify_folder`` finds) and
     ObjectStoreError (store out of reach).
     """
     location = location.rstrip("/")
+    here = _sound_copy(location, cache_dir)
+    if here is not None:
+        return here
     try:
         manifest = parse_manifest(_download(store, f"{location}/{MANIFEST}", MAX_MANIFEST_BYTES))
     except ObjectMissing as error:
@@ -169,6 +173,17 @@ def pull(store: ObjectStore, location: str, cache_dir: Path) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _sound_copy(location: str, cache_dir: Path) -> Path | None:
+    """The local copy of what belongs at ``location``, if there is one that is whole."""
+    task_id, _, digest = location.removeprefix("adapters/").rpartition("/")
+    target = Path(cache_dir) / adapter_name(task_id, digest)
+    try:
+        manifest = verify_folder(target)
+    except (ArtifactError, OSError):
+        return None
+    return target if (manifest.name, manifest.digest) == (target.name, digest) else None
 
 
 def _verify_listing(folder: Path) -> None:

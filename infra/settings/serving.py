@@ -153,6 +153,12 @@ class Gateway(Section):
     )
     snapshot: Path = Field(Path("var/routes.json"), description="Last good routes, for a restart")
     adapters: Path = Field(Path("var/adapters"), description="Local copies of served adapters")
+    adapters_max_bytes: int = Field(
+        16 << 30,
+        ge=1 << 20,
+        le=1 << 44,
+        description="Beyond this, copies that no engine lists are deleted, oldest use first",
+    )
     audit_rate: Share = Field(
         0.05, description="Share of small-model answers also asked of the teacher, off the path"
     )
@@ -171,12 +177,24 @@ class Engine(Section):
         "embedded", description="embedded: a CPU engine that comes along; vllm: a vLLM server"
     )
     url: HttpUrl = Field("http://127.0.0.1:8302", description="Engine address; keep it private")
+    replicas: tuple[HttpUrl, ...] = Field(
+        (),
+        max_length=64,
+        description="Addresses of further engines like the one at `url`: calls go to the least busy",
+    )
     api_key: SecretStr | None = Field(None, description="Sent to the engine; never logged")
     base_model: Text = Field(
-        "smollm2-135m", description="smollm2-135m (packaged), a folder or hub id"
+        "smollm2-135m",
+        description="smollm2-135m (packaged), a folder or hub id; with vllm, gateways need its "
+        "files too",
     )
     models: Path = Field(Path("var/models"), description="Converted base models")
-    max_adapters: int = Field(8, ge=1, le=1000, description="Adapters loaded at once")
+    max_adapters: int = Field(
+        8, ge=1, le=1000, description="Adapters loaded at once; with more, those called last stay"
+    )
+    residence_seconds: Seconds = Field(
+        60, description="How long an adapter stays loaded before another may take its place"
+    )
     max_rank: int = Field(32, ge=1, le=512, description="Adapters of a higher rank are refused")
     max_prompt_tokens: int = Field(
         2048, ge=16, le=1 << 20, description="A longer prompt is the teacher's"

@@ -95,9 +95,12 @@ class EngineClient:
             return False
         return True
 
-    async def models(self) -> dict[str, tuple[str | None, str | None]]:
+    async def models(
+        self, *, timeout_seconds: float | None = None
+    ) -> dict[str, tuple[str | None, str | None]]:
         """Everything the engine serves: name to (parent, root); the base has no parent."""
-        body = await self._json("GET", "/v1/models", timeout_seconds=self._admin_timeout_seconds)
+        limit = timeout_seconds or self._admin_timeout_seconds
+        body = await self._json("GET", "/v1/models", timeout_seconds=limit)
         try:
             return {
                 str(model["id"]): (model.get("parent"), model.get("root")) for model in body["data"]
@@ -112,10 +115,11 @@ class EngineClient:
             name: root or "" for name, (parent, root) in (await self.models()).items() if parent
         }
 
-    async def base_name(self) -> str:
+    async def base_name(self, *, timeout_seconds: float | None = None) -> str:
         """The name under which the engine serves its base model. Asked once, then remembered."""
         if self._base is None:
-            bases = [name for name, (parent, _) in (await self.models()).items() if not parent]
+            models = await self.models(timeout_seconds=timeout_seconds)
+            bases = [name for name, (parent, _) in models.items() if not parent]
             if not bases:
                 raise EngineUnavailable(f"{self.url} lists no base model")
             self._base = bases[0]
@@ -167,7 +171,7 @@ class EngineClient:
         stop: Sequence[str] = STOPS,
     ) -> Completion:
         limit = timeout_seconds or self._timeout_seconds
-        request = await self._request(model, prompt, max_tokens, stop)
+        request = await self._request(model, prompt, max_tokens, stop, limit)
         body = await self._json("POST", "/v1/completions", request, timeout_seconds=limit)
         return read_completion(body)
 
@@ -181,7 +185,7 @@ class EngineClient:
         stop: Sequence[str] = STOPS,
     ) -> AsyncIterator[CompletionChunk]:
         limit = timeout_seconds or self._timeout_seconds
-        request = await self._request(model, prompt, max_tokens, stop) | {"stream": True}
+        request = await self._request(model, prompt, max_tokens, stop, limit) | {"stream": True}
         finished = False
         try:
             async with self._open().post(
@@ -217,11 +221,20 @@ class EngineClient:
             raise EngineRefused(f"{folder} holds {manifest.name}, not {name}", status=400)
 
     async def _request(
-        self, model: str | None, prompt: str, max_tokens: int, stop: Sequence[str]
+        self,
+        model: str | None,
+        prompt: str,
+        max_tokens: int,
+        stop: Sequence[str],
+        timeout_seconds: float,
     ) -> dict[str, Any]:
-        return {
+        if model is None:
+            model = await self.base_name(timeout_seconds=timeout_seconds)
+        else:
             # vLLM's resolver takes a name for a path: only names that we may have given go there.
-            "model": await self.base_name() if model is None else check_adapter_name(model),
+            check_adapter_name(model)
+        return {
+            "model": model,
             "prompt": prompt,
             "max_tokens": max_tokens,
             "temperature": 0,

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.engines.protocol import Engine, EngineError
+from serving.engines.protocol import Engine, EngineError, EngineRefused
 
 OWNED = re.compile(r"^[a-z0-9][a-z0-9-]{0,40}@[0-9a-f]{16}$")
 """Names that Night School gives (``task@digest``). Whatever else an engine holds is not ours."""
@@ -39,6 +39,8 @@ class Reconciliation:
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """Adapter name to reason. The others are not affected; the next pass tries again."""
+    refused: set[str] = field(default_factory=set)
+    """Those of the failed where trying again soon is of no use: unsound, unfit, or they break."""
 
     @property
     def ready(self) -> frozenset[str]:
@@ -69,6 +71,7 @@ async def reconcile(
     engine: Engine,
     desired: Mapping[str, Path],
     *,
+    listed: Collection[str] | None = None,
     spare: Collection[str] = (),
     concurrency: int = 2,
 ) -> Reconciliation:
@@ -80,13 +83,14 @@ async def reconcile(
     Args:
         engine: the engine.
         desired: adapter name to its local folder.
+        listed: what the engine holds, where that was just asked; None asks.
         spare: names to leave where they are.
         concurrency: adapters worked on at the same time.
 
     Raises:
         EngineError: the engine could not even list what it holds.
     """
-    plan = difference(desired, await engine.loaded(), spare)
+    plan = difference(desired, await engine.loaded() if listed is None else listed, spare)
     report = Reconciliation(kept=list(plan.keep))
     full: list[str] = []
 
@@ -96,12 +100,16 @@ async def reconcile(
         except EngineError as error:
             if error.status == FULL:
                 full.append(name)
+            elif isinstance(error, EngineRefused):
+                report.refused.add(name)
             report.failed[name] = str(error)
             return
         try:
             await engine.probe(name)
         except EngineError as error:
             report.failed[name] = f"probe failed: {error}"
+            if error.status is not None:
+                report.refused.add(name)
             await _quietly_unload(engine, name)
             return
         report.failed.pop(name, None)

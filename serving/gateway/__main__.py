@@ -17,6 +17,7 @@ from pathlib import Path
 
 import uvloop
 
+from infra.artifacts.manifest import ArtifactError
 from infra.settings.sources import SettingsError, load_settings
 from serving.gateway.http_server import serve
 
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
-    except SettingsError as error:
+    except (ArtifactError, SettingsError) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
     except OSError as error:

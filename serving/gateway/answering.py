@@ -270,6 +270,7 @@ class Answering:
             return TEACHER
         if self.settings.anonymizer.policy == "drop" and await self._redacted(call) != body:
             return TEACHER  # what was dropped cannot be put back into an answer
+        self._holdings.called(task)
         return assign(
             task,
             call.chat.session,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from infra.settings.model import Settings
 from infra.settings.sources import SettingsError
-from serving.engines.client import EngineClient
 from serving.engines.protocol import Engine
 from serving.gateway.holdings import Holdings
 from serving.gateway.small_calls import SmallCalls
@@ -60,17 +59,6 @@ def make_small_calls(
     made = TracedSmallCalls(SmallModel(engine), holdings, settings)
     made.tracing = tracing
     return made
-
-
-def make_engine(settings: Settings, tracing: Tracing | None = None) -> EngineClient:
-    key = settings.engine.api_key
-    return EngineClient(
-        settings.engine.url,
-        api_key=key.get_secret_value() if key else None,
-        timeout_seconds=settings.gateway.small_model_timeout_seconds,
-        max_rank=settings.engine.max_rank,
-        trace_headers=tracing.headers if tracing is not None else dict,
-    )
 
 
 def release() -> str:

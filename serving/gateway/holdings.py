@@ -1,78 +1,128 @@
 """Brings the adapters that routes name to local disk and into the engine, and knows which are there.
 
 Only what is in ``ready`` may get traffic: pulled and verified, loaded under its digest name, probed.
+Routes may name more adapters than the engine has room for: then those called last are there, and the
+teacher answers for the others until a call has brought them in.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from infra.artifacts.folder import pull
 from infra.artifacts.manifest import ArtifactError
 from infra.objects.store import ObjectStore, ObjectStoreError
-from serving.engines.protocol import Engine, EngineError
-from serving.engines.reconcile import reconcile
-from serving.gateway.routes import AdapterRoute, Snapshot
+from serving.engines.fleet import Fleet
+from serving.gateway.copies import prune
+from serving.gateway.residents import residents
+from serving.gateway.routes import AdapterRoute, Snapshot, TaskRoute
 
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 2.0
 RETRY_SECONDS = 30.0
-"""Before an adapter that could not be pulled is tried again."""
-DRAIN_SECONDS = 120.0
-"""How long an adapter stays loaded after its route let it go, for calls that are under way."""
+"""Before an adapter that could not be pulled, or that the engine refused, is tried again."""
+PULLS = 4
+"""Adapters that are fetched at the same time."""
 STRANGER_SECONDS = 3600.0
 """How long one that no route of ours ever named is left alone: it may be just being judged."""
+PRUNE_SECONDS = 60.0
 
 
 class Holdings:
     """Keeps the engine's adapters equal to those of the routes. For one event loop.
 
     Args:
+        engine: all replicas of it.
         open_store: makes the object store; called in a thread, again after a failure.
         folder: where local copies go.
         most: adapters that the engine may hold.
+        residence_seconds: how long an adapter keeps its place, see ``residents``.
+        grace_seconds: how long an adapter stays loaded after it was let go. Our own calls are
+            counted and waited for besides; this is for the calls of other gateways, so longer than
+            any call may take.
+        max_bytes: of local copies; more are kept only while an engine lists them.
     """
 
     def __init__(
-        self, engine: Engine, open_store: Callable[[], ObjectStore], folder: Path, most: int
+        self,
+        engine: Fleet,
+        open_store: Callable[[], ObjectStore],
+        folder: Path,
+        most: int,
+        *,
+        residence_seconds: float = 60.0,
+        grace_seconds: float = 30.0,
+        max_bytes: int = 16 << 30,
     ) -> None:
         self._engine = engine
         self._open_store = open_store
         self._store: ObjectStore | None = None
         self._folder = folder
         self._most = most
-        self._wanted: dict[str, AdapterRoute] = {}
+        self._residence_seconds = residence_seconds
+        self._grace_seconds = grace_seconds
+        self._max_bytes = max_bytes
+        # A call keeps asking for its adapter until a place can have become free.
+        self._waiting_seconds = residence_seconds + 2 * grace_seconds + 2 * RETRY_SECONDS
+        self._routed: dict[str, AdapterRoute] = {}
+        """Champions first: they are loaded first."""
+        self._pinned: frozenset[str] = frozenset()
         self._folders: dict[str, Path] = {}
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._pulls = asyncio.Semaphore(PULLS)
         self._retry_at: dict[str, float] = {}
         self._ours: set[str] = set()
-        self._idle_since: dict[str, float] = {}
+        self._since: dict[str, float] = {}
+        self._used: dict[str, float] = {}
+        self._waiting: dict[str, float] = {}
+        self._let_go: dict[str, float] = {}
+        self._pruned_at = float("-inf")
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._said = ""
         self.ready: frozenset[str] = frozenset()
+        engine.lost = self.recheck
 
     def want(self, snapshot: Snapshot) -> None:
-        """New routes. Champions come first where the engine has no room for all."""
-        first = {
-            task.champion.name: task.champion
-            for task in snapshot.tasks
-            if task.champion in task.adapters() and task.champion is not None
-        }
-        ordered = {**first, **snapshot.adapters()}
-        self._wanted = dict(list(ordered.items())[: self._most])
-        if len(ordered) > self._most:
+        """New routes."""
+        champions: dict[str, AdapterRoute] = {}
+        pinned = set()
+        for task in snapshot.tasks:
+            for adapter in task.adapters():
+                if adapter is task.champion:
+                    champions[adapter.name] = adapter
+                else:
+                    pinned.add(adapter.name)
+        self._routed = {**champions, **snapshot.adapters()}
+        self._pinned = frozenset(pinned)
+        self._used = {name: at for name, at in self._used.items() if name in self._routed}
+        self._retry_at = {name: at for name, at in self._retry_at.items() if name in self._routed}
+        self._waiting = {name: at for name, at in self._waiting.items() if name in self._routed}
+        if len(pinned) > self._most:
             logger.warning(
-                "%d adapters are routed and the engine holds %d: the teacher answers for the rest",
-                len(ordered),
+                "%d rollouts are open and the engine holds %d adapters: raise engine.max_adapters",
+                len(pinned),
                 self._most,
             )
-        self.ready &= self._wanted.keys()
+        self.ready &= self._routed.keys()
         self._wake.set()
+
+    def called(self, task: TaskRoute) -> None:
+        """A call came that the task's adapters may answer: what is called stays, or is brought in."""
+        now = time.monotonic()
+        for adapter in task.adapters():
+            name = adapter.name
+            self._used[name] = now
+            if name not in self.ready and name in self._routed:
+                if name not in self._waiting:
+                    self._wake.set()
+                self._waiting[name] = now
 
     def recheck(self) -> None:
         """Look at the engine soon: it said that it does not know an adapter."""
@@ -82,45 +132,87 @@ class Holdings:
         self._task = asyncio.create_task(self._loop())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [*self._fetching.values(), *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def once(self) -> None:
         """One pass. Never raises for what store or engine do."""
-        wanted = dict(self._wanted)
-        if not wanted and not self._ours:
+        if not self._routed and not self._ours:
             return  # nothing of ours was ever in the engine
-        for name, adapter in wanted.items():
-            await self._fetch(name, adapter)
-        folders = {name: self._folders[name] for name in wanted if name in self._folders}
-        try:
-            spare = self._spare(wanted, await self._engine.loaded())
-            report = await reconcile(self._engine, folders, spare=spare)
-        except EngineError as error:
-            # Whether it holds them still is not known: calls find out, and the teacher steps in.
-            self._say(f"the engine cannot be asked: {error}")
-            return
-        self._ours |= report.ready
-        self.ready = report.ready & self._wanted.keys()
-        self._say("; ".join(f"{name}: {reason}" for name, reason in report.failed.items()))
-        for name in report.loaded:
-            logger.info("adapter %s is loaded and answers", name)
+        goal = self._goal(time.monotonic())
+        # Nobody is sent to an adapter that is about to go.
+        self.ready &= goal
+        await self._fetch(goal)
+        folders = {name: self._folders[name] for name in goal if name in self._folders}
+        problems = await self._engine.hold(folders, self._spare, patience_seconds=CHECK_SECONDS)
+        now = time.monotonic()
+        self._see(now)
+        ready = self._engine.ready & goal
+        for name in problems.refused - ready:
+            self._retry_at[name] = now + RETRY_SECONDS
+        self._ours |= ready
+        self._waiting = {name: at for name, at in self._waiting.items() if name not in ready}
+        # Routes may have changed meanwhile.
+        self.ready = ready & self._routed.keys()
+        self._say("; ".join(f"{what}: {why}" for what, why in sorted(problems.reasons.items())))
+        if now - self._pruned_at > PRUNE_SECONDS and self._engine.all_known:
+            self._pruned_at = now
+            keep = goal | self._engine.listed
+            deleted = await asyncio.to_thread(prune, self._folder, keep, self._max_bytes)
+            if deleted:
+                logger.info("local copies of %d adapters are deleted", len(deleted))
 
-    async def _fetch(self, name: str, adapter: AdapterRoute) -> None:
-        folder = self._folders.get(name)
-        if folder is not None and folder.is_dir():
-            return
-        if time.monotonic() < self._retry_at.get(name, 0):
-            return
+    def _goal(self, now: float) -> frozenset[str]:
+        self._see(now)
+        self._waiting = {
+            name: at for name, at in self._waiting.items() if now - at < self._waiting_seconds
+        }
+        goal = frozenset(
+            residents(
+                # One that cannot be had must not take the place of one that can.
+                [name for name in self._routed if self._retry_at.get(name, now) <= now],
+                pinned=self._pinned,
+                since=self._since,
+                used=self._used,
+                waiting=self._waiting,
+                most=self._most,
+                now=now,
+                residence_seconds=self._residence_seconds,
+            )
+        )
+        gone = self._engine.listed - goal
+        self._let_go = {name: self._let_go.get(name, now) for name in gone}
+        return goal
+
+    def _see(self, now: float) -> None:
+        """Note which adapters the engine has. Before they are ready: nobody is called earlier."""
+        self._since = {name: self._since.get(name, now) for name in self._engine.listed}
+
+    async def _fetch(self, goal: Collection[str]) -> None:
+        """Bring what has no local copy. A store that hangs holds up only what it should give."""
+        for name in goal:
+            adapter, folder = self._routed.get(name), self._folders.get(name)
+            here = folder is not None and folder.is_dir()
+            if adapter is not None and not here and name not in self._fetching:
+                self._fetching[name] = asyncio.create_task(self._bring(name, adapter))
+        if self._fetching:
+            await asyncio.wait(self._fetching.values(), timeout=CHECK_SECONDS)
+
+    async def _bring(self, name: str, adapter: AdapterRoute) -> None:
         try:
-            self._folders[name] = await asyncio.to_thread(self._pull, adapter)
+            async with self._pulls:
+                self._folders[name] = await asyncio.to_thread(self._pull, adapter)
         except (ArtifactError, ObjectStoreError, OSError) as error:
             self._folders.pop(name, None)
             self._retry_at[name] = time.monotonic() + RETRY_SECONDS
             logger.warning("adapter %s is not served: %s", name, error)
         else:
             self._retry_at.pop(name, None)
+        finally:
+            del self._fetching[name]
+            self._wake.set()
 
     def _pull(self, adapter: AdapterRoute) -> Path:
         if self._store is None:
@@ -128,18 +220,21 @@ class Holdings:
         folder = pull(self._store, adapter.location, self._folder)
         if folder.name != adapter.name:
             raise ArtifactError(f"{adapter.location} holds {folder.name}")
+        os.utime(folder)  # used now
         return folder
 
-    def _spare(self, wanted: dict[str, AdapterRoute], loaded: object) -> set[str]:
-        """Adapters to leave where they are although no route names them (now)."""
+    def _spare(self, listed: Collection[str]) -> set[str]:
+        """Of a replica's adapters, those to leave there although they are no part of the goal."""
         now = time.monotonic()
-        extra = {str(name) for name in loaded if name not in wanted}  # type: ignore[attr-defined]
-        self._idle_since = {name: self._idle_since.get(name, now) for name in extra}
         return {
             name
-            for name, since in self._idle_since.items()
-            if now - since < (DRAIN_SECONDS if name in self._ours else STRANGER_SECONDS)
+            for name in listed
+            if now - self._let_go.setdefault(name, now)
+            < (self._grace_seconds if self._known(name) else STRANGER_SECONDS)
         }
+
+    def _known(self, name: str) -> bool:
+        return name in self._ours or name in self._routed
 
     def _say(self, text: str) -> None:
         if text and text != self._said:

@@ -17,13 +17,13 @@ from infra.notify.open import channel_names
 from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
-from serving.engines.protocol import Engine
+from serving.engines.open import open_engine
 from serving.gateway import kills
 from serving.gateway.answering import Answering
 from serving.gateway.background import Background
 from serving.gateway.call import Call
 from serving.gateway.chat import Chat
-from serving.gateway.clients import make_engine, make_small_calls, make_teacher, open_tracing
+from serving.gateway.clients import make_small_calls, make_teacher, open_tracing
 from serving.gateway.feedback import CallIndex, anonymized, read_feedback
 from serving.gateway.guard import KillSwitch
 from serving.gateway.holdings import Holdings
@@ -64,13 +64,13 @@ class Gateway:
 
     Args:
         settings: the whole configuration.
-        engine: asks the small model; None makes a client for ``[engine]``.
 
     Raises:
         OSError: the spool folder cannot be used.
+        ArtifactError: the engine is vLLM and its base model's files are not here.
     """
 
-    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         gateway = settings.gateway
         self.metrics = Metrics()
@@ -94,9 +94,20 @@ class Gateway:
             shipped=self._shipped,
         )
         self.tracing = open_tracing(settings)
-        self.engine = engine or make_engine(settings, self.tracing)
+        self.engine = open_engine(
+            settings.engine,
+            timeout_seconds=gateway.small_model_timeout_seconds,
+            trace_headers=self.tracing.headers if self.tracing is not None else dict,
+        )
         self.holdings = Holdings(
-            self.engine, self._open_store, gateway.adapters, settings.engine.max_adapters
+            self.engine,
+            self._open_store,
+            gateway.adapters,
+            settings.engine.max_adapters,
+            residence_seconds=settings.engine.residence_seconds,
+            # Another gateway hears of a route within a refresh, and its calls have a limit.
+            grace_seconds=gateway.small_model_timeout_seconds + 2 * gateway.refresh_seconds,
+            max_bytes=gateway.adapters_max_bytes,
         )
         self.small = make_small_calls(self.engine, self.holdings, settings, self.tracing)
         self.teacher = make_teacher(settings, self.tracing)
@@ -331,9 +342,7 @@ class Gateway:
         await asyncio.gather(self.teacher.close(), self.passed.close())
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
-        close = getattr(self.engine, "close", None)
-        if close is not None:
-            await close()
+        await self.engine.close()
         self.spool.close()
         if self._database is not None:
             self._database.close()
@@ -386,6 +395,11 @@ class Gateway:
             "nightschool_background_waiting",
             "Second opinions waiting",
             lambda: self.audits.depth() + self.shadows.depth(),
+        )
+        watch(
+            "nightschool_engine_replicas_ready",
+            "Replicas of the engine that were there when last asked",
+            lambda: sum(replica.listed is not None for replica in self.engine.replicas),
         )
         watch(
             "nightschool_adapters_ready",

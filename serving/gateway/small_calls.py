@@ -10,8 +10,8 @@ from typing import Any
 
 from infra.calls.record import Checks
 from infra.settings.model import Settings
+from serving.breaker import CircuitBreaker
 from serving.engines.protocol import EngineError, EngineRefused, EngineUnavailable
-from serving.gateway.breaker import CircuitBreaker
 from serving.gateway.cascade import Small, failed, judged, placeholders
 from serving.gateway.early import TextTurnedBad
 from serving.gateway.holdings import Holdings

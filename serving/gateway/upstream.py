@@ -13,7 +13,7 @@ import aiohttp
 import orjson
 
 from infra.settings.serving import Teacher as TeacherSettings
-from serving.gateway.breaker import CircuitBreaker
+from serving.breaker import CircuitBreaker
 from serving.gateway.problems import GatewayError, teacher_unavailable
 from serving.gateway.retries import RETRIED_STATUSES, RetryBudget, pause_seconds
 

@@ -1,6 +1,7 @@
-"""What every engine must do, checked on the embedded engine and, when there is one, on a real vLLM.
+"""What every engine must do, checked on the embedded engine and, when there is one, on a real vLLM,
+and on fleets of two of each.
 
-Both run as processes behind sockets and are spoken to through the one client. PEFT, in this
+All run as processes behind sockets and are spoken to through the one client. PEFT, in this
 process, says what the answers must be. vLLM needs its own environment: ``make test-vllm``, or set
 NIGHTSCHOOL_VLLM_PYTHON to a Python that has it.
 """
@@ -11,6 +12,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 
 from infra.artifacts.base import read_base_shape
 from serving.engines.client import EngineClient
+from serving.engines.fleet import Fleet
 from serving.engines.protocol import (
     Completion,
     Engine,
@@ -33,6 +36,7 @@ from tests.tiny_model import make_tiny_model
 VLLM_PYTHON = "NIGHTSCHOOL_VLLM_PYTHON"
 TOKENS = 24
 Named = list[tuple[str, Path]]
+OneOrMany = EngineClient | Fleet
 
 
 @pytest.fixture(scope="module")
@@ -114,30 +118,43 @@ def oracle(base: Path, adapters: Named) -> Oracle:
     return Oracle(base, adapters)
 
 
-@pytest.fixture(scope="module", params=["embedded", pytest.param("vllm", marks=pytest.mark.vllm)])
-def url(
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("embedded", 1),
+        ("embedded", 2),
+        pytest.param(("vllm", 1), marks=pytest.mark.vllm),
+        pytest.param(("vllm", 2), marks=pytest.mark.vllm),
+    ],
+    ids=lambda kind: f"{kind[0]}-{kind[1]}",
+)
+def urls(
     request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    if request.param == "embedded":
-        with engine_process(
-            base, "--max-rank", "16", "--max-prompt-tokens", "448", "--max-answer-tokens", "64"
-        ) as url:
-            yield url
-        return
+) -> Iterator[list[str]]:
+    kind, count = request.param
+    options = ["--max-rank", "16", "--max-prompt-tokens", "448", "--max-answer-tokens", "64"]
     python = os.environ.get(VLLM_PYTHON)
-    if not python:
+    if kind == "vllm" and not python:
         pytest.skip(f"{VLLM_PYTHON} is not set: run `make test-vllm`")
-    with vllm_process(python, base, tmp_path_factory.mktemp("vllm") / "log") as url:
-        yield url
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                engine_process(base, *options)
+                if kind == "embedded"
+                else vllm_process(str(python), base, tmp_path_factory.mktemp("vllm") / "log")
+            )
+            for _ in range(count)
+        ]
 
 
 @pytest.fixture
-async def engine(url: str, base: Path) -> AsyncIterator[EngineClient]:
+async def engine(urls: list[str], base: Path) -> AsyncIterator[OneOrMany]:
     """The engine without any adapter, whatever the test before left in it."""
-    async with EngineClient(url, base=read_base_shape(base), max_rank=16) as client:
-        for name in await client.loaded():
-            await client.ensure_unloaded(name)
-        yield client
+    clients = [EngineClient(url, base=read_base_shape(base), max_rank=16) for url in urls]
+    async with clients[0] if len(clients) == 1 else Fleet(clients) as engine:
+        for name in await engine.loaded():
+            await engine.ensure_unloaded(name)
+        yield engine
 
 
 def prompt(number: int) -> str:
@@ -154,13 +171,13 @@ def same(actual: Completion, expected: Completion) -> None:
     assert actual.completion_tokens == expected.completion_tokens
 
 
-def test_the_client_is_an_engine(url: str) -> None:
-    engine: Engine = EngineClient(url)
-    assert engine is not None
+def test_one_and_many_are_engines() -> None:
+    engines: list[Engine] = [EngineClient("http://x"), Fleet([EngineClient("http://x")])]
+    assert engines
 
 
 async def test_base_and_adapters_answer_as_peft_does_in_one_mixed_crowd(
-    engine: EngineClient, adapters: Named, oracle: Oracle
+    engine: OneOrMany, adapters: Named, oracle: Oracle
 ) -> None:
     for name, folder in adapters:
         assert await engine.ensure_loaded(name, folder)
@@ -180,7 +197,7 @@ async def test_base_and_adapters_answer_as_peft_does_in_one_mixed_crowd(
 
 
 async def test_the_stop_tokens_probability_is_the_last_one(
-    engine: EngineClient, oracle: Oracle, adapters: Named
+    engine: OneOrMany, oracle: Oracle, adapters: Named
 ) -> None:
     for name, folder in adapters:
         await engine.ensure_loaded(name, folder)
@@ -193,7 +210,7 @@ async def test_the_stop_tokens_probability_is_the_last_one(
     assert max(answer.token_logprobs) <= 0
 
 
-async def test_stop_strings_end_the_answer(engine: EngineClient, oracle: Oracle) -> None:
+async def test_stop_strings_end_the_answer(engine: OneOrMany, oracle: Oracle) -> None:
     whole = max(
         (oracle.complete(None, prompt(number)) for number in range(8)), key=lambda c: len(c.text)
     )
@@ -208,9 +225,7 @@ def prompt_of(completion: Completion, oracle: Oracle) -> str:
     return next(prompt(n) for n in range(8) if oracle.complete(None, prompt(n)) == completion)
 
 
-async def test_streaming_says_the_same(
-    engine: EngineClient, adapters: Named, oracle: Oracle
-) -> None:
+async def test_streaming_says_the_same(engine: OneOrMany, adapters: Named, oracle: Oracle) -> None:
     name, folder = adapters[0]
     await engine.ensure_loaded(name, folder)
     for model, number in ((None, 0), (name, 1), (name, 2)):
@@ -224,9 +239,7 @@ async def test_streaming_says_the_same(
         ]
 
 
-async def test_loading_is_idempotent_listed_and_undone(
-    engine: EngineClient, adapters: Named
-) -> None:
+async def test_loading_is_idempotent_listed_and_undone(engine: OneOrMany, adapters: Named) -> None:
     name, folder = adapters[0]
     assert await engine.loaded() == {}
     assert await engine.ensure_loaded(name, folder) is True
@@ -242,7 +255,7 @@ async def test_loading_is_idempotent_listed_and_undone(
     assert refused.value.status == 404
 
 
-async def test_many_loaders_at_once_load_once(engine: EngineClient, adapters: Named) -> None:
+async def test_many_loaders_at_once_load_once(engine: OneOrMany, adapters: Named) -> None:
     name, folder = adapters[1]
     results = await asyncio.gather(*(engine.ensure_loaded(name, folder) for _ in range(6)))
     assert sum(results) == 1
@@ -251,7 +264,7 @@ async def test_many_loaders_at_once_load_once(engine: EngineClient, adapters: Na
 
 @pytest.mark.parametrize("fault", ["no manifest", "pickle", "damaged", "missing", "other name"])
 async def test_bad_folders_are_refused_and_cost_nothing(
-    engine: EngineClient, adapters: Named, tmp_path: Path, fault: str
+    engine: OneOrMany, adapters: Named, tmp_path: Path, fault: str
 ) -> None:
     name, source = adapters[0]
     folder = tmp_path / name
@@ -274,7 +287,7 @@ async def test_bad_folders_are_refused_and_cost_nothing(
     assert (await engine.complete(None, prompt(0), max_tokens=2)).completion_tokens >= 1
 
 
-async def test_adapter_for_another_base_is_refused(engine: EngineClient, tmp_path: Path) -> None:
+async def test_adapter_for_another_base_is_refused(engine: OneOrMany, tmp_path: Path) -> None:
     smaller = make_tiny_model(tmp_path / "smaller", hidden=64)
     name, folder = make_adapter(smaller, tmp_path, task="stranger", seed=7)
     with pytest.raises(EngineRefused, match="trained on base"):
@@ -284,7 +297,7 @@ async def test_adapter_for_another_base_is_refused(engine: EngineClient, tmp_pat
 
 @pytest.mark.parametrize("name", ["../../x", "/etc", "a/b", "Upper", "", ".x", "a" * 201])
 async def test_names_that_could_walk_a_path_never_reach_the_engine(
-    engine: EngineClient, adapters: Named, name: str
+    engine: OneOrMany, adapters: Named, name: str
 ) -> None:
     with pytest.raises(EngineRefused, match="not allowed"):
         await engine.ensure_loaded(name, adapters[0][1])
@@ -294,7 +307,7 @@ async def test_names_that_could_walk_a_path_never_reach_the_engine(
         await engine.ensure_unloaded(name)
 
 
-async def test_what_cannot_be_answered_is_refused(engine: EngineClient) -> None:
+async def test_what_cannot_be_answered_is_refused(engine: OneOrMany) -> None:
     with pytest.raises(EngineRefused) as refused:
         await engine.complete(None, "0 1 2 3 " * 400, max_tokens=4)
     assert refused.value.status == 400
@@ -306,13 +319,13 @@ async def test_what_cannot_be_answered_is_refused(engine: EngineClient) -> None:
     assert (await engine.complete(None, prompt(0), max_tokens=2)).completion_tokens >= 1
 
 
-async def test_time_is_bounded(engine: EngineClient) -> None:
+async def test_time_is_bounded(engine: OneOrMany) -> None:
     with pytest.raises(EngineTimeout):
         await engine.complete(None, prompt(0), max_tokens=60, timeout_seconds=0.001)
     assert await engine.healthy()
 
 
-async def test_reconciling_after_a_restart(engine: EngineClient, adapters: Named) -> None:
+async def test_reconciling_after_a_restart(engine: OneOrMany, adapters: Named) -> None:
     desired = dict(adapters[:2])
     report = await reconcile(engine, desired)
     assert report.ready == set(desired)
@@ -323,7 +336,7 @@ async def test_reconciling_after_a_restart(engine: EngineClient, adapters: Named
     assert set(await engine.loaded()) == set(dict(adapters[1:]))
 
 
-async def test_an_overloaded_crowd_gets_answers_or_a_clear_no(engine: EngineClient) -> None:
+async def test_an_overloaded_crowd_gets_answers_or_a_clear_no(engine: OneOrMany) -> None:
     async def ask() -> str:
         try:
             await engine.complete(None, prompt(0), max_tokens=8)

@@ -1,8 +1,8 @@
 """Run the embedded engine: ``python -m serving.engines.embedded --model DIR --port 8302``.
 
-Prints one JSON line when it is ready to serve. An API key is read from the environment
-(``NIGHTSCHOOL_ENGINE__API_KEY``), where no process list shows it. Keep the port private: whoever
-reaches it without a key may load adapters.
+Prints one JSON line when it is ready to serve. SIGTERM lets the answers under way finish. An API key
+is read from the environment (``NIGHTSCHOOL_ENGINE__API_KEY``), where no process list shows it. Keep
+the port private: whoever reaches it without a key may load adapters.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8302, help="0 takes any free port")
     parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto")
     parser.add_argument("--batch-window-seconds", type=float, default=0.008)
-    parser.add_argument("--drain-seconds", type=float, default=30)
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=30,
+        help="how long an unload, and the end of the engine, wait for answers under way",
+    )
     for name, default in (
         ("--max-adapters", 8),
         ("--max-rank", 32),
@@ -95,7 +100,10 @@ async def _serve(options: argparse.Namespace) -> None:
         except (ArtifactError, OSError, ValueError) as error:
             raise _CannotStart(str(error)) from error
         runner = web.AppRunner(
-            server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=10
+            server.application(),
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=options.drain_seconds,
         )
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

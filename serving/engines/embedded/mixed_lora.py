@@ -6,8 +6,8 @@ For one row with adapter ``(A, B)`` the layer computes ``W x + (alpha / r) B A x
 as PEFT does, with the factor folded into ``B`` once at load time.
 
 Prompts are long, so there each adapter's rows are multiplied on their own. Generated tokens come
-one per row, so there the adapters in use are joined into one pair of matrices and every row masks
-out what is not its own: two small products however many adapters the batch mixes.
+one per row, so there the adapters in use are stacked, every row takes a seat at its adapter, and two
+batched products serve them all: each weight is read once, however many adapters the batch mixes.
 """
 
 from __future__ import annotations
@@ -40,11 +40,36 @@ class Plan:
     """The slot of every row, when there is only one."""
     groups: tuple[tuple[int, Tensor], ...] = ()
     """Adapter slots in use, each with its row numbers; base rows are in none."""
-    joined: tuple[int, ...] = ()
-    """Slots whose weights are joined for decoding: those in use, and lately used ones."""
+    stacked: tuple[int, ...] = ()
+    """Slots whose weights are stacked for decoding: those in use, and lately used ones."""
     by_group: bool = False
-    """Multiply each adapter's rows on their own (prompts) instead of joined (single tokens)."""
-    masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    """Multiply each adapter's rows on their own (prompts) instead of stacked (single tokens)."""
+    seatings: dict[tuple[int, ...], Seating] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Seating:
+    """Where the rows of a batch sit at a stack of adapters."""
+
+    seats: Tensor
+    """[adapters, most rows of one]: row numbers; a seat that is left over holds some other row."""
+    taken: Tensor | None
+    """The seats that count, numbered through; None when all do."""
+    rows: Tensor
+    """The rows that sit in them, in the same order."""
+
+
+def seat(slots: Sequence[int], stack: Sequence[int]) -> Seating:
+    """Seats for the rows whose slot is in the stack; the other rows get none."""
+    groups = [[row for row, slot in enumerate(slots) if slot == own] for own in stack]
+    width = max(map(len, groups))
+    seats = [group + [0] * (width - len(group)) for group in groups]
+    taken = [at * width + n for at, group in enumerate(groups) for n in range(len(group))]
+    return Seating(
+        torch.tensor(seats),
+        None if len(taken) == width * len(stack) else torch.tensor(taken),
+        torch.tensor([row for group in groups for row in group]),
+    )
 
 
 class AdapterBank:
@@ -53,7 +78,6 @@ class AdapterBank:
 
     def __init__(self, model: nn.Module) -> None:
         self.plan = Plan()
-        self.ranks: dict[int, int] = {}
         self.layers: dict[str, MixedLoraLinear] = {}
         self._next_slot = BASE_SLOT + 1
         for path, linear in list(_projections(model)):
@@ -74,17 +98,15 @@ class AdapterBank:
             layer = self.layers[path]
             dtype = layer.linear.weight.dtype
             layer.pairs[slot] = (a.to(dtype).contiguous(), b.to(dtype).contiguous())
-        self.ranks[slot] = weights.rank
         return slot
 
     def remove(self, slot: int) -> None:
         """Take an adapter out. No row of the batch may still use it."""
         if slot in self.plan.slots:
             raise RuntimeError(f"slot {slot} is still in use by the running batch")
-        self.ranks.pop(slot, None)
         for layer in self.layers.values():
             layer.forget(slot)
-        self.plan.joined = tuple(other for other in self.plan.joined if other != slot)
+        self.plan.stacked = tuple(other for other in self.plan.stacked if other != slot)
 
     def select(self, slots: Sequence[int], *, prompts: bool) -> None:
         """Say which slot each row of the next forward passes uses, and whether they are prompts
@@ -98,22 +120,19 @@ class AdapterBank:
             (slot, torch.tensor([row for row, other in enumerate(rows) if other == slot]))
             for slot in used
         )
-        joined = self.plan.joined
-        # Joining copies weights, so an adapter that just left the batch stays until it is a burden.
-        stale = not set(used) <= set(joined) or len(joined) > max(2, 2 * len(used))
+        stacked = self.plan.stacked
+        # Stacking copies weights, so an adapter that just left the batch stays until it is a burden.
+        stale = not set(used) <= set(stacked) or len(stacked) > max(2, 2 * len(used))
         if stale and not prompts:
-            joined = tuple(used)
-        self.plan = Plan(rows, uniform, groups, joined, prompts)
+            stacked = tuple(used)
+        self.plan = Plan(rows, uniform, groups, stacked, prompts)
 
-    def foreign(self, present: tuple[int, ...]) -> Tensor:
-        """[rows, 1, sum of ranks]: True where the column belongs to another row's adapter."""
-        mask = self.plan.masks.get(present)
-        if mask is None:
-            owner = torch.tensor([slot for slot in present for _ in range(self.ranks[slot])])
-            rows = torch.tensor(self.plan.slots)
-            mask = (rows[:, None] != owner[None, :])[:, None, :]
-            self.plan.masks[present] = mask
-        return mask
+    def seating(self, stack: tuple[int, ...]) -> Seating:
+        """How the present batch sits at a stack of adapters."""
+        seating = self.plan.seatings.get(stack)
+        if seating is None:
+            seating = self.plan.seatings[stack] = seat(self.plan.slots, stack)
+        return seating
 
 
 class MixedLoraLinear(nn.Module):
@@ -124,8 +143,8 @@ class MixedLoraLinear(nn.Module):
         self.linear = linear
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
         self.bank = bank
-        self._joined_slots: tuple[int, ...] = ()
-        self._joined: tuple[Tensor, Tensor] | None = None
+        self._stacked_slots: tuple[int, ...] = ()
+        self._stacked: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [rows, tokens, in]; returns [rows, tokens, out]."""
@@ -143,25 +162,33 @@ class MixedLoraLinear(nn.Module):
                     delta = functional.linear(functional.linear(x[rows], pair[0]), pair[1])
                     y.index_add_(0, rows, delta)
             return y
-        present = tuple(slot for slot in plan.joined if slot in self.pairs)
+        present = tuple(slot for slot in plan.stacked if slot in self.pairs)
         if not present:
             return y
-        a, b = self._join(present)
-        # Filled, not multiplied: an adapter that overflows spoils its own rows only.
-        own = functional.linear(x, a).masked_fill(self.bank.foreign(present), 0)
-        return y + functional.linear(own, b)
+        seating = self.bank.seating(present)
+        if not len(seating.rows):
+            return y
+        a, b = self._stack(present)
+        delta = torch.bmm(torch.bmm(x[seating.seats].flatten(1, 2), a), b).view(-1, *y.shape[1:])
+        if seating.taken is not None:
+            # Left over seats are not added as zeros: an adapter that overflows spoils no other row.
+            delta = delta[seating.taken]
+        return y.index_add_(0, seating.rows, delta)
 
     def forget(self, slot: int) -> None:
         self.pairs.pop(slot, None)
-        if slot in self._joined_slots:
-            self._joined_slots, self._joined = (), None
+        if slot in self._stacked_slots:
+            self._stacked_slots, self._stacked = (), None
 
-    def _join(self, present: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        if self._joined is None or self._joined_slots != present:
-            a = torch.cat([self.pairs[slot][0] for slot in present], dim=0)
-            b = torch.cat([self.pairs[slot][1] for slot in present], dim=1)
-            self._joined_slots, self._joined = present, (a, b)
-        return self._joined
+    def _stack(self, present: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """``A`` [adapters, in, rank] and ``B`` [adapters, rank, out]; smaller ranks end in zeros."""
+        if self._stacked is None or self._stacked_slots != present:
+            pairs = [self.pairs[slot] for slot in present]
+            rank = max(a.shape[0] for a, _ in pairs)
+            a = torch.stack([functional.pad(a, (0, 0, 0, rank - len(a))) for a, _ in pairs])
+            b = torch.stack([functional.pad(b.T, (0, 0, 0, rank - b.shape[1])) for _, b in pairs])
+            self._stacked_slots, self._stacked = present, (a.transpose(1, 2), b)
+        return self._stacked
 
 
 def _projections(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

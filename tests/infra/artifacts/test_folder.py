@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from infra.artifacts.base import BaseShape, fingerprint, read_base_shape
 from infra.artifacts.folder import pull, verify_folder
 from infra.artifacts.manifest import CONFIG, MANIFEST, PAYLOAD, WEIGHTS, ArtifactError
 from infra.objects.store import ObjectStore
+from infra.settings.model import Settings
 from tests.infra.artifacts.building import make_adapter, seal, tensors
 from tests.tiny_model import make_tiny_model
 
@@ -227,12 +230,26 @@ def test_pull_brings_a_verified_folder_and_keeps_it(
     assert (pulled / WEIGHTS).stat().st_mtime_ns == stamp
 
 
-def test_pull_refuses_what_is_corrupt_in_storage(
+def test_pull_of_a_sound_copy_does_not_need_the_store(
     folder: Path, store: ObjectStore, tmp_path: Path
 ) -> None:
     location = upload(store, folder)
+    pulled = pull(store, location, tmp_path / "cache")
+    for info in list(store.list(location)):
+        store.delete(info.key)
+    assert pull(store, location, tmp_path / "cache") == pulled
+
+
+@pytest.mark.parametrize("fault", ["changed", "cut off"])
+def test_pull_refuses_what_is_corrupt_in_storage(
+    folder: Path, store: ObjectStore, tmp_path: Path, fault: str
+) -> None:
+    location = upload(store, folder)
     data = bytearray(store.get(f"{location}/{WEIGHTS}"))
-    data[-1] ^= 255
+    if fault == "changed":
+        data[-1] ^= 255
+    else:
+        del data[-100:]
     store.put(f"{location}/{WEIGHTS}", bytes(data))
     with pytest.raises(ArtifactError, match="is corrupt"):
         pull(store, location, tmp_path / "cache")
@@ -264,6 +281,51 @@ def test_pull_replaces_a_damaged_copy(folder: Path, store: ObjectStore, tmp_path
     again = pull(store, location, tmp_path / "cache")
     assert again == pulled
     assert verify_folder(again).name == pulled.name
+
+
+HALF_A_PULL = """
+import io, sys, time
+from pathlib import Path
+from infra.artifacts.folder import pull
+from infra.objects.open import open_store
+from infra.settings.serving import Storage
+
+url, location, cache = sys.argv[1:]
+store = open_store(Storage(url=url))
+
+class Half(io.BytesIO):
+    def read(self, count=-1):
+        if self.tell():
+            print("half", flush=True)
+            time.sleep(600)
+        return super().read(len(self.getbuffer()) // 2)
+
+class Stalling:
+    # The object store, whose connection stalls in the middle of the weights.
+    def open(self, key):
+        kind = Half if key.endswith(".safetensors") else io.BytesIO
+        return kind(store.get(key))
+
+pull(Stalling(), location, Path(cache))
+"""
+
+
+def test_a_pull_that_was_killed_leaves_nothing_that_could_be_taken_for_an_adapter(
+    folder: Path, settings: Settings, store: ObjectStore, tmp_path: Path
+) -> None:
+    location = upload(store, folder)
+    cache = tmp_path / "cache"
+    arguments = [sys.executable, "-c", HALF_A_PULL, settings.storage.url, location, str(cache)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "half\n"
+    process.kill()
+    process.wait(10)
+    process.stdout.close()
+    (scratch,) = cache.iterdir()
+    assert scratch.name.startswith(".pull-")
+    assert (scratch / WEIGHTS).stat().st_size < (folder / WEIGHTS).stat().st_size
+    pulled = pull(store, location, cache)
+    assert verify_folder(pulled) == verify_folder(folder)
 
 
 def test_pulls_at_once_agree(folder: Path, store: ObjectStore, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from infra.artifacts.base import read_base_shape
@@ -94,11 +95,36 @@ def describe(base: Path, scratch: Path, parent: Path, *, task: str) -> tuple[str
     return name, target
 
 
+@dataclass(frozen=True)
+class EngineProcess:
+    """An embedded engine that runs."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+
 @contextmanager
 def engine_process(
     model: Path, *options: str, environment: dict[str, str] | None = None
 ) -> Iterator[str]:
     """The embedded engine in its own process on a free port; yields its address."""
+    with start_engine(model, *options, environment=environment) as engine:
+        yield engine.url
+
+
+@contextmanager
+def start_engine(
+    model: Path, *options: str, environment: dict[str, str] | None = None
+) -> Iterator[EngineProcess]:
+    """The embedded engine in its own process, on a free port unless ``options`` name one."""
     command = [sys.executable, "-m", "serving.engines.embedded", "--model", str(model)]
     process = subprocess.Popen(
         [*command, "--port", "0", "--precision", "float32", *options],
@@ -113,7 +139,7 @@ def engine_process(
         line = process.stdout.readline()
         guard.cancel()
         assert line, f"the engine did not start, exit status {process.wait(10)}"
-        yield json.loads(line)["url"]
+        yield EngineProcess(json.loads(line)["url"], process)
     finally:
         guard.cancel()
         process.terminate()
@@ -126,8 +152,15 @@ def engine_process(
 
 
 @contextmanager
-def vllm_process(python: str, model: Path, log: Path) -> Iterator[str]:
+def vllm_process(python: str, model: Path, log: Path, *options: str) -> Iterator[str]:
     """A real vLLM on a CPU, in its own environment; yields its address."""
+    with start_vllm(python, model, log, *options) as (url, _):
+        yield url
+
+
+@contextmanager
+def start_vllm(python: str, model: Path, log: Path, *options: str) -> Iterator[tuple[str, int]]:
+    """As ``vllm_process``; yields address and process id, which is its session's too."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -135,7 +168,7 @@ def vllm_process(python: str, model: Path, log: Path) -> Iterator[str]:
     command += ["--served-model-name", "base", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
     command += ["--enable-lora", "--max-loras", "4", "--max-cpu-loras", "8"]
-    command += ["--max-lora-rank", "16", "--max-num-seqs", "16"]
+    command += ["--max-lora-rank", "16", "--max-num-seqs", "16", *options]
     environment = {
         **os.environ,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
@@ -155,7 +188,7 @@ def vllm_process(python: str, model: Path, log: Path) -> Iterator[str]:
             if ended or time.monotonic() > deadline:
                 raise AssertionError(f"vLLM did not start:\n{log.read_text()[-4000:]}")
             time.sleep(0.5)
-        yield url
+        yield url, process.pid
     finally:
         # vLLM is several processes: the whole session that was started for it goes.
         os.killpg(process.pid, signal.SIGTERM)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from infra.database.open import Database
 from infra.objects.store import ObjectStore
 from infra.prompting.template import PRUNED
-from serving.gateway.breaker import CircuitBreaker
+from serving.breaker import CircuitBreaker
 from serving.gateway.guard import KillSwitch, tended
 from serving.gateway.intake import SessionNames, parse_chat
 from serving.gateway.opinions import sampled

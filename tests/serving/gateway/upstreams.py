@@ -149,6 +149,8 @@ class EngineServer:
         self.breath: Callable[[int], Awaitable[None]] | None = None
         """Awaited after each streamed token."""
         self.loaded: dict[str, str] = {}
+        self.load_requests: list[str] = []
+        self.listings = 0
         self.prompts: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self.url = ""
@@ -166,6 +168,7 @@ class EngineServer:
         return web.Response()
 
     async def _models(self, _: web.Request) -> web.Response:
+        self.listings += 1
         data: list[dict[str, Any]] = [
             {"id": "base", "object": "model", "parent": None, "root": "base"}
         ]
@@ -177,6 +180,7 @@ class EngineServer:
 
     async def _load(self, request: web.Request) -> web.Response:
         body = await request.json()
+        self.load_requests.append(body["lora_name"])
         self.loaded[body["lora_name"]] = body["lora_path"]
         return web.Response(text="ok")
 
