@@ -46,6 +46,18 @@ class Rollout(Section):
     when_open: Literal["supersede", "queue"] = Field(
         "queue", description="A new adapter ends the open rollout of its task, or waits for it"
     )
+    approval: bool = Field(
+        False, description="A person must agree (`nightschool rollouts approve`) to a promotion"
+    )
+    approval_seconds: Seconds = Field(
+        86400, description="Longest wait for that person; then the champion stays"
+    )
+    pause_seconds: Seconds = Field(
+        86400, description="Longest pause; a rollout not resumed by then is inconclusive"
+    )
+    slow_seconds: Seconds = Field(
+        10, description="A canary's answer that takes longer is slow; a run of them stops it"
+    )
 
     @field_validator("steps")
     @classmethod

@@ -23,6 +23,7 @@ from infra.calls.record import new_id, utc_now
 from infra.database.leases import LeaseLost, acquire, guard, release, renew
 from serving.registry.catalogue import read_adapter
 from serving.registry.errors import (
+    IllegalState,
     NothingToRollBack,
     RolloutChanged,
     RouteChanged,
@@ -38,10 +39,14 @@ from serving.rollout.effects import Act, carry_out, note, replace_champion
 from serving.rollout.machine import (
     MAX_REASON,
     Observation,
+    Order,
     RolloutState,
     end,
     next_step,
+    order,
 )
+from serving.rollout.states import state_to_json
+from serving.rollout.targets import resolve
 
 LEASE_SECONDS = 60.0
 """How long a killed controller keeps others waiting; nothing but waiting depends on it."""
@@ -122,7 +127,8 @@ def rollback(
 
     - An open candidate: removed and rejected, the champion stays.
     - Else the champion: rejected; the one before it answers again, or the teacher.
-    - With ``to`` (``"teacher"`` or an adapter that was champion before): that one answers; an open
+    - With ``to`` (``"teacher"`` or an adapter that was champion before, by its name, its digest or
+      the start of it): that one answers; an open
       candidate, whose evidence was against another champion, is superseded. The one that answered
       until now is rejected, unless it is the teacher.
 
@@ -138,6 +144,46 @@ def rollback(
     return _take_back(registry, task_id, "to", to, actor, why, now, channels)
 
 
+def give_order(
+    registry: Registry,
+    rollout_id: str,
+    what: Order,
+    *,
+    actor: str,
+    why: str,
+    now: datetime | None = None,
+    channels: Sequence[str] = (),
+) -> Rollout:
+    """Pause, resume, abort or approve a rollout, at once and without asking any lease.
+
+    A person outranks a controller: one that decides at the same time finds the rollout changed, and
+    looks again. An abort rejects nobody; ``rollback`` does.
+
+    Raises:
+        UnknownRollout.
+        IllegalState: the order cannot be carried out; the message says why.
+        RolloutChanged, RouteChanged: it moved on again and again meanwhile.
+    """
+    act = Act(actor, now or utc_now(), None, channels)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with registry.database.begin() as connection:
+                task = read_task(
+                    connection, read_rollout(connection, rollout_id).task_id, lock=True
+                )
+                rollout = read_rollout(connection, rollout_id)
+                route = read_route(connection, task.id)
+                state = _state(connection, rollout, route, task, act.now)
+                transition = order(state, what, why, act.now)
+                if isinstance(transition, str):
+                    raise IllegalState(f"{what} of rollout {rollout_id}: {transition}")
+                return carry_out(connection, rollout, route, task, transition, act)
+        except (RouteChanged, RolloutChanged):
+            if attempt == ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
 def request_rollback(
     registry: Registry,
     task_id: str,
@@ -149,6 +195,9 @@ def request_rollback(
     channels: Sequence[str] = (),
 ) -> bool:
     """The kill switch's message: take this adapter off, whether candidate or champion.
+
+    In a broken champion's place the teacher answers, not an earlier champion: that one is loaded
+    nowhere, and the teacher is there at once.
 
     Any number of gateways may say so; True for the one that took it off, False when it was off.
     Raises UnknownTask.
@@ -171,7 +220,8 @@ def _step(connection: Connection, rollout: Rollout, seen: Observation, act: Act)
     transition = next_step(state, seen, act.now)
     if transition is None:
         return note(connection, current, route, seen, act)
-    return carry_out(connection, current, route, task, transition, act, seen)
+    decided_on = state_to_json(state)
+    return carry_out(connection, current, route, task, transition, act, seen, decided_on)
 
 
 def _state(
@@ -191,6 +241,9 @@ def _state(
         deadline=rollout.deadline,
         route=holds,
         task_policy=task.policy,
+        paused=rollout.paused,
+        paused_left_seconds=rollout.paused_left_seconds,
+        approval=rollout.approval,
     )
 
 
@@ -228,6 +281,10 @@ def _take_back_once(
     act: Act,
 ) -> Route:
     candidate = route.candidate
+    past = past_champions(connection, task.id)
+    if which == "to":
+        assert name is not None
+        name = resolve(name, [route.champion, *past])
     if candidate is not None and (
         which == "last"
         or (which == "adapter" and name == candidate)
@@ -243,11 +300,12 @@ def _take_back_once(
         )
     if which == "to" and name == route.champion:
         raise NothingToRollBack(f"task {task.id} is answered by {name} already")
-    past = past_champions(connection, task.id)
     if which == "to":
         assert name is not None
         _check_target(connection, name, past, task.id)
         target = name
+    elif which == "adapter":
+        target = TEACHER
     else:
         target = next((one for one in past if _may_answer(connection, one)), TEACHER)
     if candidate is not None:
