@@ -12,13 +12,16 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.engines.protocol import Engine, EngineError
+from serving.engines.protocol import Engine, EngineError, EngineRefused
 
 OWNED = re.compile(r"^[a-z0-9][a-z0-9-]{0,40}@[0-9a-f]{16}$")
 """Names that Night School gives (``task@digest``). Whatever else an engine holds is not ours."""
 
 FULL = 409
 """HTTP status of an engine that holds as many adapters as it may."""
+
+UNFIT = frozenset({400, 413, 422})
+"""HTTP statuses to an adapter that is wrong in itself; others are about keys, paths or room."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Reconciliation:
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """Adapter name to reason. The others are not affected; the next pass tries again."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Those of ``failed`` that the engine would not load for what they are."""
 
     @property
     def ready(self) -> frozenset[str]:
@@ -96,6 +101,8 @@ async def reconcile(
         except EngineError as error:
             if error.status == FULL:
                 full.append(name)
+            elif isinstance(error, EngineRefused) and error.status in UNFIT:
+                report.refused[name] = str(error)
             report.failed[name] = str(error)
             return
         try:

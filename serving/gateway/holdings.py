@@ -36,16 +36,24 @@ class Holdings:
         open_store: makes the object store; called in a thread, again after a failure.
         folder: where local copies go.
         most: adapters that the engine may hold.
+        unfit: hears, with the reason, of each time an adapter was refused for what it is: a storage
+            or an engine that is not there is not the adapter's doing.
     """
 
     def __init__(
-        self, engine: Engine, open_store: Callable[[], ObjectStore], folder: Path, most: int
+        self,
+        engine: Engine,
+        open_store: Callable[[], ObjectStore],
+        folder: Path,
+        most: int,
+        unfit: Callable[[str, str], None] | None = None,
     ) -> None:
         self._engine = engine
         self._open_store = open_store
         self._store: ObjectStore | None = None
         self._folder = folder
         self._most = most
+        self._unfit = unfit or (lambda _name, _reason: None)
         self._wanted: dict[str, AdapterRoute] = {}
         self._folders: dict[str, Path] = {}
         self._retry_at: dict[str, float] = {}
@@ -104,6 +112,8 @@ class Holdings:
         self._ours |= report.ready
         self.ready = report.ready & self._wanted.keys()
         self._say("; ".join(f"{name}: {reason}" for name, reason in report.failed.items()))
+        for name, reason in report.refused.items():
+            self._unfit(name, reason)
         for name in report.loaded:
             logger.info("adapter %s is loaded and answers", name)
 
@@ -119,6 +129,8 @@ class Holdings:
             self._folders.pop(name, None)
             self._retry_at[name] = time.monotonic() + RETRY_SECONDS
             logger.warning("adapter %s is not served: %s", name, error)
+            if isinstance(error, ArtifactError):
+                self._unfit(name, str(error))
         else:
             self._retry_at.pop(name, None)
 

@@ -77,7 +77,12 @@ class Gateway:
         self._draining = False
         self.anonymizer = Anonymizer(settings.anonymizer)
         self.spool = Spool(gateway.spool, gateway.spool_max_bytes)
-        self.kills = KillSwitch(self.spool.folder / "kills.json", gateway.kill_error_burst)
+        self.kills = KillSwitch(
+            self.spool.folder / "kills.json",
+            gateway.kill_error_burst,
+            slow_burst=gateway.kill_slow_burst,
+            champion_burst=gateway.kill_champion_burst,
+        )
         self.table = RouteTable(
             self._open_database, gateway.snapshot, gateway.refresh_seconds, self._routes_changed
         )
@@ -90,7 +95,11 @@ class Gateway:
         )
         self.engine = engine or make_engine(settings)
         self.holdings = Holdings(
-            self.engine, self._open_store, gateway.adapters, settings.engine.max_adapters
+            self.engine,
+            self._open_store,
+            gateway.adapters,
+            settings.engine.max_adapters,
+            unfit=self._cannot_load,
         )
         self.small = SmallCalls(SmallModel(self.engine), self.holdings, settings)
         self.teacher = Teacher(settings.teacher)
@@ -126,6 +135,13 @@ class Gateway:
         )
         self.chat = Chat(self.answering, self.recorder, names, self.calls)
         self._watch()
+
+    def _cannot_load(self, name: str, reason: str) -> None:
+        """An adapter was refused, by its check or by the engine; a candidate does not get for ever."""
+        for task in self.table.current.tasks:
+            named = task.candidate is not None and task.candidate.name == name
+            if named and self.kills.cannot_load(task, reason) is not None:
+                self.metrics.kills.labels(task.id).inc()
 
     def app(self) -> web.Application:
         """The aiohttp application; starting and stopping it starts and stops the gateway."""
