@@ -41,11 +41,12 @@ from serving.rollout.machine import (
     Observation,
     Order,
     RolloutState,
+    RouteHeld,
     end,
     next_step,
     order,
 )
-from serving.rollout.states import state_to_json
+from serving.rollout.states import state_of, state_to_json
 from serving.rollout.targets import resolve
 
 LEASE_SECONDS = 60.0
@@ -220,31 +221,25 @@ def _step(connection: Connection, rollout: Rollout, seen: Observation, act: Act)
     transition = next_step(state, seen, act.now)
     if transition is None:
         return note(connection, current, route, seen, act)
-    decided_on = state_to_json(state)
+    decided_on = {
+        **state_to_json(state),
+        "step_route_version": current.step_route_version,
+        "route_version": route.version,
+    }
     return carry_out(connection, current, route, task, transition, act, seen, decided_on)
 
 
 def _state(
     connection: Connection, rollout: Rollout, route: Route, task: Task, now: datetime
 ) -> RolloutState:
-    holds: Literal["own", "free", "taken"] = "taken"
+    holds: RouteHeld = "taken"
     if route.rollout_id == rollout.id:
         # Evidence against another champion is no evidence.
         holds = "own" if route.champion == rollout.champion else "taken"
     elif route.rollout_id is None and route.champion != rollout.adapter:
         rests = cooling_until(connection, task.id, rollout.policy.cooldown_seconds)
         holds = "free" if rests is None or now >= rests else "taken"
-    return RolloutState(
-        state=rollout.state,
-        step=rollout.step,
-        policy=rollout.policy,
-        deadline=rollout.deadline,
-        route=holds,
-        task_policy=task.policy,
-        paused=rollout.paused,
-        paused_left_seconds=rollout.paused_left_seconds,
-        approval=rollout.approval,
-    )
+    return state_of(rollout, holds, task.policy)
 
 
 def _take_back(

@@ -52,6 +52,7 @@ Kind = Literal[
     "abort",
     "approve",
 ]
+RouteHeld = Literal["own", "free", "taken"]
 Order = Literal["pause", "resume", "abort", "approve"]
 Approval = Literal["none", "asked", "given"]
 
@@ -85,7 +86,7 @@ class RolloutState:
     """Index into ``policy.steps`` while in canary."""
     policy: RolloutPolicy
     deadline: datetime
-    route: Literal["own", "free", "taken"]
+    route: RouteHeld
     """Whose candidate the task's route carries. ``taken`` also while the task cools down."""
     task_policy: TaskPolicy = "specialize"
     paused: bool = False

@@ -6,8 +6,24 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from serving.rollout.machine import RolloutState
+from serving.registry.records import Rollout
+from serving.rollout.machine import RolloutState, RouteHeld, TaskPolicy
 from serving.rollout.policy import RolloutPolicy
+
+
+def state_of(rollout: Rollout, route: RouteHeld, task_policy: TaskPolicy) -> RolloutState:
+    """What the machine decides on, from the rollout's row, its route and its task's policy."""
+    return RolloutState(
+        state=rollout.state,
+        step=rollout.step,
+        policy=rollout.policy,
+        deadline=rollout.deadline,
+        route=route,
+        task_policy=task_policy,
+        paused=rollout.paused,
+        paused_left_seconds=rollout.paused_left_seconds,
+        approval=rollout.approval,
+    )
 
 
 def state_to_json(state: RolloutState) -> dict[str, Any]:
