@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -86,7 +87,7 @@ def watch(ctx: click.Context, once: bool, every: float, as_json: bool) -> None:
     """The open rollouts, live; Ctrl-C ends it."""
     from infra.calls.record import utc_now
 
-    with context_of(ctx) as context:
+    with contextlib.suppress(KeyboardInterrupt), context_of(ctx) as context:
         while True:
             rows = [_live(context, one) for one in context.registry.rollouts("open")]
             if not once and not as_json and sys.stdout.isatty():
@@ -94,12 +95,10 @@ def watch(ctx: click.Context, once: bool, every: float, as_json: bool) -> None:
             if not as_json:
                 click.echo(f"{utc_now():%Y-%m-%d %H:%M:%S} UTC")
             show(rows, as_json, "No rollout is open.")
+            sys.stdout.flush()
             if once:
                 return
-            try:
-                time.sleep(every)
-            except KeyboardInterrupt:
-                return
+            time.sleep(every)
 
 
 @rollouts.command("show", epilog="\b\nExample:\n  nightschool rollouts show ID --json")
