@@ -30,12 +30,12 @@ from serving.registry.errors import (
     RouteInvalid,
     StaleFence,
 )
-from serving.registry.openings import read_rollout
+from serving.registry.openings import read_rollout, read_rollouts
 from serving.registry.records import TEACHER, Rollout, Route, Task
 from serving.registry.registry import Registry
 from serving.registry.routes import cooling_until, past_champions, read_route
 from serving.registry.task_rows import read_task
-from serving.rollout.effects import Act, carry_out, note, replace_champion
+from serving.rollout.effects import Act, carry_out, note, reject, replace_champion
 from serving.rollout.machine import (
     MAX_REASON,
     Observation,
@@ -201,14 +201,36 @@ def request_rollback(
     nowhere, and the teacher is there at once.
 
     Any number of gateways may say so; True for the one that took it off, False when it was off.
+    One that was off already, because its rollout ended before the message came, is rejected all the
+    same: what had to be stopped once must not be tried again.
+
     Raises UnknownTask.
     """
     why = f"kill switch: {reason}"
     try:
         _take_back(registry, task_id, "adapter", adapter, actor, why, now, channels)
     except NothingToRollBack:
+        _reject_late(registry, task_id, adapter, why, Act(actor, now or utc_now(), None))
         return False
     return True
+
+
+def _reject_late(registry: Registry, task_id: str, adapter: str, why: str, act: Act) -> None:
+    with registry.database.begin() as connection:
+        task = read_task(connection, task_id, lock=True)
+        route = read_route(connection, task.id)
+        known = read_rollouts(connection, task_id=task_id, adapter=adapter)
+        if adapter in (route.champion, route.candidate) or not known:
+            return
+        if read_adapter(connection, adapter).state != "registered":
+            return
+        for rollout in known:
+            if rollout.open:
+                # Opened again before the message came, and waiting for its turn.
+                ends = end("roll_back", "rolled_back", rollout.step, why)
+                carry_out(connection, rollout, route, task, ends, act)
+                return
+        reject(connection, adapter, why[:MAX_REASON], act, {})
 
 
 def _step(connection: Connection, rollout: Rollout, seen: Observation, act: Act) -> Rollout:

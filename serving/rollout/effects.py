@@ -125,7 +125,7 @@ def carry_out(
     if transition.kind == "promote":
         _set_task_state(connection, task, "specialized", transition.reason, act)
     if transition.kind == "roll_back":
-        _reject(connection, rollout.adapter, transition.reason, act, facts)
+        reject(connection, rollout.adapter, transition.reason, act, facts)
     message = rollout_message(moved, transition, after, evidence)
     if message is not None and act.channels:
         enqueue(connection, message, act.channels)
@@ -150,7 +150,7 @@ def replace_champion(
         now=act.now,
     )
     if route.champion != TEACHER:
-        _reject(connection, route.champion, why, act, {})
+        reject(connection, route.champion, why, act, {})
     _set_task_state(connection, task, "candidate" if target == TEACHER else "specialized", why, act)
     if act.channels:
         enqueue(connection, champion_message(route, after, why), act.channels)
@@ -224,9 +224,10 @@ def _waits(rollout: Rollout, transition: Transition, act: Act) -> dict[str, Any]
     return {}
 
 
-def _reject(
+def reject(
     connection: Connection, adapter: str, why: str, act: Act, facts: Mapping[str, Any]
 ) -> None:
+    """Never again: a rejected digest is not rolled out."""
     change_adapter_state(
         connection, adapter, "rejected", actor=act.actor, why=why, now=act.now, evidence=facts
     )

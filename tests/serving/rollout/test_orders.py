@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from infra.database.open import Database
 from infra.database.tables import outbox
-from serving.registry.errors import IllegalState, RouteInvalid
+from serving.registry.errors import IllegalState, RolloutRefused, RouteInvalid
 from serving.registry.records import TEACHER, Rollout
 from serving.registry.registry import Registry
-from serving.rollout.controller import give_order, rollback, tend
+from serving.rollout.controller import give_order, request_rollback, rollback, tend
 from serving.rollout.machine import ENDED, Observation, Order, Transition, next_step, order
 from serving.rollout.states import state_from_json, state_to_json
 from serving.rollout.targets import resolve
@@ -266,6 +266,32 @@ def test_people_are_told_what_happened_what_is_exposed_and_how_to_undo_it(
     assert "30 canary sessions (30 with a label)" in asked["why"]
     assert asked["undo"].startswith(f"nightschool rollouts approve {rollout.id}")
     assert "nothing to undo" in told[7]["undo"]
+
+
+# A message of the kill switch that comes late
+
+
+def test_a_kill_after_the_end_still_rejects_the_adapter(registry: Registry) -> None:
+    rollout = bring_to(registry, "canary")
+    give(registry, rollout, "abort")
+    assert not request_rollback(registry, "mail", rollout.adapter, "unsafe output", "gateway")
+    assert registry.adapter(rollout.adapter).state == "rejected"
+    assert not request_rollback(registry, "mail", rollout.adapter, "unsafe output", "gateway")
+    with pytest.raises(RolloutRefused, match="never retried"):
+        registry.open_rollout("mail", rollout.adapter, POLICY, actor="n", why="w", now=later(1e4))
+
+
+def test_a_kill_ends_one_that_was_opened_again_and_waits_for_its_turn(registry: Registry) -> None:
+    first = bring_to(registry, "canary")
+    give(registry, first, "abort")
+    other = bring_to(registry, "canary", 2, now=later(60))
+    again = registry.open_rollout(
+        "mail", first.adapter, POLICY, actor="night", why="again", now=later(61)
+    )
+    request_rollback(registry, "mail", first.adapter, "burst", "gateway", now=later(62))
+    assert registry.rollout(again.id).state == "rolled_back"
+    assert registry.adapter(first.adapter).state == "rejected"
+    assert registry.route("mail").candidate == other.adapter, "who answers is not touched"
 
 
 # Whom a rollback means
