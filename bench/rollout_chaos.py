@@ -47,8 +47,9 @@ from serving.gateway.routes import AdapterRoute, TaskRoute
 from serving.registry.errors import IllegalState, NothingToRollBack, RegistryError, RolloutRefused
 from serving.registry.records import Rollout
 from serving.registry.registry import Registry
-from serving.rollout.controller import give_order, request_rollback, rollback, tend
+from serving.rollout.controller import request_rollback, rollback, tend
 from serving.rollout.machine import Observation
+from serving.rollout.orders import give_order
 from tests.serving.registry.world import NOW, add_adapter, add_task
 from tests.serving.rollout.stage import BAD, FINE, GOOD, POLICY, Killed, killed_at
 

@@ -158,7 +158,7 @@ def _order(name: Order, summary: str, details: str) -> None:
     def command(ctx: click.Context, rollout_id: str, why: str, as_json: bool) -> None:
         from infra.calls.record import utc_now
         from infra.notify.outbox import deliver
-        from serving.rollout.controller import give_order
+        from serving.rollout.orders import give_order
 
         with context_of(ctx) as context:
             after = give_order(

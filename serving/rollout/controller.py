@@ -23,7 +23,6 @@ from infra.calls.record import new_id, utc_now
 from infra.database.leases import LeaseLost, acquire, guard, release, renew
 from serving.registry.catalogue import read_adapter
 from serving.registry.errors import (
-    IllegalState,
     NothingToRollBack,
     RolloutChanged,
     RouteChanged,
@@ -33,20 +32,16 @@ from serving.registry.errors import (
 from serving.registry.openings import read_rollout, read_rollouts
 from serving.registry.records import TEACHER, Rollout, Route, Task
 from serving.registry.registry import Registry
-from serving.registry.routes import cooling_until, past_champions, read_route
+from serving.registry.routes import past_champions, read_route
 from serving.registry.task_rows import read_task
 from serving.rollout.effects import Act, carry_out, note, reject, replace_champion
 from serving.rollout.machine import (
     MAX_REASON,
     Observation,
-    Order,
-    RolloutState,
-    RouteHeld,
     end,
     next_step,
-    order,
 )
-from serving.rollout.states import state_of, state_to_json
+from serving.rollout.states import read_state, state_to_json
 from serving.rollout.targets import resolve
 
 LEASE_SECONDS = 60.0
@@ -145,46 +140,6 @@ def rollback(
     return _take_back(registry, task_id, "to", to, actor, why, now, channels)
 
 
-def give_order(
-    registry: Registry,
-    rollout_id: str,
-    what: Order,
-    *,
-    actor: str,
-    why: str,
-    now: datetime | None = None,
-    channels: Sequence[str] = (),
-) -> Rollout:
-    """Pause, resume, abort or approve a rollout, at once and without asking any lease.
-
-    A person outranks a controller: one that decides at the same time finds the rollout changed, and
-    looks again. An abort rejects nobody; ``rollback`` does.
-
-    Raises:
-        UnknownRollout.
-        IllegalState: the order cannot be carried out; the message says why.
-        RolloutChanged, RouteChanged: it moved on again and again meanwhile.
-    """
-    act = Act(actor, now or utc_now(), None, channels)
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with registry.database.begin() as connection:
-                task = read_task(
-                    connection, read_rollout(connection, rollout_id).task_id, lock=True
-                )
-                rollout = read_rollout(connection, rollout_id)
-                route = read_route(connection, task.id)
-                state = _state(connection, rollout, route, task, act.now)
-                transition = order(state, what, why, act.now)
-                if isinstance(transition, str):
-                    raise IllegalState(f"{what} of rollout {rollout_id}: {transition}")
-                return carry_out(connection, rollout, route, task, transition, act)
-        except (RouteChanged, RolloutChanged):
-            if attempt == ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
-
-
 def request_rollback(
     registry: Registry,
     task_id: str,
@@ -239,7 +194,7 @@ def _step(connection: Connection, rollout: Rollout, seen: Observation, act: Act)
     if current.version != rollout.version:
         raise RolloutChanged(f"rollout {rollout.id} moved while it was observed")
     route = read_route(connection, task.id)
-    state = _state(connection, current, route, task, act.now)
+    state = read_state(connection, current, route, task, act.now)
     transition = next_step(state, seen, act.now)
     if transition is None:
         return note(connection, current, route, seen, act)
@@ -249,19 +204,6 @@ def _step(connection: Connection, rollout: Rollout, seen: Observation, act: Act)
         "route_version": route.version,
     }
     return carry_out(connection, current, route, task, transition, act, seen, decided_on)
-
-
-def _state(
-    connection: Connection, rollout: Rollout, route: Route, task: Task, now: datetime
-) -> RolloutState:
-    holds: RouteHeld = "taken"
-    if route.rollout_id == rollout.id:
-        # Evidence against another champion is no evidence.
-        holds = "own" if route.champion == rollout.champion else "taken"
-    elif route.rollout_id is None and route.champion != rollout.adapter:
-        rests = cooling_until(connection, task.id, rollout.policy.cooldown_seconds)
-        holds = "free" if rests is None or now >= rests else "taken"
-    return state_of(rollout, holds, task.policy)
 
 
 def _take_back(

@@ -1,4 +1,4 @@
-"""The state a step was decided on, as JSON: kept with its event, so that the step can be replayed."""
+"""The state that a step is decided on: read from the registry, and kept as JSON for a replay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from serving.registry.records import Rollout
+from sqlalchemy import Connection
+
+from serving.registry.records import Rollout, Route, Task
+from serving.registry.routes import cooling_until
 from serving.rollout.machine import RolloutState, RouteHeld, TaskPolicy
 from serving.rollout.policy import RolloutPolicy
 
@@ -24,6 +27,20 @@ def state_of(rollout: Rollout, route: RouteHeld, task_policy: TaskPolicy) -> Rol
         paused_left_seconds=rollout.paused_left_seconds,
         approval=rollout.approval,
     )
+
+
+def read_state(
+    connection: Connection, rollout: Rollout, route: Route, task: Task, now: datetime
+) -> RolloutState:
+    """What the machine decides on, as the registry has it in the caller's transaction."""
+    holds: RouteHeld = "taken"
+    if route.rollout_id == rollout.id:
+        # Evidence against another champion is no evidence.
+        holds = "own" if route.champion == rollout.champion else "taken"
+    elif route.rollout_id is None and route.champion != rollout.adapter:
+        rests = cooling_until(connection, task.id, rollout.policy.cooldown_seconds)
+        holds = "free" if rests is None or now >= rests else "taken"
+    return state_of(rollout, holds, task.policy)
 
 
 def state_to_json(state: RolloutState) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from flows.rollout_picture import keep_picture, picture
 from infra.calls.codec import LOG_PREFIX
 from infra.database.open import Database
 from infra.settings.model import Settings
-from serving.rollout.controller import give_order, request_rollback
+from serving.rollout.controller import request_rollback
+from serving.rollout.orders import give_order
 from tests.flows.rollout_world import POLICY, World, world_of
 
 

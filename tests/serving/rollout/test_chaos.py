@@ -31,8 +31,9 @@ from serving.registry.errors import (
 )
 from serving.registry.records import TEACHER, Rollout
 from serving.registry.registry import Registry
-from serving.rollout.controller import give_order, request_rollback, rollback, tend
+from serving.rollout.controller import request_rollback, rollback, tend
 from serving.rollout.machine import ENDED, Observation, Order
+from serving.rollout.orders import give_order
 from tests.contracts.servers import PostgresServer
 from tests.serving.registry.world import NOW, add_adapter, add_task
 from tests.serving.rollout.stage import CHANNELS, FINE, GOOD, POLICY, Killed, killed_at

@@ -15,8 +15,9 @@ from infra.database.tables import outbox
 from serving.registry.errors import IllegalState, RolloutRefused, RouteInvalid
 from serving.registry.records import TEACHER, Rollout
 from serving.registry.registry import Registry
-from serving.rollout.controller import give_order, request_rollback, rollback, tend
+from serving.rollout.controller import request_rollback, rollback, tend
 from serving.rollout.machine import ENDED, Observation, Order, Transition, next_step, order
+from serving.rollout.orders import give_order
 from serving.rollout.states import state_from_json, state_to_json
 from serving.rollout.targets import resolve
 from tests.serving.registry.world import add_task
