@@ -6,6 +6,7 @@ Tending, replaying and drawing a rollout all go through here, so that they canno
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime
 
 from evaluators.evidence import EvidencePolicy, judge_canary, judge_shadow
@@ -14,6 +15,7 @@ from flows.exposure import SplitTest, exposures, mismatch
 from infra.calls.record import CallRecord, FeedbackRecord
 from serving.registry.records import TEACHER, Rollout
 from serving.rollout.machine import Observation
+from serving.rollout.policy import RolloutPolicy
 
 
 def observe(
@@ -35,7 +37,7 @@ def observe(
         loaded: whether the engine holds the adapter; not in the log.
     """
     terms = rollout.policy
-    policy = EvidencePolicy(terms.margin, terms.alpha_bad, terms.alpha_good, terms.maturity_seconds)
+    policy = evidence_policy(terms)
     shadow = judge_shadow(
         calls, rollout=rollout.id, candidate=rollout.adapter, policy=policy, now=now
     )
@@ -67,6 +69,8 @@ def observe(
             if epoch.isdigit() and int(epoch) >= since
         ),
         canary_sessions=decision.canary_sessions,
+        reason=decision.reason,
+        shadow_reason=shadow.reason,
         step_labels=_step_labels(rollout, calls, feedback, now, since),
         mismatch=split_test(splits),
         evidence={
@@ -78,6 +82,14 @@ def observe(
             ],
         },
     )
+
+
+def evidence_policy(terms: RolloutPolicy) -> EvidencePolicy:
+    """The part of a rollout's terms that the verdict depends on."""
+    known = {field.name for field in fields(EvidencePolicy)} & {
+        field.name for field in fields(RolloutPolicy)
+    }
+    return EvidencePolicy(**{name: getattr(terms, name) for name in known})
 
 
 def _step_labels(

@@ -26,6 +26,9 @@ class Rollout(Section):
         20, ge=1, le=1_000_000, description="Canary sessions before the next step"
     )
     margin: float = Field(0.1, gt=0, le=0.5, description="Tolerated loss against the champion")
+    rollback_margin: float | None = Field(
+        None, ge=0, le=0.5, description="Worse by more than this is rolled back; None: margin"
+    )
     alpha_bad: float = Field(0.05, gt=0, lt=0.5, description="False rollback rate")
     alpha_good: float = Field(0.05, gt=0, lt=0.5, description="False promotion rate")
     maturity_seconds: Seconds = Field(300, description="A label later than this counts as worst")
@@ -57,6 +60,12 @@ class Rollout(Section):
     )
     slow_seconds: Seconds = Field(
         10, description="A canary's answer that takes longer is slow; a run of them stops it"
+    )
+    latency_objective_seconds: Seconds | None = Field(
+        None, description="Answers above it count against either arm; None: latency is not judged"
+    )
+    escalation_allowance: Share | None = Field(
+        None, description="Share of calls that may escalate beside the teacher; None: not judged"
     )
 
     @field_validator("steps")

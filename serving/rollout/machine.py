@@ -117,6 +117,9 @@ class Observation:
     step_sessions: int = 0
     """Canary sessions seen since the present step began."""
     canary_sessions: int = 0
+    reason: str = ""
+    """The test's own words for its verdict, with its numbers."""
+    shadow_reason: str = ""
     step_labels: int | None = None
     """Canary sessions of the present step with a valid label; None: not counted by step."""
     mismatch: str | None = None
@@ -227,12 +230,13 @@ def _rollback(now_is: RolloutState, seen: Observation) -> Transition | None:
     if seen.verdict == "bad":
         return back(
             f"the sequential test found the canary worse than the champion by more than {margin:g} "
-            f"after {seen.canary_sessions} canary sessions"
+            f"after {seen.canary_sessions} canary sessions{_because(seen.reason)}"
         )
     if seen.shadow_verdict == "bad":
         return back(
             f"the paired shadow test found the adapter worse than the champion by more than "
             f"{margin:g} after {seen.shadow_pairs} pairs; nobody was exposed by the shadow"
+            f"{_because(seen.shadow_reason)}"
         )
     return None
 
@@ -343,14 +347,18 @@ def _from_canary(now_is: RolloutState, seen: Observation) -> Transition | None:
     return None
 
 
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
 def _shown_good(now_is: RolloutState, seen: Observation) -> Transition | None:
     policy = now_is.policy
     shown = (
         f"not worse than the champion by {policy.margin:g} or more, shown after "
-        f"{seen.canary_sessions} canary sessions ({seen.labels} with a label)"
+        f"{seen.canary_sessions} canary sessions ({seen.labels} with a label){_because(seen.reason)}"
     )
     if not policy.approval or now_is.approval == "given":
-        return Transition("promote", "promoted", now_is.step, "none", 0.0, shown)
+        return end("promote", "promoted", now_is.step, shown)
     if now_is.approval == "asked":
         return None
     return _at_its_place(now_is, "ask", f"{shown}; waits for approval", policy.approval_seconds)

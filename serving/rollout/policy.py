@@ -30,6 +30,9 @@ class RolloutPolicy:
     step_sessions: int = 20
     """Canary sessions before the next step, and the fewest before a promotion."""
     margin: float = 0.1
+    """Worse by this or more must not be promoted."""
+    rollback_margin: float | None = None
+    """Worse by more than this is rolled back; None: ``margin``."""
     alpha_bad: float = 0.05
     alpha_good: float = 0.05
     maturity_seconds: float = 300
@@ -50,6 +53,10 @@ class RolloutPolicy:
     """Longest pause; a rollout that is not resumed by then ends inconclusive."""
     slow_seconds: float = 10
     """An answer of the canary that takes longer is slow: the latency it must not collapse beyond."""
+    latency_objective_seconds: float | None = None
+    """The champion's objective, frozen here: answers above it count against either arm. None: not judged."""
+    escalation_allowance: float | None = None
+    """Share of calls that may escalate beside the teacher, which never does; None: not judged there."""
 
     def __post_init__(self) -> None:
         if not self.steps:
