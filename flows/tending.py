@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from evaluators.evidence import EvidencePolicy, judge_canary, judge_shadow
 from flows.evidence_log import EvidenceLog
+from flows.exposure import weights_of
+from flows.kept_evidence import keep
+from flows.observing import observe
 from flows.wiring import Context
-from infra.calls.record import utc_now
+from infra.calls.record import CallRecord, utc_now
 from infra.notify.outbox import deliver
+from infra.objects.store import ObjectStoreError
 from serving.engines.protocol import EngineError
-from serving.registry.records import TEACHER, Rollout
+from serving.registry.records import Rollout
 from serving.rollout.controller import tend
-from serving.rollout.machine import Observation
+from serving.rollout.machine import Observation, next_step
+from serving.rollout.states import state_of
 
 logger = logging.getLogger(__name__)
 
 ACTOR = "rollout-controller"
+MAX_EVENTS = 1000
+"""Of a task, newest first: more than a rollout's route is ever changed."""
 
 
 @dataclass(frozen=True)
@@ -72,39 +79,41 @@ class Tender:
         return Tended(len(rollouts), tuple(moved))
 
     def observe(self, rollout: Rollout, loaded: bool) -> Observation:
-        """What the log says of a rollout, as the state machine wants to know it."""
+        """What the log says of a rollout; with what it rests on kept, if a step will be taken."""
         now = self._clock()
-        terms = rollout.policy
-        policy = EvidencePolicy(
-            terms.margin, terms.alpha_bad, terms.alpha_good, terms.maturity_seconds
-        )
+        registry = self._context.registry
         calls = self._log.calls(rollout.id)
-        shadow = judge_shadow(
-            calls, rollout=rollout.id, candidate=rollout.adapter, policy=policy, now=now
-        )
-        decision = judge_canary(
-            calls,
-            self._log.feedback(),
-            rollout=rollout.id,
-            champion=rollout.champion or TEACHER,
-            policy=policy,
-            now=now,
-        )
-        since = rollout.step_route_version or 0
-        return Observation(
-            loaded=loaded,
-            verdict=decision.verdict,
-            labels=decision.labelled,
-            shadow_verdict=shadow.verdict,
-            shadow_pairs=shadow.pairs,
-            step_sessions=sum(
-                count
-                for epoch, count in decision.canary_by_epoch.items()
-                if epoch.isdigit() and int(epoch) >= since
-            ),
-            canary_sessions=decision.canary_sessions,
-            evidence={"canary": decision.to_dict(), "shadow": shadow.to_dict()},
-        )
+        feedback = self._log.feedback()
+        weights = weights_of(rollout.id, registry.events(rollout.task_id, MAX_EVENTS))
+
+        def view(records: Sequence[CallRecord]) -> Observation:
+            return observe(
+                rollout,
+                records,
+                feedback,
+                now=now,
+                weights=weights,
+                step_route_version=rollout.step_route_version,
+                loaded=loaded,
+            )
+
+        seen = view(calls)
+        source: dict[str, Any] = {"now": now.isoformat()}
+        state = state_of(rollout, "own", registry.task(rollout.task_id).policy)
+        if next_step(state, seen, now) is not None:
+            try:
+                source |= keep(
+                    self._context.store,
+                    rollout.id,
+                    calls,
+                    feedback,
+                    lambda light: view(light) == seen,
+                )
+            except ObjectStoreError as error:
+                # A rollback does not wait for its own explanation: the logs still hold it.
+                logger.warning("the evidence of %s is not kept: %s", rollout.id, error)
+                source["left_out"] = "the object store did not take it"
+        return replace(seen, source=source)
 
     async def _loaded(self) -> frozenset[str]:
         """Adapters that the engine lists and that answer a probe; none when it does not answer."""

@@ -12,11 +12,15 @@ from flows.holding import Busy, hold
 from flows.housekeeping import housekeep
 from flows.learning import ingest_logs
 from flows.night import night
+from flows.reporting import report_url
+from flows.rollout_picture import keep_picture
 from flows.tending import Tender
 from flows.watching import watch_tasks
-from flows.wiring import open_context
+from flows.wiring import Context, open_context
 from infra.calls.record import utc_now
 from infra.notify.outbox import deliver
+from infra.objects.store import ObjectStoreError
+from serving.registry.records import Rollout
 from serving.rollout.controller import rollback as take_back
 
 MAX_ROWS = 500
@@ -45,7 +49,7 @@ def rollout() -> int:
                     tended = tender.look()
                     for moved in tended.moved:
                         logger.info("%s is %s: %s", moved.adapter, moved.state, moved.reason)
-                        _show(moved)
+                        _show(context, moved)
                     if tended.open == 0 or time.monotonic() > ends:
                         return tended.open
                     time.sleep(context.settings.rollout.tend_seconds)
@@ -118,9 +122,15 @@ def rollback(task: str, reason: str = "by hand", to: str | None = None) -> str:
     return route.champion
 
 
-def _show(moved: Any) -> None:
+def _show(context: Context, moved: Rollout) -> None:
+    """Where it stands, as an artifact of the run: in words, and as a picture that is kept."""
+    try:
+        drawn = f"[evidence and steps]({report_url(context, keep_picture(context, moved.id))})"
+    except ObjectStoreError as error:
+        drawn = f"no picture: {error}"
     create_markdown_artifact(
         key=f"rollout-{moved.id}",
-        markdown=f"**{moved.adapter}** is **{moved.state}** (step {moved.step}): {moved.reason}",
+        markdown=f"**{moved.adapter}** is **{moved.state}** (step {moved.step}): {moved.reason}\n\n"
+        f"{drawn}\n\n`nightschool rollouts show {moved.id}`",
         description="Where a rollout stands",
     )

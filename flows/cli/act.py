@@ -15,7 +15,11 @@ from flows.cli.common import FAILED, JSON_OPTION, context_of, fail, failing_clea
     "  nightschool rollback invoice-fields --to teacher --why 'wrong totals'"
 )
 @click.argument("task")
-@click.option("--to", help="An earlier champion, or teacher. Default: the previous champion.")
+@click.option(
+    "--to",
+    help="An earlier champion by its name or the start of its digest, or teacher. "
+    "Default: the previous champion.",
+)
 @click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
 @JSON_OPTION
 @click.pass_context

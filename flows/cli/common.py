@@ -37,6 +37,7 @@ KNOWN_ERRORS = {
     "trainers.discover.assignments.AssignmentsCorrupt": FAILED,
     "trainers.discover.discover.DiscoveryContended": FAILED,
     "trainers.executors.protocol.ExecutorError": FAILED,
+    "flows.kept_evidence.EvidenceDamaged": FAILED,
     "flows.holding.Busy": FAILED,
     "flows.night.NightFailed": FAILED,
     "flows.orchestrator.OrchestratorDown": FAILED,

@@ -61,28 +61,6 @@ def adapters(ctx: click.Context, task: str | None, as_json: bool) -> None:
     show(rows, as_json, "No adapters yet: `nightschool night` trains them.")
 
 
-@click.command(epilog="\b\nExamples:\n  nightschool rollouts\n  nightschool rollouts --json")
-@JSON_OPTION
-@click.pass_context
-@failing_clearly
-def rollouts(ctx: click.Context, as_json: bool) -> None:
-    """The rollouts, newest last, with their verdicts and reasons."""
-    with context_of(ctx) as context:
-        rows = [
-            {
-                "id": rollout.id,
-                "adapter": rollout.adapter,
-                "state": rollout.state,
-                "step": rollout.step,
-                "sessions": rollout.sessions,
-                "since": rollout.entered,
-                "reason": rollout.reason,
-            }
-            for rollout in context.registry.rollouts()
-        ]
-    show(rows, as_json, "No rollouts yet: an adapter that passes the gate opens one.")
-
-
 @click.command(epilog="\b\nExamples:\n  nightschool events --limit 5\n  nightschool events TASK")
 @click.argument("subject", required=False)
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)

@@ -35,6 +35,9 @@ class Rollout(Section):
         20, ge=1, le=1_000_000, description="Canary sessions before the next step"
     )
     margin: float = Field(0.1, gt=0, le=0.5, description="Tolerated loss against the champion")
+    rollback_margin: float | None = Field(
+        None, ge=0, le=0.5, description="Worse by more than this is rolled back; None: margin"
+    )
     alpha_bad: float = Field(0.05, gt=0, lt=0.5, description="False rollback rate")
     alpha_good: float = Field(0.05, gt=0, lt=0.5, description="False promotion rate")
     maturity_seconds: Seconds = Field(300, description="A label later than this counts as worst")
@@ -54,6 +57,24 @@ class Rollout(Section):
     )
     when_open: Literal["supersede", "queue"] = Field(
         "queue", description="A new adapter ends the open rollout of its task, or waits for it"
+    )
+    approval: bool = Field(
+        False, description="A person must agree (`nightschool rollouts approve`) to a promotion"
+    )
+    approval_seconds: Seconds = Field(
+        86400, description="Longest wait for that person; then the champion stays"
+    )
+    pause_seconds: Seconds = Field(
+        86400, description="Longest pause; a rollout not resumed by then is inconclusive"
+    )
+    slow_seconds: Seconds = Field(
+        10, description="A canary's answer that takes longer is slow; a run of them stops it"
+    )
+    latency_objective_seconds: Seconds | None = Field(
+        None, description="Answers above it count against either arm; None: latency is not judged"
+    )
+    escalation_allowance: Share | None = Field(
+        None, description="Share of calls that may escalate beside the teacher; None: not judged"
     )
 
     @field_validator("steps")

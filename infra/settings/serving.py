@@ -165,6 +165,21 @@ class Gateway(Section):
     kill_error_burst: int = Field(
         5, ge=1, le=1000, description="Consecutive hard failures of a canary that stop it at once"
     )
+    kill_slow_burst: int = Field(
+        10, ge=1, le=1000, description="Consecutive slow answers of a canary that stop it at once"
+    )
+    kill_champion_burst: int = Field(
+        20,
+        ge=1,
+        le=10_000,
+        description="Consecutive answers of a champion that fail their checks: the teacher answers",
+    )
+    deny_patterns: tuple[Text, ...] = Field(
+        (),
+        max_length=1000,
+        description="Regular expressions that no small model's answer may match; one match of a "
+        "canary stops it",
+    )
     dead_man_seconds: Seconds = Field(
         900, description="A canary whose route nobody has tended for this long gets weight 0"
     )

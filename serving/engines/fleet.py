@@ -47,6 +47,8 @@ class Problems:
     """Adapter name or replica address to reason."""
     refused: set[str] = field(default_factory=set)
     """Adapters that it is of no use to try again soon."""
+    unfit: dict[str, str] = field(default_factory=dict)
+    """Those of the refused that are wrong in themselves, to reason."""
 
 
 class Fleet:
@@ -127,6 +129,7 @@ class Fleet:
         for task in done:
             problems.reasons |= task.result().reasons
             problems.refused |= task.result().refused
+            problems.unfit |= task.result().unfit
         for replica, task in self._tending.items():
             if task in late:
                 problems.reasons[replica.engine.url] = "is slow to say or do what it was asked"
@@ -151,7 +154,7 @@ class Fleet:
         replica.holds = report.ready | (replica.holds & spared & replica.listed)
         for name in report.loaded:
             logger.info("adapter %s is loaded on %s and answers", name, engine.url)
-        return Problems(report.failed, report.refused)
+        return Problems(report.failed, report.refused, report.unfit)
 
     # The Engine protocol
 

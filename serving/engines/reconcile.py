@@ -20,6 +20,9 @@ OWNED = re.compile(r"^[a-z0-9][a-z0-9-]{0,40}@[0-9a-f]{16}$")
 FULL = 409
 """HTTP status of an engine that holds as many adapters as it may."""
 
+UNFIT = frozenset({400, 413, 422})
+"""HTTP statuses to an adapter that is wrong in itself; others are about keys, paths or room."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -41,6 +44,8 @@ class Reconciliation:
     """Adapter name to reason. The others are not affected; the next pass tries again."""
     refused: set[str] = field(default_factory=set)
     """Those of the failed where trying again soon is of no use: unsound, unfit, or they break."""
+    unfit: dict[str, str] = field(default_factory=dict)
+    """Those of the refused that the engine would not load for what they are, with its reason."""
 
     @property
     def ready(self) -> frozenset[str]:
@@ -102,6 +107,8 @@ async def reconcile(
                 full.append(name)
             elif isinstance(error, EngineRefused):
                 report.refused.add(name)
+                if error.status in UNFIT:
+                    report.unfit[name] = str(error)
             report.failed[name] = str(error)
             return
         try:

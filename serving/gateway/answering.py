@@ -277,21 +277,32 @@ class Answering:
             ready=self._holdings.ready,
             killed=self._kills.killed(task.rollout_id),
             tended=tended(task, utc_now(), self.settings.gateway.dead_man_seconds),
+            champion_killed=self._kills.champion_killed(task),
         )
 
     def _guard(self, call: Call, small: Small) -> None:
-        """Tell the kill switch what the candidate did."""
+        """Tell the kill switch what the candidate did, or the champion."""
         if call.routed is None:
             return
         task = call.routed.task
-        if task.candidate is None or task.candidate.name != small.adapter:
+        passed = small.message is not None and small.checks.passed
+        reason = small.escalation or "accepted"
+        if task.candidate is not None and task.candidate.name == small.adapter:
+            limit = task.slow_seconds
+            kill = self._kills.report(
+                task,
+                small.hard_failure,
+                passed,
+                reason,
+                slow=limit is not None and small.latency_seconds > limit,
+                unsafe=small.unsafe,
+            )
+        elif task.champion is not None and task.champion.name == small.adapter:
+            # An engine in trouble is not the champion's doing: its breaker sees to that.
+            own = small.hard_failure and small.message is not None
+            kill = self._kills.report_champion(task, own, passed, reason)
+        else:
             return
-        kill = self._kills.report(
-            task,
-            small.hard_failure,
-            passed=small.message is not None and small.checks.passed,
-            reason=small.escalation or "accepted",
-        )
         if kill is not None:
             self._metrics.kills.labels(task.id).inc()
 

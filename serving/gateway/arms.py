@@ -33,6 +33,7 @@ def assign(
     ready: frozenset[str],
     killed: bool,
     tended: bool,
+    champion_killed: bool = False,
 ) -> Assignment:
     """The assignment of one eligible call.
 
@@ -41,14 +42,15 @@ def assign(
         killed: the kill switch stopped this route's candidate.
         tended: False when the dead man's timer ran out: the rollout is suspended here, and its calls
             are not part of the experiment.
+        champion_killed: the kill switch stopped this route's champion: the teacher answers for it.
 
     A killed canary keeps its arm (intention to treat); a suspended rollout, and one whose candidate
     this gateway has not loaded yet, has no arms: nobody was treated.
     """
     champion = route.champion
     missing = champion is not None and champion.name not in ready
-    answerer = None if missing else champion
-    reason = "engine_unavailable" if missing else None
+    answerer = None if missing or champion_killed else champion
+    reason = "kill_switch" if champion_killed else "engine_unavailable" if missing else None
     if route.policy == "teacher":
         return TEACHER
     if route.policy == "shadow":

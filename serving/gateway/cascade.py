@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra.anonymize.placeholders import PLACEHOLDER
@@ -42,6 +42,8 @@ class Small:
     """Whether it counts towards the kill switch: the adapter failed, not the road to it."""
     latency_seconds: float = 0.0
     usage: Usage = field(default_factory=Usage)
+    unsafe: str | None = None
+    """What it said that must never be said, in words that do not repeat it."""
 
 
 def judged(
@@ -79,6 +81,19 @@ def judged(
         hard_failure=not checks.passed and not limited,
         latency_seconds=answer.latency_seconds,
         usage=Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
+    )
+
+
+def refused_as_unsafe(small: Small, found: str) -> Small:
+    """An answer that must not be shown, however sure its adapter was of it."""
+    reason = f"unsafe output: {found}"
+    return replace(
+        small,
+        accepted=False,
+        checks=Checks(parsed=False, reason=reason),
+        escalation=f"checks:{reason}",
+        hard_failure=True,
+        unsafe=found,
     )
 
 

@@ -47,6 +47,8 @@ class Holdings:
             counted and waited for besides; this is for the calls of other gateways, so longer than
             any call may take.
         max_bytes: of local copies; more are kept only while an engine lists them.
+        unfit: hears, with the reason, of each time an adapter was refused for what it is: a storage
+            or an engine that is not there is not the adapter's doing.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class Holdings:
         residence_seconds: float = 60.0,
         grace_seconds: float = 30.0,
         max_bytes: int = 16 << 30,
+        unfit: Callable[[str, str], None] = lambda _name, _reason: None,
     ) -> None:
         self._engine = engine
         self._open_store = open_store
         self._store: ObjectStore | None = None
         self._folder = folder
         self._most = most
+        self._unfit = unfit
         self._residence_seconds = residence_seconds
         self._grace_seconds = grace_seconds
         self._max_bytes = max_bytes
@@ -152,6 +156,8 @@ class Holdings:
         ready = self._engine.ready & goal
         for name in problems.refused - ready:
             self._retry_at[name] = now + RETRY_SECONDS
+        for name, reason in problems.unfit.items():
+            self._unfit(name, reason)
         self._ours |= ready
         self._waiting = {name: at for name, at in self._waiting.items() if name not in ready}
         # Routes may have changed meanwhile.
@@ -208,6 +214,8 @@ class Holdings:
             self._folders.pop(name, None)
             self._retry_at[name] = time.monotonic() + RETRY_SECONDS
             logger.warning("adapter %s is not served: %s", name, error)
+            if isinstance(error, ArtifactError):
+                self._unfit(name, str(error))
         else:
             self._retry_at.pop(name, None)
         finally:

@@ -84,6 +84,8 @@ class TaskRoute:
     """When the route was last changed or tended."""
     audit_rate: float | None = None
     """Of the open rollout's policy; None: the gateway's own."""
+    slow_seconds: float | None = None
+    """An answer of the candidate that takes longer is slow; of the open rollout's policy."""
 
     def adapters(self) -> tuple[AdapterRoute, ...]:
         """Those the engine must hold: none for a task that is left to the teacher.

@@ -82,7 +82,12 @@ class Gateway:
         self._draining = False
         self.anonymizer = Anonymizer(settings.anonymizer)
         self.spool = Spool(gateway.spool, gateway.spool_max_bytes)
-        self.kills = KillSwitch(self.spool.folder / "kills.json", gateway.kill_error_burst)
+        self.kills = KillSwitch(
+            self.spool.folder / "kills.json",
+            gateway.kill_error_burst,
+            slow_burst=gateway.kill_slow_burst,
+            champion_burst=gateway.kill_champion_burst,
+        )
         self.table = RouteTable(
             self._open_database, gateway.snapshot, gateway.refresh_seconds, self._routes_changed
         )
@@ -108,6 +113,7 @@ class Gateway:
             # Another gateway hears of a route within a refresh, and its calls have a limit.
             grace_seconds=gateway.small_model_timeout_seconds + 2 * gateway.refresh_seconds,
             max_bytes=gateway.adapters_max_bytes,
+            unfit=self._cannot_load,
         )
         self.small = make_small_calls(self.engine, self.holdings, settings, self.tracing)
         self.teacher = make_teacher(settings, self.tracing)
@@ -155,6 +161,13 @@ class Gateway:
             waiting=lambda: self.recorder.backlog + self.spool.count,
         )
         self._watch()
+
+    def _cannot_load(self, name: str, reason: str) -> None:
+        """An adapter was refused, by its check or by the engine; a candidate does not get for ever."""
+        for task in self.table.current.tasks:
+            named = task.candidate is not None and task.candidate.name == name
+            if named and self.kills.cannot_load(task, reason) is not None:
+                self.metrics.kills.labels(task.id).inc()
 
     def app(self) -> web.Application:
         """The aiohttp application; starting and stopping it starts and stops the gateway."""

@@ -12,10 +12,11 @@ from infra.calls.record import Checks
 from infra.settings.model import Settings
 from serving.breaker import CircuitBreaker
 from serving.engines.protocol import EngineError, EngineRefused, EngineUnavailable
-from serving.gateway.cascade import Small, failed, judged, placeholders
+from serving.gateway.cascade import Small, failed, judged, placeholders, refused_as_unsafe
 from serving.gateway.early import TextTurnedBad
 from serving.gateway.holdings import Holdings
 from serving.gateway.routes import AdapterRoute
+from serving.gateway.unsafe import UnsafeOutput
 from serving.small_model import Growing, SmallModel, answer_limit
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class SmallCalls:
         # A token has at least one character, so a prompt this long cannot fit.
         self._most_characters = settings.engine.max_prompt_tokens * 64
         self._under_way = 0
+        self._unsafe = UnsafeOutput(settings.gateway.deny_patterns)
         self.breaker = CircuitBreaker(failures=5, open_seconds=2.0)
 
     @property
@@ -82,7 +84,11 @@ class SmallCalls:
             self._under_way -= 1
         self.breaker.succeeded()
         limited = answer_limit(request, self._answer_tokens) < self._answer_tokens
-        return judged(adapter.name, answer, placeholders(request), limited=limited)
+        small = judged(adapter.name, answer, placeholders(request), limited=limited)
+        if small.message is None:
+            return small
+        found = self._unsafe.found(small.message, request)
+        return small if found is None else refused_as_unsafe(small, found)
 
     def too_long(self, size_bytes: int) -> bool:
         """Whether a request of that many bytes is far beyond the small model's prompt."""

@@ -67,7 +67,7 @@ class SnapshotReader:
         self._token: object = None
         self._tasks: dict[str, _Known] = {}
         self._formats: dict[str, Mapping[str, Any]] = {}
-        self._audit_rates: dict[str, float | None] = {}
+        self._terms: dict[str, tuple[float | None, float | None]] = {}
 
     @property
     def is_sqlite(self) -> bool:
@@ -107,7 +107,7 @@ class SnapshotReader:
         route_rows = {row.task_id: row for row in connection.execute(select(routes))}
         named = {name for row in route_rows.values() for name in (row.champion, row.candidate)}
         known = self._read_adapters(connection, {n for n in named if n and n != TEACHER})
-        self._read_audit_rates(
+        self._read_terms(
             connection, {row.rollout_id for row in route_rows.values() if row.rollout_id}
         )
         marks = {
@@ -154,13 +154,14 @@ class SnapshotReader:
             self._formats[row.name] = dict((row.manifest or {}).get("format") or {})
         return found
 
-    def _read_audit_rates(self, connection: Connection, ids: set[str]) -> None:
-        """Of open rollouts, whose policy is frozen when they open."""
-        self._audit_rates = {name: rate for name, rate in self._audit_rates.items() if name in ids}
-        missing = sorted(ids - self._audit_rates.keys())
+    def _read_terms(self, connection: Connection, ids: set[str]) -> None:
+        """What gateways need of the policies of open rollouts, frozen when they open."""
+        self._terms = {name: terms for name, terms in self._terms.items() if name in ids}
+        missing = sorted(ids - self._terms.keys())
         query = select(rollouts.c.id, rollouts.c.policy)
         for row in _rows(connection, query, rollouts.c.id, missing):
-            self._audit_rates[row.id] = (row.policy or {}).get("audit_rate")
+            policy = row.policy or {}
+            self._terms[row.id] = (policy.get("audit_rate"), policy.get("slow_seconds"))
 
     def _compose(
         self,
@@ -170,6 +171,7 @@ class SnapshotReader:
         known: Mapping[str, Row[Any]],
         before: _Known | None,
     ) -> _Known:
+        terms = self._terms.get(route.rollout_id) if route is not None else None
         if route is None:
             parts: tuple[Any, ...] = ()
         else:
@@ -177,7 +179,7 @@ class SnapshotReader:
             parts = (
                 tuple(route),
                 *(tuple(side) if side is not None else None for side in sides),
-                self._audit_rates.get(route.rollout_id),
+                terms,
             )
         if before is not None and before.fixed is fixed and before.parts == parts:
             return _Known(mark, fixed, parts, before.route)
@@ -194,7 +196,8 @@ class SnapshotReader:
                 rollout_id=route.rollout_id,
                 version=route.version,
                 updated=route.updated,
-                audit_rate=self._audit_rates.get(route.rollout_id),
+                audit_rate=terms[0] if terms else None,
+                slow_seconds=terms[1] if terms else None,
             )
         return _Known(mark, fixed, parts, made)
 

@@ -62,8 +62,9 @@ def write_rollout(
     actor: str,
     now: datetime,
     evidence: Mapping[str, Any] | None = None,
+    what: str | None = None,
 ) -> Rollout:
-    """Change a rollout as it was read; with an event when its state or step changes.
+    """Change a rollout as it was read; with an event when its state or step changes, or ``what``.
 
     Raises:
         IllegalState: the state asked for may not follow the present one.
@@ -82,11 +83,11 @@ def write_rollout(
             f"rollout {current.id} is no longer at version {current.version}: look again"
         )
     written = read_rollout(connection, current.id)
-    if moved:
+    if moved or what is not None:
         record_event(
             connection,
             actor=actor,
-            what=f"rollout.{state}",
+            what=what or f"rollout.{state}",
             subject=current.id,
             why=written.reason,
             evidence=evidence,
@@ -151,6 +152,9 @@ def open_rollout(
             return rollout
     if task.policy == "teacher":
         raise RolloutRefused(f"task {task_id} is set to be answered by the teacher only")
+    problem = policy.unreachable()
+    if problem is not None:
+        raise RolloutRefused(f"the terms of this rollout cannot be met: {problem}")
     route = read_route(connection, task_id)
     _check_candidate(connection, candidate, route)
     _check_gate(connection, adapter, gate_override)

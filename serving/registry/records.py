@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import Row
 
 from infra.database.events import Event
-from serving.rollout.machine import OPEN, Stage, State, TaskPolicy
+from serving.rollout.machine import OPEN, Approval, Stage, State, TaskPolicy
 from serving.rollout.policy import RolloutPolicy
 
 __all__ = [
@@ -122,7 +122,8 @@ class Rollout:
 
     ``evidence`` holds: ``salt`` and ``champion`` (what it is compared with), ``step`` (``entered``,
     ``route_version``), ``counts``, ``verdicts``, ``observed`` (the observer's own numbers), and
-    ``gate_override`` if it was let past the gate.
+    ``gate_override`` if it was let past the gate; ``paused`` (``at``, ``by``, ``left_seconds``) while
+    it is, and ``approval`` (``at``, ``by``, ``is``) from when one was asked for.
     """
 
     id: str
@@ -169,6 +170,20 @@ class Rollout:
         """Calls answered under this route version or a later one belong to the present step."""
         step = self.evidence.get("step") or {}
         return cast("int | None", step.get("route_version"))
+
+    @property
+    def paused(self) -> bool:
+        return bool(self.evidence.get("paused"))
+
+    @property
+    def paused_left_seconds(self) -> float:
+        """What was left of the state's deadline when it was paused; 0 when it is not."""
+        return float((self.evidence.get("paused") or {}).get("left_seconds", 0.0))
+
+    @property
+    def approval(self) -> Approval:
+        """Whether a person was asked to agree to the promotion, and has."""
+        return cast("Approval", (self.evidence.get("approval") or {}).get("is", "none"))
 
     @property
     def gate_override(self) -> str | None:

@@ -29,19 +29,20 @@ from serving.registry.errors import (
     RouteInvalid,
     StaleFence,
 )
-from serving.registry.openings import read_rollout
+from serving.registry.openings import read_rollout, read_rollouts
 from serving.registry.records import TEACHER, Rollout, Route, Task
 from serving.registry.registry import Registry
-from serving.registry.routes import cooling_until, past_champions, read_route
+from serving.registry.routes import past_champions, read_route
 from serving.registry.task_rows import read_task
-from serving.rollout.effects import Act, carry_out, note, replace_champion
+from serving.rollout.effects import Act, carry_out, note, reject, replace_champion
 from serving.rollout.machine import (
     MAX_REASON,
     Observation,
-    RolloutState,
     end,
     next_step,
 )
+from serving.rollout.states import read_state, state_to_json
+from serving.rollout.targets import resolve
 
 LEASE_SECONDS = 60.0
 """How long a killed controller keeps others waiting; nothing but waiting depends on it."""
@@ -122,7 +123,8 @@ def rollback(
 
     - An open candidate: removed and rejected, the champion stays.
     - Else the champion: rejected; the one before it answers again, or the teacher.
-    - With ``to`` (``"teacher"`` or an adapter that was champion before): that one answers; an open
+    - With ``to`` (``"teacher"`` or an adapter that was champion before, by its name, its digest or
+      the start of it): that one answers; an open
       candidate, whose evidence was against another champion, is superseded. The one that answered
       until now is rejected, unless it is the teacher.
 
@@ -150,15 +152,40 @@ def request_rollback(
 ) -> bool:
     """The kill switch's message: take this adapter off, whether candidate or champion.
 
+    In a broken champion's place the teacher answers, not an earlier champion: that one is loaded
+    nowhere, and the teacher is there at once.
+
     Any number of gateways may say so; True for the one that took it off, False when it was off.
+    One that was off already, because its rollout ended before the message came, is rejected all the
+    same: what had to be stopped once must not be tried again.
+
     Raises UnknownTask.
     """
     why = f"kill switch: {reason}"
     try:
         _take_back(registry, task_id, "adapter", adapter, actor, why, now, channels)
     except NothingToRollBack:
+        _reject_late(registry, task_id, adapter, why, Act(actor, now or utc_now(), None))
         return False
     return True
+
+
+def _reject_late(registry: Registry, task_id: str, adapter: str, why: str, act: Act) -> None:
+    with registry.database.begin() as connection:
+        task = read_task(connection, task_id, lock=True)
+        route = read_route(connection, task.id)
+        known = read_rollouts(connection, task_id=task_id, adapter=adapter)
+        if adapter in (route.champion, route.candidate) or not known:
+            return
+        if read_adapter(connection, adapter).state != "registered":
+            return
+        for rollout in known:
+            if rollout.open:
+                # Opened again before the message came, and waiting for its turn.
+                ends = end("roll_back", "rolled_back", rollout.step, why)
+                carry_out(connection, rollout, route, task, ends, act)
+                return
+        reject(connection, adapter, why[:MAX_REASON], act, {})
 
 
 def _step(connection: Connection, rollout: Rollout, seen: Observation, act: Act) -> Rollout:
@@ -167,31 +194,16 @@ def _step(connection: Connection, rollout: Rollout, seen: Observation, act: Act)
     if current.version != rollout.version:
         raise RolloutChanged(f"rollout {rollout.id} moved while it was observed")
     route = read_route(connection, task.id)
-    state = _state(connection, current, route, task, act.now)
+    state = read_state(connection, current, route, task, act.now)
     transition = next_step(state, seen, act.now)
     if transition is None:
         return note(connection, current, route, seen, act)
-    return carry_out(connection, current, route, task, transition, act, seen)
-
-
-def _state(
-    connection: Connection, rollout: Rollout, route: Route, task: Task, now: datetime
-) -> RolloutState:
-    holds: Literal["own", "free", "taken"] = "taken"
-    if route.rollout_id == rollout.id:
-        # Evidence against another champion is no evidence.
-        holds = "own" if route.champion == rollout.champion else "taken"
-    elif route.rollout_id is None and route.champion != rollout.adapter:
-        rests = cooling_until(connection, task.id, rollout.policy.cooldown_seconds)
-        holds = "free" if rests is None or now >= rests else "taken"
-    return RolloutState(
-        state=rollout.state,
-        step=rollout.step,
-        policy=rollout.policy,
-        deadline=rollout.deadline,
-        route=holds,
-        task_policy=task.policy,
-    )
+    decided_on = {
+        **state_to_json(state),
+        "step_route_version": current.step_route_version,
+        "route_version": route.version,
+    }
+    return carry_out(connection, current, route, task, transition, act, seen, decided_on)
 
 
 def _take_back(
@@ -228,6 +240,10 @@ def _take_back_once(
     act: Act,
 ) -> Route:
     candidate = route.candidate
+    past = past_champions(connection, task.id)
+    if which == "to":
+        assert name is not None
+        name = resolve(name, [route.champion, *past])
     if candidate is not None and (
         which == "last"
         or (which == "adapter" and name == candidate)
@@ -243,11 +259,12 @@ def _take_back_once(
         )
     if which == "to" and name == route.champion:
         raise NothingToRollBack(f"task {task.id} is answered by {name} already")
-    past = past_champions(connection, task.id)
     if which == "to":
         assert name is not None
         _check_target(connection, name, past, task.id)
         target = name
+    elif which == "adapter":
+        target = TEACHER
     else:
         target = next((one for one in past if _may_answer(connection, one)), TEACHER)
     if candidate is not None:

@@ -39,7 +39,19 @@ _ROUTE_EVENTS = {
     "roll_back": "route.rolled_back",
     "give_up": "route.inconclusive",
     "supersede": "route.superseded",
+    "pause": "route.paused",
+    "resume": "route.resumed",
+    "abort": "route.inconclusive",
 }
+"""Those that leave the route as it is are missing."""
+_ENTERS_STEP = frozenset({"shadow", "canary", "raise"})
+_TOLD: Mapping[str, str] = {
+    "pause": "rollout.paused",
+    "resume": "rollout.resumed",
+    "ask": "rollout.asked",
+    "approve": "rollout.approved",
+}
+"""Events of what leaves state and step as they are."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,12 @@ def carry_out(
     transition: Transition,
     act: Act,
     seen: Observation | None = None,
+    decided_on: Mapping[str, Any] | None = None,
 ) -> Rollout:
     """Take the step. ``seen``: what it rests on; None for a person's decision.
+
+    Args:
+        decided_on: the state that the machine decided on, kept with the event for a replay.
 
     Raises RouteChanged, StaleFence, RolloutChanged; then the caller's transaction must end.
     """
@@ -81,10 +97,13 @@ def carry_out(
             connection, rollout, route, fence=act.fence, actor=act.actor, now=act.now
         )
     facts = summary(seen) if seen else {}
+    if decided_on is not None:
+        facts["decided_on"] = {"kind": transition.kind, **decided_on}
     after = _move_route(connection, rollout, route, transition, act, facts)
     evidence = {**rollout.evidence, **facts}
-    if transition.state not in ENDED:
+    if transition.kind in _ENTERS_STEP:
         evidence["step"] = {"entered": act.now.isoformat(), "route_version": after.version}
+    evidence |= _waits(rollout, transition, act)
     changes: dict[str, Any] = {
         "state": transition.state,
         "step": transition.step,
@@ -95,12 +114,18 @@ def carry_out(
     if transition.deadline_seconds is not None:
         changes["deadline"] = act.now + timedelta(seconds=transition.deadline_seconds)
     moved = write_rollout(
-        connection, rollout, changes, actor=act.actor, now=act.now, evidence=facts
+        connection,
+        rollout,
+        changes,
+        actor=act.actor,
+        now=act.now,
+        evidence=facts,
+        what=_TOLD.get(transition.kind),
     )
     if transition.kind == "promote":
         _set_task_state(connection, task, "specialized", transition.reason, act)
     if transition.kind == "roll_back":
-        _reject(connection, rollout.adapter, transition.reason, act, facts)
+        reject(connection, rollout.adapter, transition.reason, act, facts)
     message = rollout_message(moved, transition, after, evidence)
     if message is not None and act.channels:
         enqueue(connection, message, act.channels)
@@ -125,7 +150,7 @@ def replace_champion(
         now=act.now,
     )
     if route.champion != TEACHER:
-        _reject(connection, route.champion, why, act, {})
+        reject(connection, route.champion, why, act, {})
     _set_task_state(connection, task, "candidate" if target == TEACHER else "specialized", why, act)
     if act.channels:
         enqueue(connection, champion_message(route, after, why), act.channels)
@@ -142,6 +167,10 @@ def summary(seen: Observation) -> dict[str, Any]:
     }
     if seen.kill is not None:
         facts["kill"] = seen.kill[:500]
+    if seen.mismatch is not None:
+        facts["mismatch"] = seen.mismatch[:500]
+    if seen.source:
+        facts["source"] = _plain(seen.source)
     size = len(json.dumps(facts["observed"]).encode())
     if size > MAX_EVIDENCE_BYTES:
         # An oversized note must not keep a rollback from happening.
@@ -159,6 +188,8 @@ def _move_route(
 ) -> Route:
     if route.rollout_id != rollout.id:
         # It ends while waiting for its turn, or after its route was taken: not ours to change.
+        return route
+    if transition.kind not in _ROUTE_EVENTS:
         return route
     changes: dict[str, Any] = {"stage": transition.stage, "weight": transition.weight}
     if transition.state in ENDED:
@@ -178,9 +209,25 @@ def _move_route(
     )
 
 
-def _reject(
+def _waits(rollout: Rollout, transition: Transition, act: Act) -> dict[str, Any]:
+    """What is kept of a pause and of an approval."""
+    by = {"at": act.now.isoformat(), "by": act.actor}
+    if transition.kind == "pause":
+        left = (rollout.deadline - act.now).total_seconds()
+        return {"paused": {**by, "left_seconds": left}}
+    if transition.kind == "ask":
+        return {"approval": {**by, "is": "asked"}}
+    if transition.kind == "approve":
+        return {"approval": {**by, "is": "given"}}
+    if transition.kind == "resume" or (transition.state in ENDED and rollout.paused):
+        return {"paused": None}
+    return {}
+
+
+def reject(
     connection: Connection, adapter: str, why: str, act: Act, facts: Mapping[str, Any]
 ) -> None:
+    """Never again: a rejected digest is not rolled out."""
     change_adapter_state(
         connection, adapter, "rejected", actor=act.actor, why=why, now=act.now, evidence=facts
     )

@@ -10,11 +10,16 @@ The order of the checks is the safety argument:
 
 1. an ended rollout never moves again;
 2. rollback (kill switch, sequential test) comes before every other gate;
-3. then the ends that keep the champion: route taken away, task held back, deadline passed;
-4. only then may more traffic be exposed, and only with the adapter loaded and labels counted.
+3. then the ends that keep the champion: route taken away, task held back, split not as asked for,
+   deadline passed;
+4. a paused rollout stops here: nobody is exposed, and the pause has a deadline of its own;
+5. only then may more traffic be exposed, and only with the adapter loaded and labels counted.
 
-Nothing but a "good" verdict promotes: running out of time or of sessions ends inconclusive, and
-inconclusive is an end.
+Nothing but a "good" verdict promotes, and where the policy asks for it a person must agree: running
+out of time or of sessions ends inconclusive, and inconclusive is an end.
+
+What a person may order (pause, resume, abort, approve) is in here too: ``order`` gives the transition
+or says why there is none.
 """
 
 from __future__ import annotations
@@ -32,7 +37,24 @@ State = Literal[
 Stage = Literal["none", "shadow", "canary"]
 Verdict = Literal["bad", "good", "continue"]
 TaskPolicy = Literal["specialize", "shadow", "teacher"]
-Kind = Literal["claim", "shadow", "canary", "raise", "promote", "roll_back", "give_up", "supersede"]
+Kind = Literal[
+    "claim",
+    "shadow",
+    "canary",
+    "raise",
+    "ask",
+    "promote",
+    "roll_back",
+    "give_up",
+    "supersede",
+    "pause",
+    "resume",
+    "abort",
+    "approve",
+]
+RouteHeld = Literal["own", "free", "taken"]
+Order = Literal["pause", "resume", "abort", "approve"]
+Approval = Literal["none", "asked", "given"]
 
 OPEN: frozenset[State] = frozenset({"pending", "shadow", "canary"})
 ENDED: frozenset[State] = frozenset({"promoted", "rolled_back", "inconclusive", "superseded"})
@@ -64,9 +86,15 @@ class RolloutState:
     """Index into ``policy.steps`` while in canary."""
     policy: RolloutPolicy
     deadline: datetime
-    route: Literal["own", "free", "taken"]
+    route: RouteHeld
     """Whose candidate the task's route carries. ``taken`` also while the task cools down."""
     task_policy: TaskPolicy = "specialize"
+    paused: bool = False
+    """Then ``deadline`` is that of the pause."""
+    paused_left_seconds: float = 0.0
+    """What was left of the state's own deadline when the pause began."""
+    approval: Approval = "none"
+    """``asked``: shown good, and ``deadline`` is that of the answer."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +107,7 @@ class Observation:
     loaded: bool = False
     """The engine lists the adapter and a probe was answered."""
     kill: str | None = None
-    """Reason of the kill switch: load refused, error burst, unsafe output."""
+    """Reason of the kill switch: load refused, error burst, unsafe output, latency collapse."""
     verdict: Verdict = "continue"
     """Sequential test of the canary arm against the concurrent champion arm."""
     labels: int = 0
@@ -89,16 +117,26 @@ class Observation:
     step_sessions: int = 0
     """Canary sessions seen since the present step began."""
     canary_sessions: int = 0
+    reason: str = ""
+    """The test's own words for its verdict, with its numbers."""
+    shadow_reason: str = ""
+    step_labels: int | None = None
+    """Canary sessions of the present step with a valid label; None: not counted by step."""
+    mismatch: str | None = None
+    """Why the recorded split cannot be the one that was asked for (sample-ratio mismatch)."""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     """The numbers behind the verdicts and a digest of what was read, as JSON."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Where the evidence is kept, and the time it was judged at: what a replay starts from."""
 
     def counts(self) -> dict[str, int]:
-        return {
+        counted = {
             "shadow_pairs": self.shadow_pairs,
             "step_sessions": self.step_sessions,
             "canary_sessions": self.canary_sessions,
             "labels": self.labels,
         }
+        return counted if self.step_labels is None else counted | {"step_labels": self.step_labels}
 
 
 @dataclass(frozen=True)
@@ -123,7 +161,63 @@ def next_step(now_is: RolloutState, seen: Observation, now: datetime) -> Transit
     """The one step to take now, or None to wait."""
     if now_is.state in ENDED:
         return None
-    return _rollback(now_is, seen) or _keep_champion(now_is, now) or _advance(now_is, seen)
+    found = _rollback(now_is, seen) or _keep_champion(now_is, seen, now)
+    if found is not None or now_is.paused:
+        return found
+    return _advance(now_is, seen)
+
+
+def order(now_is: RolloutState, what: Order, why: str, now: datetime) -> Transition | str:
+    """What a person's order does to a rollout, or why it cannot be carried out.
+
+    An abort is not a rollback: it says nothing of the adapter, which may be brought in again.
+    """
+    if now_is.state in ENDED:
+        return f"it has ended: {now_is.state}"
+    if what == "abort":
+        return end("abort", "inconclusive", now_is.step, f"aborted: {why}")
+    if now_is.route != "own":
+        return "it waits for its turn and exposes nobody; it can only be aborted"
+    if what == "pause":
+        if now_is.paused:
+            return "it is paused already"
+        return Transition(
+            "pause",
+            now_is.state,
+            now_is.step,
+            "none",
+            0.0,
+            f"paused: {why}",
+            now_is.policy.pause_seconds,
+        )
+    if what == "resume":
+        return _resume(now_is, why)
+    if now_is.approval != "asked":
+        return (
+            "it does not wait for an approval"
+            if now_is.approval == "none"
+            else "it is approved already"
+        )
+    if now_is.paused:
+        return "it is paused: resume it first"
+    return _at_its_place(now_is, "approve", f"approved: {why}", None)
+
+
+def _resume(now_is: RolloutState, why: str) -> Transition | str:
+    if not now_is.paused:
+        return "it is not paused"
+    return _at_its_place(now_is, "resume", f"resumed: {why}", now_is.paused_left_seconds)
+
+
+def _at_its_place(
+    now_is: RolloutState, kind: Kind, reason: str, deadline_seconds: float | None
+) -> Transition:
+    """A transition that leaves the rollout where its state and step say that it is."""
+    stage: Stage = "none" if now_is.state == "pending" else now_is.state  # type: ignore[assignment]
+    weight = now_is.policy.steps[now_is.step] if now_is.state == "canary" else 0.0
+    return Transition(
+        kind, now_is.state, now_is.step, stage, weight, reason[:MAX_REASON], deadline_seconds
+    )
 
 
 def _rollback(now_is: RolloutState, seen: Observation) -> Transition | None:
@@ -136,17 +230,18 @@ def _rollback(now_is: RolloutState, seen: Observation) -> Transition | None:
     if seen.verdict == "bad":
         return back(
             f"the sequential test found the canary worse than the champion by more than {margin:g} "
-            f"after {seen.canary_sessions} canary sessions"
+            f"after {seen.canary_sessions} canary sessions{_because(seen.reason)}"
         )
     if seen.shadow_verdict == "bad":
         return back(
             f"the paired shadow test found the adapter worse than the champion by more than "
             f"{margin:g} after {seen.shadow_pairs} pairs; nobody was exposed by the shadow"
+            f"{_because(seen.shadow_reason)}"
         )
     return None
 
 
-def _keep_champion(now_is: RolloutState, now: datetime) -> Transition | None:
+def _keep_champion(now_is: RolloutState, seen: Observation, now: datetime) -> Transition | None:
     if now_is.state != "pending" and now_is.route != "own":
         return end(
             "supersede",
@@ -158,14 +253,26 @@ def _keep_champion(now_is: RolloutState, now: datetime) -> Transition | None:
         return end("give_up", "inconclusive", now_is.step, "the task is set to teacher only")
     if now_is.task_policy == "shadow" and now_is.state == "canary":
         return end("give_up", "inconclusive", now_is.step, "the task is set to shadow only")
-    if now >= now_is.deadline:
+    if seen.mismatch is not None:
+        # Whatever moved sessions between the arms may have chosen them: nothing is comparable.
         return end(
             "give_up",
             "inconclusive",
             now_is.step,
-            f"the deadline of state {now_is.state} passed without a verdict; the champion stays",
+            f"the recorded split is not the one asked for: {seen.mismatch or 'no numbers given'}; "
+            "the champion stays",
         )
+    if now >= now_is.deadline:
+        return end("give_up", "inconclusive", now_is.step, f"{_late(now_is)}; the champion stays")
     return None
+
+
+def _late(now_is: RolloutState) -> str:
+    if now_is.paused:
+        return f"paused for {now_is.policy.pause_seconds:g} seconds and not resumed"
+    if now_is.approval == "asked":
+        return f"shown good, and nobody approved in {now_is.policy.approval_seconds:g} seconds"
+    return f"the deadline of state {now_is.state} passed without a verdict"
 
 
 def _advance(now_is: RolloutState, seen: Observation) -> Transition | None:
@@ -213,15 +320,10 @@ def _from_canary(now_is: RolloutState, seen: Observation) -> Transition | None:
     policy, step = now_is.policy, now_is.step
     may_move = seen.loaded and seen.labels > 0
     if may_move and seen.verdict == "good" and seen.canary_sessions >= policy.step_sessions:
-        return Transition(
-            "promote",
-            "promoted",
-            step,
-            "none",
-            0.0,
-            f"not worse than the champion by {policy.margin:g} or more, shown after "
-            f"{seen.canary_sessions} canary sessions ({seen.labels} with a label)",
-        )
+        return _shown_good(now_is, seen)
+    if now_is.approval != "none":
+        # The weight stays as it is while a person is waited for.
+        return None
     shown_good = seen.verdict == "good" and seen.labels > 0
     if seen.canary_sessions >= policy.max_sessions and not shown_good:
         return end(
@@ -231,7 +333,9 @@ def _from_canary(now_is: RolloutState, seen: Observation) -> Transition | None:
             f"no verdict after {seen.canary_sessions} canary sessions; the champion stays",
         )
     last = step + 1 >= len(policy.steps)
-    if may_move and not last and seen.step_sessions >= policy.step_sessions:
+    # A metric that was there and is gone must not let the weight rise on yesterday's labels.
+    blind = seen.step_labels == 0
+    if may_move and not blind and not last and seen.step_sessions >= policy.step_sessions:
         return Transition(
             "raise",
             "canary",
@@ -241,3 +345,20 @@ def _from_canary(now_is: RolloutState, seen: Observation) -> Transition | None:
             f"{seen.step_sessions} sessions at {policy.steps[step]:.0%} without a bad verdict",
         )
     return None
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _shown_good(now_is: RolloutState, seen: Observation) -> Transition | None:
+    policy = now_is.policy
+    shown = (
+        f"not worse than the champion by {policy.margin:g} or more, shown after "
+        f"{seen.canary_sessions} canary sessions ({seen.labels} with a label){_because(seen.reason)}"
+    )
+    if not policy.approval or now_is.approval == "given":
+        return end("promote", "promoted", now_is.step, shown)
+    if now_is.approval == "asked":
+        return None
+    return _at_its_place(now_is, "ask", f"{shown}; waits for approval", policy.approval_seconds)

@@ -14,7 +14,21 @@ _TITLES = {
     "promote": "Adapter promoted",
     "roll_back": "Adapter rolled back",
     "give_up": "Rollout ended inconclusive",
+    "abort": "Rollout aborted",
+    "pause": "Rollout paused",
+    "resume": "Rollout resumed",
+    "ask": "Promotion waits for approval",
+    "approve": "Promotion approved",
 }
+_WHAT = {
+    "pause": "{adapter} was taken off the sessions of task {task}; it stays loaded.",
+    "resume": "{adapter} goes on where it was in task {task}.",
+    "ask": "{adapter} was shown as good as the champion of task {task}; a person must agree.",
+    "approve": "{adapter} may become the champion of task {task} at the next look.",
+}
+_ORDERS = {"pause": "resume", "resume": "pause", "ask": "approve", "approve": "abort"}
+"""The next order that makes sense: what undoes it, or for a question what answers it."""
+_MAY_COME_AGAIN = frozenset({"pause", "resume", "ask", "approve"})
 
 
 def rollout_message(
@@ -27,8 +41,11 @@ def rollout_message(
     title = _TITLES.get(transition.kind)
     if title is None:
         return None
+    key = f"rollout:{rollout.id}:{transition.state}:{transition.step}"
+    if transition.kind in _MAY_COME_AGAIN:
+        key = f"rollout:{rollout.id}:{transition.kind}:{rollout.version}"
     return Message(
-        key=f"rollout:{rollout.id}:{transition.state}:{transition.step}",
+        key=key,
         topic=f"task:{rollout.task_id}",
         title=f"{title}: {rollout.task_id}",
         what=f"{_what(rollout, transition)} {exposure(after)}",
@@ -64,6 +81,8 @@ def exposure(route: Route) -> str:
             f"Now: {route.candidate} answers {route.weight:.0%} of the sessions, "
             f"{champion} the others."
         )
+    if route.stage == "shadow":
+        return f"Now: {champion} answers all sessions; {route.candidate} answers unseen beside it."
     return f"Now: {champion} answers all sessions."
 
 
@@ -76,10 +95,18 @@ def _what(rollout: Rollout, transition: Transition) -> str:
         return f"{rollout.adapter} is the new champion of task {rollout.task_id}."
     if transition.kind == "roll_back":
         return f"{rollout.adapter} was taken off task {rollout.task_id} and is rejected."
+    if transition.kind in _WHAT:
+        return _WHAT[transition.kind].format(adapter=rollout.adapter, task=rollout.task_id)
     return f"{rollout.adapter} was taken off task {rollout.task_id} without a verdict."
 
 
 def _undo(rollout: Rollout, transition: Transition) -> str:
+    if transition.kind in _ORDERS:
+        return f"nightschool rollouts {_ORDERS[transition.kind]} {rollout.id}" + (
+            f" by {rollout.deadline:%Y-%m-%d %H:%M} UTC, else the champion stays"
+            if transition.kind in ("pause", "ask")
+            else ""
+        )
     if transition.kind in ("canary", "promote"):
         return f"nightschool rollback {rollout.task_id}"
     if transition.kind == "roll_back":

@@ -6,6 +6,7 @@ so a later change of the settings touches later rollouts only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -29,6 +30,9 @@ class RolloutPolicy:
     step_sessions: int = 20
     """Canary sessions before the next step, and the fewest before a promotion."""
     margin: float = 0.1
+    """Worse by this or more must not be promoted."""
+    rollback_margin: float | None = None
+    """Worse by more than this is rolled back; None: ``margin``."""
     alpha_bad: float = 0.05
     alpha_good: float = 0.05
     maturity_seconds: float = 300
@@ -41,6 +45,18 @@ class RolloutPolicy:
     """After a rollback or an inconclusive end the task takes no new candidate for this long."""
     when_open: WhenOpen = "queue"
     """What opening this rollout does to an open one: end it, or wait for it."""
+    approval: bool = False
+    """Whether a person has to agree before an adapter that was shown good is promoted."""
+    approval_seconds: float = 86400
+    """How long that person is waited for; then the champion stays."""
+    pause_seconds: float = 86400
+    """Longest pause; a rollout that is not resumed by then ends inconclusive."""
+    slow_seconds: float = 10
+    """An answer of the canary that takes longer is slow: the latency it must not collapse beyond."""
+    latency_objective_seconds: float | None = None
+    """The champion's objective, frozen here: answers above it count against either arm. None: not judged."""
+    escalation_allowance: float | None = None
+    """Share of calls that may escalate beside the teacher, which never does; None: not judged there."""
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -56,12 +72,45 @@ class RolloutPolicy:
                 f"max_sessions ({self.max_sessions}) is below step_sessions ({self.step_sessions}): "
                 "the rollout could only end inconclusive"
             )
-        if min(self.shadow_deadline_seconds, self.canary_deadline_seconds) <= 0:
-            raise ValueError("every state has a deadline above 0 seconds")
+        deadlines = (
+            self.shadow_deadline_seconds,
+            self.canary_deadline_seconds,
+            self.approval_seconds,
+            self.pause_seconds,
+        )
+        if min(deadlines) <= 0:
+            raise ValueError("every state has a deadline above 0 seconds, also a pause")
+        if self.slow_seconds <= 0:
+            raise ValueError("slow_seconds is above 0")
         if self.cooldown_seconds < 0:
             raise ValueError("cooldown_seconds is 0 or more")
         if self.when_open not in ("supersede", "queue"):
             raise ValueError(f"when_open is 'supersede' or 'queue', got {self.when_open!r}")
+
+    def unreachable(self) -> str | None:
+        """Why no rollout under these terms could ever be promoted, or None.
+
+        Apart from ``__post_init__``, because what was stored by an older release must stay readable.
+        """
+        if self.steps[-1] >= 1:
+            return (
+                "a step of 100 % leaves no champion to compare the canary with: "
+                "let [rollout] steps end below 1, for example at 0.5"
+            )
+        needed = fewest_sessions(self.margin, self.alpha_good)
+        if self.max_sessions < needed:
+            return (
+                f"a margin of {self.margin:g} at an error rate of {self.alpha_good:g} cannot be "
+                f"shown with fewer than {needed} canary sessions, even if neither side errs once, and "
+                f"[rollout] max_sessions is {self.max_sessions}: raise it, or margin, or alpha_good"
+            )
+        if self.maturity_seconds >= self.canary_deadline_seconds:
+            return (
+                f"no session is settled before {self.maturity_seconds:g} seconds "
+                "([rollout] maturity_seconds), and the canary ends after "
+                f"{self.canary_deadline_seconds:g} (canary_deadline_seconds)"
+            )
+        return None
 
     @property
     def pending_deadline_seconds(self) -> float:
@@ -87,3 +136,13 @@ class RolloutPolicy:
         values = {name: value for name, value in stored.items() if name in known}
         values["steps"] = tuple(values.get("steps", cls.steps))
         return cls(**values)
+
+
+def fewest_sessions(margin: float, alpha: float) -> int:
+    """Canary sessions below which no valid test promotes while neither side errs.
+
+    Beside a champion that never errs, a canary that errs in ``margin`` of its sessions must be
+    promoted with a chance of at most ``alpha``, and n good sessions in a row happen to it with a
+    chance of (1 - margin)^n. Only a champion that is seen to err more could be beaten sooner.
+    """
+    return math.ceil(math.log(1 / alpha) / -math.log1p(-margin))

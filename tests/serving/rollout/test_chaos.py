@@ -12,16 +12,29 @@ from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import select
 
 from infra.database.open import Database
 from infra.database.tables import outbox
-from serving.registry.errors import NothingToRollBack, RolloutRefused, RouteInvalid
+from serving.registry.errors import (
+    IllegalState,
+    NothingToRollBack,
+    RolloutRefused,
+    RouteInvalid,
+)
 from serving.registry.records import TEACHER, Rollout
 from serving.registry.registry import Registry
 from serving.rollout.controller import request_rollback, rollback, tend
-from serving.rollout.machine import ENDED, Observation
+from serving.rollout.machine import ENDED, Observation, Order
+from serving.rollout.orders import give_order
+from tests.contracts.servers import PostgresServer
 from tests.serving.registry.world import NOW, add_adapter, add_task
 from tests.serving.rollout.stage import CHANNELS, FINE, GOOD, POLICY, Killed, killed_at
 
@@ -47,9 +60,7 @@ class Chaos(RuleBasedStateMachine):
     template: ClassVar[Path | None] = None
     template_folder: ClassVar[tempfile.TemporaryDirectory[str]]
 
-    @initialize()
-    def begin(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    def new_database(self) -> Database:
         path = self.folder / "registry.db"
         if Chaos.template is None:
             Chaos.template_folder = tempfile.TemporaryDirectory(prefix="chaos-template-")
@@ -59,13 +70,19 @@ class Chaos(RuleBasedStateMachine):
             add_task(fresh, "mail")
             fresh.close()
         shutil.copy(Chaos.template, path)
-        self.database = Database(f"sqlite:///{path}")
+        return Database(f"sqlite:///{path}")
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+        self.database = self.new_database()
         self.registry = Registry(self.database)
         self.now = NOW
         self.numbers = 0
         self.ended: dict[str, Rollout] = {}
         self.good: set[str] = set()
         """Rollouts of which somebody saw enough to promote them."""
+        self.approved: set[str] = set()
 
     def teardown(self) -> None:
         self.database.close()
@@ -85,13 +102,17 @@ class Chaos(RuleBasedStateMachine):
             except Killed:
                 return
 
-    @rule(when_open=st.sampled_from(["queue", "supersede"]), really=st.integers(0, 2))
-    def open(self, when_open: str, really: int) -> None:
+    @rule(
+        when_open=st.sampled_from(["queue", "supersede"]),
+        really=st.integers(0, 2),
+        approval=st.sampled_from([False, False, True]),
+    )
+    def open(self, when_open: str, really: int, approval: bool) -> None:
         if really and self.registry.rollouts("open"):
             return  # else few rollouts would live long enough to end by a verdict
         self.numbers += 1
         adapter = add_adapter(self.registry, "mail", self.numbers)
-        policy = replace(POLICY, when_open=when_open)  # type: ignore[arg-type]
+        policy = replace(POLICY, when_open=when_open, approval=approval)  # type: ignore[arg-type]
         try:
             self.registry.open_rollout(
                 "mail", adapter.name, policy, actor="night", why="trained", now=self.now
@@ -174,6 +195,35 @@ class Chaos(RuleBasedStateMachine):
         self.tend(which, seen, other, meanwhile, None)
 
     @rule(
+        which=picks,
+        what=st.sampled_from(["pause", "resume", "resume", "approve", "approve", "abort"]),
+        dies=deaths,
+    )
+    def order(self, which: int, what: Order, dies: int | None) -> None:
+        """A person's order; killed in the middle, it happened or it did not."""
+        rollout = self.pick(which)
+        if rollout is None:
+            return
+
+        def give() -> None:
+            try:
+                give_order(
+                    self.registry,
+                    rollout.id,
+                    what,
+                    actor="ann",
+                    why="no reason",
+                    now=self.now,
+                    channels=CHANNELS,
+                )
+            except IllegalState:
+                return
+
+        self.dying(dies, give)
+        if what == "approve" and self.registry.rollout(rollout.id).approval == "given":
+            self.approved.add(rollout.id)
+
+    @rule(
         what=st.sampled_from(
             ["nothing"] * 4 + ["operator", "teacher", "gateway", "reopen", "wait"]
         ),
@@ -241,6 +291,8 @@ class Chaos(RuleBasedStateMachine):
         (holder,) = holders
         stage = {"pending": "none", "shadow": "shadow", "canary": "canary"}[holder.state]
         weight = holder.policy.steps[holder.step] if holder.state == "canary" else 0
+        if holder.paused:
+            stage, weight = "none", 0
         assert (route.candidate, route.stage, route.weight, route.salt) == (
             holder.adapter,
             stage,
@@ -257,6 +309,8 @@ class Chaos(RuleBasedStateMachine):
             assert self.ended.setdefault(rollout.id, rollout) == rollout
             if rollout.state == "promoted":
                 assert rollout.id in self.good
+                assert not rollout.policy.approval or rollout.id in self.approved
+            assert not rollout.paused
             if rollout.state == "rolled_back":
                 assert self.registry.adapter(rollout.adapter).state == "rejected"
 
@@ -310,3 +364,14 @@ TestChaos.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_the_same_on_postgresql(postgres: PostgresServer) -> None:
+    class PostgresChaos(Chaos):
+        def new_database(self) -> Database:
+            database = Database(postgres.new_database(), pool_size=2)
+            database.upgrade()
+            add_task(database, "mail")
+            return database
+
+    run_state_machine_as_test(PostgresChaos, settings=settings(TestChaos.settings, max_examples=4))
