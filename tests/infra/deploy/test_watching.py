@@ -79,7 +79,9 @@ async def exposed(settings: Settings) -> dict[str, set[str]]:
 async def test_every_metric_and_label_is_one_that_we_expose(exposed: dict[str, set[str]]) -> None:
     added_by_prometheus = {"job", "instance"}
     asked = [
-        found for expression in expressions() for found in selectors(promql_parser.parse(expression))
+        found
+        for expression in expressions()
+        for found in selectors(promql_parser.parse(expression))
     ]
     assert len(asked) >= len(expressions())
     for name, labels in asked:
