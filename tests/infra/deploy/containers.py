@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.infra.deploy.reading import (
@@ -47,6 +48,8 @@ class Place:
     def __post_init__(self) -> None:
         self.state = self.folder / "state"
         self.state.mkdir(exist_ok=True)
+        # Ray's sockets lie there, and the name of a socket may not be long.
+        self.memory = TemporaryDirectory(prefix="c-", dir="/tmp", ignore_cleanup_errors=True)
         self.ports = {port: str(free_port()) for port in _PORTS}
 
     def here(self, text: str) -> str:
@@ -67,7 +70,7 @@ class Place:
             "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
             "PYTHONPATH": str(ROOT),
             "HOME": str(self.state),
-            "TMPDIR": str(self.folder),
+            "TMPDIR": self.memory.name,
             "NO_PROXY": "127.0.0.1",
         }
 
