@@ -29,6 +29,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     OMP_NUM_THREADS=1 \
     TOKENIZERS_PARALLELISM=false \
     DO_NOT_TRACK=1 \
+    HF_HOME=/var/lib/nightschool/shared/hub \
     PREFECT_HOME=/tmp/prefect \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE=false \

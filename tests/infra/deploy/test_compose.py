@@ -17,6 +17,7 @@ from tests.infra.deploy.reading import (
     EXAMPLE_VALUES,
     NotSet,
     compose,
+    dockerfile,
     environment_of,
     health_check_of,
     is_ours,
@@ -143,6 +144,18 @@ def test_who_shares_adapters_shares_their_place() -> None:
     settings = load_settings(None, environment_of(SERVICES["gateway"]))
     for folder in (settings.gateway.adapters, settings.training.runs, settings.engine.models):
         assert str(folder).startswith("/var/lib/nightschool/shared/")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_new_volume_belongs_to_who_writes_it(name: str) -> None:
+    """A named volume takes its owner from the folder in the image; without one it is root's."""
+    (made,) = (
+        rest
+        for word, rest in dockerfile(SERVICES[name]["image"]).final_stage()
+        if word == "RUN" and "install -d -o 10001 -g 10001" in rest
+    )
+    for volume in SERVICES[name].get("volumes", []):
+        assert volume.split(":")[1] in made.split(), volume
 
 
 def test_prometheus_and_grafana_find_what_they_watch() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,6 @@ async def exposed(settings: Settings) -> dict[str, set[str]]:
     engine.requests.labels("200")
     engine._rows.labels("decode")
     page = metrics.page().decode() + engine.text().decode()
-    await gateway.small.close() if hasattr(gateway.small, "close") else None
     await gateway.teacher.close()
     gateway.spool.close()
     return {
@@ -126,3 +127,17 @@ def test_the_dashboard_is_laid_out_without_overlap() -> None:
         assert panel["datasource"]["uid"] == "prometheus"
     ids = [panel["id"] for panel in dashboard()["panels"]]
     assert len(ids) == len(set(ids))
+
+
+def test_each_alert_rings_when_it_should_and_not_before(tmp_path: Path) -> None:
+    played = Path(__file__).with_name("alerts.yml").read_text()
+    assert set(re.findall(r"alertname: (\w+)", played)) == {rule["alert"] for rule in rules()}
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here (it comes with the package prometheus)")
+    file = tmp_path / "alerts.yml"
+    file.write_text(played.replace("RULES", str(DEPLOY / "prometheus/rules.yml")))
+    done = subprocess.run(
+        [promtool, "test", "rules", str(file)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
