@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -78,6 +80,7 @@ def test_the_day_tables_bucket_gateway_hooks_engine(place: Place, s3_server: S3S
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_night_server_deployments_and_worker_on_the_pool(place: Place) -> None:
     place.once("migrate")
     place.once("bucket")
@@ -108,12 +111,8 @@ def test_the_night_server_deployments_and_worker_on_the_pool(place: Place) -> No
 
 
 @pytest.mark.slow
-def test_ray_takes_work_from_elsewhere_and_only_with_the_token(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import subprocess
-    import sys
-
+@pytest.mark.timeout(900)
+def test_ray_takes_work_from_elsewhere_and_only_with_the_token(place: Place) -> None:
     code = (
         "import sys; from trainers.executors.on_ray import RayExecutor; import ray\n"
         "executor = RayExecutor(sys.argv[1])\n"
@@ -129,7 +128,7 @@ def test_ray_takes_work_from_elsewhere_and_only_with_the_token(
             cwd=place.state,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=400,
         )
 
     with place.running("ray-head"), place.running("ray-worker"):
