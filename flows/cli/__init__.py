@@ -46,7 +46,7 @@ SUMMARIES = {
     "keys": "API keys: create, list, limit, revoke.",
     "notify": "Send a test message to the configured channels.",
     "config": "The effective settings and where each came from.",
-    "db": "Database: upgrade the schema.",
+    "db": "Database: upgrade the schema, back up, restore.",
 }
 EPILOG = """\b
 Examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -30,9 +31,14 @@ def config(ctx: click.Context, as_json: bool) -> None:
         click.echo(f"{row.key:<{width}}  {row.value}  ({row.source})  {row.description}".rstrip())
 
 
-@click.group(epilog="\b\nExample:\n  nightschool db upgrade")
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group(
+    epilog="\b\nExamples:\n  nightschool db upgrade\n  nightschool db backup night.jsonl.zst"
+)
 def db() -> None:
-    """The database's schema."""
+    """The database: its schema, its backup."""
 
 
 @db.command()
@@ -44,3 +50,34 @@ def upgrade(ctx: click.Context) -> None:
 
     database = open_database(settings_of(ctx).database)
     click.echo(f"{database}: revision {database.upgrade()}")
+
+
+@db.command()
+@click.argument("file", type=FILE)
+@click.pass_context
+@failing_clearly
+def backup(ctx: click.Context, file: Path) -> None:
+    """Write all of the database to FILE, while everything runs. Also from SQLite to PostgreSQL."""
+    from infra.database import backup
+    from infra.database.open import open_database
+
+    database = open_database(settings_of(ctx).database)
+    click.echo(_told(f"{database}: written to {file}", backup.backup(database, file)))
+
+
+@db.command()
+@click.argument("file", type=FILE)
+@click.pass_context
+@failing_clearly
+def restore(ctx: click.Context, file: Path) -> None:
+    """Fill an empty database from FILE: all of it or nothing. One with rows is left alone."""
+    from infra.database import backup
+    from infra.database.open import open_database
+
+    database = open_database(settings_of(ctx).database)
+    click.echo(_told(f"{database}: restored from {file}", backup.restore(database, file)))
+
+
+def _told(what: str, counts: dict[str, int]) -> str:
+    rows = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"{what} ({rows or 'no rows'})"

@@ -25,7 +25,7 @@ from serving.gateway.call import Call
 from serving.gateway.chat import Chat
 from serving.gateway.clients import make_small_calls, make_teacher, open_tracing
 from serving.gateway.feedback import CallIndex, anonymized, read_feedback
-from serving.gateway.guard import KillSwitch
+from serving.gateway.guard import KillSwitch, tended
 from serving.gateway.holdings import Holdings
 from serving.gateway.intake import SessionNames, parse_object
 from serving.gateway.keys import Caller, identify
@@ -393,8 +393,21 @@ class Gateway:
             seconds = self.table.current.age_seconds(utc_now())
             return float("nan") if seconds is None else seconds
 
+        def rollouts(untended_only: bool) -> int:
+            now, limit = utc_now(), self.settings.gateway.dead_man_seconds
+            return sum(
+                task.stage != "none" and not (untended_only and tended(task, now, limit))
+                for task in self.table.current.tasks
+            )
+
         watch = self.metrics.watch
         watch("nightschool_routes_age_seconds", "Since the routes were last read", age)
+        watch("nightschool_rollouts", "Open, with a stage", lambda: rollouts(False))
+        watch(
+            "nightschool_rollouts_untended",
+            "Whose canary gets nothing because nobody tends it: the dead man's timer",
+            lambda: rollouts(True),
+        )
         watch("nightschool_spool_records", "In the open spool file", lambda: self.spool.count)
         watch("nightschool_spool_bytes", "In the open spool file", lambda: self.spool.size_bytes)
         watch("nightschool_spool_objects", "Made and not yet shipped", self.spool.waiting)

@@ -19,6 +19,8 @@ from trainers.executors.supervisor import outcome_to_json, supervise
 from trainers.run_folder import Progress, RunFolder, TrainResult
 
 _CANCELLED_WAIT_SECONDS = 30
+_CLIENT_ATTEMPTS = 3
+"""Ray's client gives a server of its own half a minute to start, which a busy head may not keep."""
 
 
 class RayRun:
@@ -168,7 +170,7 @@ def _connect(address: str | None, workers: int, cpus: float, gpus: float) -> boo
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is not None:
-            ray.init(address=address, **quiet)
+            _join(address, quiet)
             return False
         # On loopback and for this process only: a token would just leave a file in the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -184,3 +186,16 @@ def _connect(address: str | None, workers: int, cpus: float, gpus: float) -> boo
         place = address or "this machine"
         raise ExecutorError(f"no Ray at {place} ({error}): check training.ray_address") from error
     return True
+
+
+def _join(address: str, quiet: Mapping[str, Any]) -> None:
+    """Connect to a cluster; through Ray's client (``ray://host:port``) from a machine outside it."""
+    import ray
+
+    for left in reversed(range(_CLIENT_ATTEMPTS if address.startswith("ray://") else 1)):
+        try:
+            ray.init(address=address, **quiet)
+            return
+        except (ConnectionError, RuntimeError):
+            if not left:
+                raise

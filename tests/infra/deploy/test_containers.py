@@ -1,0 +1,140 @@
+"""Each container's command for real: it starts with its variables, says it is well, and stops."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import boto3
+import pytest
+
+from flows.orchestrator import Orchestrator
+from flows.serve import deployments
+from infra.database.open import Database
+from infra.settings.sources import load_settings
+from tests.contracts.servers import PostgresServer, S3Server
+from tests.infra.deploy.containers import Place
+from tests.tiny_model import make_tiny_model
+
+
+@pytest.fixture
+def place(tmp_path: Path, postgres: PostgresServer, s3_server: S3Server) -> Place:
+    login = "nightschool:postgres-password@postgres:5432"
+    urls = {name: postgres.new_database() for name in ("nightschool", "prefect")}
+    here = {f"{login}/{name}": url.partition("://")[2] for name, url in urls.items()}
+    make_tiny_model(tmp_path / "tiny")
+    return Place(
+        tmp_path,
+        {
+            **here,
+            "http://minio:9000": s3_server.endpoint_url,
+            "s3://nightschool": f"s3://containers-{tmp_path.name.replace('_', '-')[-40:]}".lower(),
+            "/opt/models/base": str(tmp_path / "tiny"),
+        },
+    )
+
+
+def get(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_the_day_tables_bucket_gateway_hooks_engine(place: Place, s3_server: S3Server) -> None:
+    for _ in range(2):  # each start of the stack runs them again
+        assert "revision" in place.once("migrate")
+        place.once("bucket")
+    settings = load_settings(None, place.environment("gateway"))
+    Database(settings.database.url.get_secret_value()).check()
+    buckets = boto3.client(
+        "s3",
+        endpoint_url=s3_server.endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id="x",
+        aws_secret_access_key="y",
+    ).list_buckets()["Buckets"]
+    assert settings.storage.url.removeprefix("s3://") in [bucket["Name"] for bucket in buckets]
+    with place.running("engine"), place.running("hooks"), place.running("gateway"):
+        port = place.ports["8300"]
+        ready, body = get(f"http://127.0.0.1:{port}/readyz")
+        assert ready == 200, body
+        # A key is wanted, as the file says, and the engine's own guards it.
+        assert get(f"http://127.0.0.1:{port}/v1/models")[0] == 401
+        assert get(f"http://127.0.0.1:{place.ports['8302']}/v1/models")[0] == 401
+        assert (
+            b"nightschool_engine_waiting"
+            in get(f"http://127.0.0.1:{place.ports['8302']}/metrics")[1]
+        )
+        deadline = time.monotonic() + 60
+        while b"nightschool_store_reached 1.0" not in get(f"http://127.0.0.1:{port}/metrics")[1]:
+            assert time.monotonic() < deadline, "the gateway never reached the store"
+            time.sleep(0.2)
+    # Nothing outside the volumes: the root file system is read-only.
+    assert place.written() <= {"spool", "shared"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_night_server_deployments_and_worker_on_the_pool(place: Place) -> None:
+    place.once("migrate")
+    place.once("bucket")
+    with place.running("prefect-server"):
+        for _ in range(2):
+            place.once("deployments")
+        environment = place.environment("prefect-worker")
+        settings = load_settings(None, environment)
+        with pytest.MonkeyPatch.context() as patch, place.running("prefect-worker"):
+            patch.setenv("PREFECT_API_AUTH_STRING", environment["PREFECT_API_AUTH_STRING"])
+            orchestrator = Orchestrator(str(settings.prefect.api_url))
+            for deployment in deployments(settings):
+                found = orchestrator._ask(
+                    "GET", f"/deployments/name/{deployment.flow_name}/{deployment.name}"
+                )
+                assert found["work_pool_name"] == "nightschool"
+                schema = deployment._parameter_openapi_schema.model_dump(mode="json")
+                assert found["parameter_openapi_schema"]["properties"] == schema["properties"]
+            automations = orchestrator._ask("POST", "/automations/filter", {})
+            assert len(automations) == 1, "the watch for dead runs is made once"
+            run = orchestrator.start("ingest", {})
+            deadline = time.monotonic() + 180
+            while not (now := orchestrator.run(run.id)).ended:
+                assert time.monotonic() < deadline, now
+                time.sleep(0.5)
+            assert now.state == "COMPLETED", now.message
+    assert place.written() <= {"spool", "shared"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray_takes_work_from_elsewhere_and_only_with_the_token(place: Place) -> None:
+    code = (
+        "import sys; from trainers.executors.on_ray import RayExecutor; import ray\n"
+        "executor = RayExecutor(sys.argv[1])\n"
+        "print(sorted(ray.cluster_resources().items()))\n"
+        "print(ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=120))\n"
+    )
+
+    def ask(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        address = load_settings(None, environment).training.ray_address
+        return subprocess.run(
+            [sys.executable, "-c", code, str(address)],
+            env=environment,
+            cwd=place.state,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    with place.running("ray-head"), place.running("ray-worker"):
+        done = ask(place.environment("prefect-worker"))
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.splitlines()[-1] == "42"
+        assert "('CPU', 2.0)" in done.stdout, "the head runs no training, the worker two"
+        stranger = {**place.environment("prefect-worker"), "RAY_AUTH_TOKEN": "6" * 64}
+        assert ask(stranger).returncode != 0
