@@ -16,7 +16,7 @@ from infra.calls.codec import Problem, RecordError
 from trainers.readers.completions import completion
 from trainers.readers.fields import embedded, first, instant, mapping, sequence, text
 from trainers.readers.making import Parts, call, failure, own_id, request, tagged, usage
-from trainers.readers.otlp import attributes, flat_list, get
+from trainers.readers.otlp import attributes, flat_list, get, parts_of
 from trainers.readers.reader import Item, Place, Skipped
 
 DETAILS = "gen_ai.client.inference.operation.details"
@@ -59,7 +59,7 @@ class GenAiSpans:
         own = attributes(span)
         events = [event for event in sequence(span.get("events")) if isinstance(event, Mapping)]
         name = text(first(span, "eventName", "event_name")) or text(own.get("event.name"))
-        operation = own.get("gen_ai.operation.name")
+        operation = text(own.get("gen_ai.operation.name"))
         if name is not None and name != DETAILS:
             return Skipped("a log event that is no call's details")
         if operation is not None and operation not in _CHAT:
@@ -176,6 +176,6 @@ def _body(event: Mapping[str, Any]) -> dict[str, Any]:
     own = attributes(event)
     whole = mapping(own.get("gen_ai.event.content"))
     fields = whole or {name: embedded(item) for name, item in own.items()}
-    if isinstance(fields.get("content"), dict):
-        fields["content"] = own.get("content")
+    if not whole and "content" in own:
+        fields["content"] = parts_of(own["content"])
     return fields

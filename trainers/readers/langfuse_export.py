@@ -48,7 +48,10 @@ class LangfuseExport:
             raise RecordError("neither an observation nor a score nor a trace")
 
     def _observation(self, value: Mapping[str, Any], place: Place) -> Iterator[Item]:
-        if value.get("type") != "GENERATION":
+        kind = text(value.get("type"))
+        if kind is None:
+            raise RecordError("the type of observation is missing", "type")
+        if kind != "GENERATION":
             yield Skipped("an observation that is no generation")
             return
         foreign = text(value.get("id"))

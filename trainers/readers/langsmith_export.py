@@ -24,7 +24,10 @@ class LangsmithExport:
         return {"run_type", "inputs"} <= value.keys()
 
     def read(self, value: Mapping[str, Any], place: Place) -> Iterator[Item]:
-        if value.get("run_type") != "llm":
+        kind = text(value.get("run_type"))
+        if kind is None:
+            raise RecordError("the type of run is missing", "run_type")
+        if kind != "llm":
             yield Skipped("a run that is no model's")
             return
         foreign = text(value.get("id"))

@@ -35,7 +35,10 @@ class LitellmPayload:
 
     def read(self, value: Mapping[str, Any], place: Place) -> Iterator[Item]:
         value = mapping(value.get("standard_logging_object")) or value
-        if value.get("call_type") not in _CHAT:
+        kind = text(value.get("call_type"))
+        if kind is None:
+            raise RecordError("the kind of call is missing", "call_type")
+        if kind not in _CHAT:
             yield Skipped("a call of another kind than chat")
             return
         said = value.get("messages")

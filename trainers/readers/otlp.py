@@ -55,10 +55,7 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 
 def flat_list(own: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:
-    """``prefix.0.role``, ``prefix.0.tool_calls.0.name``, ... as a list of objects.
-
-    JSON in the values is read where it is an object's or a list's.
-    """
+    """``prefix.0.role``, ``prefix.0.tool_calls.0.name``, ... as a list of objects."""
     found: dict[int, dict[str, Any]] = {}
     for name, value in own.items():
         number, _, rest = name.removeprefix(f"{prefix}.").partition(".")
@@ -73,11 +70,18 @@ def flat_list(own: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:
         elif inner == "function_call" and field:
             place.setdefault("function_call", {})[field] = value
         else:
-            place[rest] = embedded(value) if rest in ("content", "parameters") else value
+            place[rest] = parts_of(value) if rest == "content" else value
     for item in found.values():
         calls = flat_list(item.pop("_calls", {}), "tool_calls")
         if calls:
             item["tool_calls"] = calls
-        if isinstance(item.get("content"), dict):
-            item["content"] = None
     return [found[number] for number in sorted(found)]
+
+
+def parts_of(value: Any) -> Any:
+    """Content that was written as JSON text: a list of parts. A tool's result in JSON stays text."""
+    parts = embedded(value)
+    if isinstance(parts, list) and parts:
+        known = all(isinstance(part, Mapping) and "type" in part for part in parts)
+        return parts if known else value
+    return value

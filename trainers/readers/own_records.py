@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from infra.calls.codec import parse_line
+from infra.calls.codec import RecordError, parse_line
 from trainers.readers.reader import Item, Place
 
 
@@ -20,4 +20,8 @@ class OwnRecords:
         return "answered_by" in value or {"call_id", "type"} <= value.keys()
 
     def read(self, value: Mapping[str, Any], place: Place) -> Iterator[Item]:
+        for name in ("id", "time"):
+            # The model would make these up, anew each time.
+            if not value.get(name):
+                raise RecordError("a required field is missing", name)
         yield parse_line(orjson.dumps(value, default=str))

@@ -113,22 +113,19 @@ def _parquet(
                 number += meta.num_rows
                 continue
             for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group]):
-                size = batch.nbytes // max(1, batch.num_rows)
                 for row in range(batch.num_rows):
                     number += 1
-                    yield _parquet_row(batch, row, number, size, max_row_bytes)
+                    yield _parquet_row(batch, row, number, max_row_bytes)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's, not the file's
         yield Row(f"row {number + 1}", Problem("the Parquet file is damaged"))
 
 
-def _parquet_row(batch: Any, row: int, number: int, size: int, max_row_bytes: int) -> Row:
+def _parquet_row(batch: Any, row: int, number: int, max_row_bytes: int) -> Row:
     position = f"row {number}"
     one = batch.slice(row, 1)
-    if size > max_row_bytes or (
-        size * batch.num_rows > max_row_bytes and one.nbytes > max_row_bytes
-    ):
+    if batch.nbytes > max_row_bytes and one.nbytes > max_row_bytes:
         return Row(position, Problem(f"longer than {max_row_bytes} bytes"))
     try:
         value = {name: _text(item) for name, item in one.to_pylist()[0].items()}

@@ -8,8 +8,9 @@ from typing import BinaryIO
 
 import zstandard
 
-READ_BYTES = 2 << 10
-"""A hostile block of this size unfolds to 64 MiB at most."""
+GZIP_READ_BYTES = 64 << 10
+ZSTANDARD_READ_BYTES = 512
+"""A hostile block of 4 bytes unfolds to 128 KiB, so this one to 16 MiB at most."""
 PLAIN_BYTES = 256 << 10
 STEP_BYTES = 1 << 20
 MAX_WINDOW_BYTES = 32 << 20
@@ -40,9 +41,9 @@ def unpacked(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
         Damaged: after the blocks that were good.
     """
     if head.startswith(GZIP):
-        yield from _bounded(_gzip(_chunks(head, stream)))
+        yield from _bounded(_gzip(_chunks(head, stream, GZIP_READ_BYTES)))
     elif head.startswith(ZSTANDARD):
-        yield from _bounded(_zstandard(_chunks(head, stream)))
+        yield from _bounded(_zstandard(_chunks(head, stream, ZSTANDARD_READ_BYTES)))
     elif head.startswith(ZIP):
         raise Damaged("a zip archive: unpack it and import the files", "byte 0")
     else:
@@ -52,10 +53,10 @@ def unpacked(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
             yield block
 
 
-def _chunks(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
-    for start in range(0, len(head), READ_BYTES):
-        yield head[start : start + READ_BYTES]
-    while chunk := stream.read(READ_BYTES):
+def _chunks(head: bytes, stream: BinaryIO, size: int) -> Iterator[bytes]:
+    for start in range(0, len(head), size):
+        yield head[start : start + size]
+    while chunk := stream.read(size):
         yield chunk
 
 
@@ -63,7 +64,9 @@ def _bounded(pairs: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
     given = 0
     for taken, block in pairs:
         given += len(block)
-        if given > max(MIN_UNPACKED_BYTES, MAX_EXPANSION * taken):
+        allowed = max(MIN_UNPACKED_BYTES, MAX_EXPANSION * taken)
+        if given > allowed:
+            yield block[: max(1, len(block) - (given - allowed))]
             raise Damaged(
                 f"it unfolds to more than {MAX_EXPANSION} times its size",
                 f"compressed byte {taken}",
