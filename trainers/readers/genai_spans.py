@@ -73,6 +73,7 @@ class GenAiSpans:
         if trace is None or span_id is None:
             raise RecordError("a span without traceId and spanId")
         error = _error(span, own)
+        said = _conversation(own, events)
         answer = None if error else _answer(own, events)
         begun = first(span, "startTimeUnixNano", "start_time_unix_nano", "timeUnixNano")
         start = instant(begun or span.get("observedTimeUnixNano"), "startTimeUnixNano")
@@ -88,7 +89,7 @@ class GenAiSpans:
             Parts(
                 identity=own_id(self.name, f"{trace}:{span_id}"),
                 request=request(
-                    _conversation(own, events),
+                    said,
                     text(own.get("gen_ai.request.model")) or model,
                     options,
                     own.get("gen_ai.tool.definitions") or flat_list(own, "llm.request.functions"),
