@@ -64,6 +64,8 @@ def import_logs(
         report = import_foreign(
             context, format_name, location, tenant=tenant, dry_run=dry_run, say=_progress()
         )
+    if sys.stderr.isatty():
+        click.echo(err=True)
     if as_json:
         click.echo(json.dumps(_summary(report), indent=1))
     else:

@@ -22,10 +22,17 @@ MAX_MEMBERS = 1000
 
 
 @dataclass(frozen=True)
-class Bundle:
+class Origin:
+    """What an import was asked for. Another format or tenant is another import."""
+
     format: str
     location: str
     tenant: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    origin: Origin
     members: tuple[ObjectInfo, ...]
 
     @property
@@ -46,20 +53,18 @@ class Bundle:
         return orjson.dumps(asdict(self))
 
 
-def bundles(
-    objects: Iterable[ObjectInfo], format_name: str, location: str, tenant: str
-) -> Iterator[Bundle]:
+def bundles(objects: Iterable[ObjectInfo], origin: Origin) -> Iterator[Bundle]:
     """The objects in their order, as many as fit together."""
     members: list[ObjectInfo] = []
     size = 0
     for item in objects:
         if members and (size + item.size > MAX_BYTES or len(members) >= MAX_MEMBERS):
-            yield Bundle(format_name, location, tenant, tuple(members))
+            yield Bundle(origin, tuple(members))
             members, size = [], 0
         members.append(item)
         size += item.size
     if members:
-        yield Bundle(format_name, location, tenant, tuple(members))
+        yield Bundle(origin, tuple(members))
 
 
 def pending(store: ObjectStore) -> Iterator[Bundle]:
@@ -67,4 +72,4 @@ def pending(store: ObjectStore) -> Iterator[Bundle]:
     for item in list(store.list(PENDING_PREFIX)):
         value: dict[str, Any] = orjson.loads(store.get(item.key))
         members = tuple(ObjectInfo(**member) for member in value["members"])
-        yield Bundle(value["format"], value["location"], value["tenant"], members)
+        yield Bundle(Origin(**value["origin"]), members)

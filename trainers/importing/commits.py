@@ -11,6 +11,7 @@ from infra.database.open import Database
 from infra.database.tables import ingested_objects
 from infra.database.writes import insert_if_absent
 from infra.objects.store import ObjectInfo
+from trainers.importing.bundle import Origin
 from trainers.ingest import claims
 
 if TYPE_CHECKING:
@@ -20,16 +21,16 @@ HOLDER = "import"
 
 
 def unfinished(
-    database: Database, location: str, objects: Sequence[ObjectInfo]
+    database: Database, origin: Origin, objects: Sequence[ObjectInfo]
 ) -> list[ObjectInfo]:
     """Those of a page that no import has committed."""
-    rows = {_row(location, item): item for item in objects}
+    rows = {_row(origin, item): item for item in objects}
     return [rows[item] for item in claims.unfinished(database, list(rows))]
 
 
 def commit(
     database: Database,
-    location: str,
+    origin: Origin,
     objects: Sequence[ObjectInfo],
     report: ImportReport,
     now: datetime,
@@ -38,7 +39,7 @@ def commit(
     counts = {"imported": report.stored, "import_quarantined": report.quarantined.total()}
     with database.begin() as connection:
         for number, item in enumerate(objects):
-            row = _row(location, item)
+            row = _row(origin, item)
             values = {
                 "key": claims.row_key(row.key),
                 "etag": row.etag,
@@ -52,5 +53,6 @@ def commit(
             insert_if_absent(connection, ingested_objects, values)
 
 
-def _row(location: str, item: ObjectInfo) -> ObjectInfo:
-    return replace(item, key=f"{claims.IMPORTED}{location}#{item.key}")
+def _row(origin: Origin, item: ObjectInfo) -> ObjectInfo:
+    named = f"{claims.IMPORTED}{origin.format}:{origin.tenant}:{origin.location}#{item.key}"
+    return replace(item, key=named)

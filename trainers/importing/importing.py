@@ -15,16 +15,16 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from infra.anonymize.anonymizer import Anonymizer
-from infra.calls.codec import Problem
+from infra.calls.codec import LOG_PREFIX, Problem
 from infra.calls.record import CallRecord, FeedbackRecord, LogRecord, utc_now
 from infra.database.events import record_event
 from infra.database.open import Database
 from infra.objects.store import ObjectInfo, ObjectMissing, ObjectStore, ObjectStoreError
 from infra.settings.model import Settings
-from trainers.importing.bundle import Bundle, bundles, pending
+from trainers.importing.bundle import Bundle, Origin, bundles, pending
 from trainers.importing.commits import commit, unfinished
 from trainers.importing.log_writer import LogWriter
-from trainers.importing.quarantined import ImportQuarantine, entry
+from trainers.importing.quarantined import IMPORT_PREFIX, ImportQuarantine, entry
 from trainers.importing.sources import Source, open_source
 from trainers.ingest.privacy import PrivacyCheck
 from trainers.readers.reader import Item, Skipped
@@ -34,6 +34,7 @@ LIST_PAGE = 500
 MAX_AHEAD = timedelta(hours=1)
 """How far a foreign clock may be ahead of ours."""
 SAID_EVERY = 2000
+WRITER = "import-"
 Progress = Callable[[str], None]
 
 
@@ -110,13 +111,13 @@ def import_logs(
         for left in pending(store):
             # Whoever began it was killed: first the same again, so that nothing is there twice.
             try:
-                again = open_source(left.location, settings.storage, store)
+                again = open_source(left.origin.location, settings.storage, store)
             except ObjectMissing:
                 left.end(store)
                 continue
             report.add(_bundle(store, database, settings, again, left, now, progress))
-    objects = source.list()
-    for bundle in bundles(_new(database, objects, location, report), format_name, location, tenant):
+    of = Origin(format_name, source.location, tenant)
+    for bundle in bundles(_new(database, source.list(), of, report), of):
         kept = None if dry_run else store
         report.add(_bundle(kept, database, settings, source, bundle, now, progress))
         progress(f"{report.objects} objects, {report.stored} records")
@@ -126,7 +127,7 @@ def import_logs(
                 connection,
                 actor="import",
                 what="logs.imported",
-                subject=location[:200],
+                subject=source.location[:200],
                 why=f"{report.stored} records of {report.objects} objects, "
                 f"{report.quarantined.total()} rows in quarantine",
                 evidence={"format": format_name, "tenant": tenant},
@@ -137,10 +138,9 @@ def import_logs(
 class _Unreadable(Exception):
     """The source did not give an object; nothing is known about its content."""
 
-    def __init__(self, member: ObjectInfo, why: str, written: list[str]) -> None:
+    def __init__(self, member: ObjectInfo, why: str) -> None:
         super().__init__(f"{member.key}: {why}; left for the next run")
         self.member = member
-        self.written = written
 
 
 def _bundle(
@@ -163,14 +163,13 @@ def _bundle(
             progress(str(problem))
             failed += 1
             if store is not None:
-                for key in problem.written:
-                    store.delete(key)
+                _undo(store, bundle)
                 bundle.end(store)
             left = tuple(member for member in bundle.members if member != problem.member)
             bundle = replace(bundle, members=left)
             continue
         if store is not None:
-            commit(database, bundle.location, bundle.members, report, utc_now())
+            commit(database, bundle.origin, bundle.members, report, utc_now())
             bundle.end(store)
         report.failed = failed
         return report
@@ -188,13 +187,14 @@ def _read(
     """All of a bundle but its commit. Raises _Unreadable."""
     report = ImportReport()
     privacy = PrivacyCheck(Anonymizer(settings.anonymizer) if settings.anonymizer.enabled else None)
-    writer = LogWriter(store, f"import-{bundle.digest}") if store else None
+    writer = LogWriter(store, f"{WRITER}{bundle.digest}") if store else None
     quarantine = ImportQuarantine(store, bundle.digest) if store else None
     ids: set[int] = set()
+    of = bundle.origin
     for member in bundle.members:
-        about = {"etag": member.etag, "location": bundle.location, "object": member.key}
+        about = {"etag": member.etag, "location": of.location, "object": member.key}
         try:
-            for read in read_member(settings, source, member, bundle.format, bundle.tenant):
+            for read in read_member(settings, source, member, of.format, of.tenant):
                 report.read += 1
                 if report.read % SAID_EVERY == 0:
                     progress(f"{report.read} rows read, now {member.key}")
@@ -204,8 +204,8 @@ def _read(
                 elif isinstance(item, Problem):
                     report.quarantined[item.reason] += 1
                     if quarantine is not None:
-                        about["reader"] = read.reader or bundle.format
-                        quarantine.add(entry(read, item, bundle.tenant, **about))
+                        about["reader"] = read.reader or of.format
+                        quarantine.add(entry(read, item, of.tenant, **about))
                 elif (identity := _identity(item)) in ids:
                     report.duplicates += 1
                 else:
@@ -217,7 +217,7 @@ def _read(
                     if writer is not None:
                         writer.add(checked)
         except (OSError, SourceChanged) as error:
-            raise _Unreadable(member, str(error), writer.keys if writer else []) from error
+            raise _Unreadable(member, str(error)) from error
         report.objects += 1
     if writer is not None and quarantine is not None:
         writer.flush()
@@ -225,6 +225,14 @@ def _read(
         report.keys = writer.keys
     report.personal_data = privacy.counts
     return report
+
+
+def _undo(store: ObjectStore, bundle: Bundle) -> None:
+    """Take back what this or a killed run wrote for a bundle that will not be: rare, so it may be slow."""
+    for item in list(store.list(LOG_PREFIX)):
+        if f"/{WRITER}{bundle.digest}-" in item.key:
+            store.delete(item.key)
+    store.delete(f"{IMPORT_PREFIX}{bundle.digest}.jsonl")
 
 
 class SourceChanged(Exception):
@@ -273,9 +281,9 @@ def _is_failure(record: LogRecord) -> bool:
 
 
 def _new(
-    database: Database, objects: Iterator[ObjectInfo], location: str, report: ImportReport
+    database: Database, objects: Iterator[ObjectInfo], of: Origin, report: ImportReport
 ) -> Iterator[ObjectInfo]:
     while page := list(islice(objects, LIST_PAGE)):
-        left = unfinished(database, location, page)
+        left = unfinished(database, of, page)
         report.known += len(page) - len(left)
         yield from left

@@ -21,7 +21,7 @@ MAX_KNOWN = 20_000
 
 class Source(Protocol):
     location: str
-    """As the user gave it."""
+    """The same for the same place: a folder's path is absolute."""
 
     def list(self) -> Iterator[ObjectInfo]:
         """What there is to read, in lexicographic order. Raises ObjectStoreError."""
@@ -85,7 +85,9 @@ class FolderSource:
     """
 
     def __init__(self, location: str, path: Path) -> None:
-        self.location = location
+        path = path.absolute()
+        # Wherever it is read again from.
+        self.location = str(path)
         self._file = path if path.is_file() else None
         self._root = path.parent if self._file else path
         self._known: dict[str, tuple[tuple[int, int, int], str]] = {}

@@ -18,6 +18,7 @@ from trainers.readers.splitting import Piece, lines, values
 from trainers.readers.unpacking import PARQUET, PLAIN_BYTES, Damaged, unpacked
 
 MARK = b"\xef\xbb\xbf"
+LOOKED_AT = 50
 PARQUET_ROWS = 64
 MAX_ROW_GROUP_BYTES = 2 << 30
 """Unpacked, as the file's own index says."""
@@ -66,14 +67,24 @@ def read_rows(stream: BinaryIO, max_row_bytes: int, max_parquet_bytes: int) -> I
 def _is_lines(start: bytes) -> bool:
     """Whether it is one value a line, rather than one document over many lines.
 
-    A first line that is cut or broken is told by how the next one begins.
+    In an object over many lines no later line that begins an object, unindented, also ends it; among
+    lines of values some do, even where the first one is broken. A list is a document, unless its
+    bracket is but the rubbish of one line among others.
     """
     body = start.lstrip()
-    if body[:1] == b"[":
-        return False
+    if body[:1] not in (b"{", b"["):
+        return True
     first, newline, rest = body.partition(b"\n")
-    if first.rstrip() == b"{" or (newline and not first.rstrip().endswith(b"}")):
-        return rest.lstrip()[:1] == b"{" and first.rstrip() != b"{"
+    others = [line.rstrip() for line in rest.split(b"\n", LOOKED_AT)[:LOOKED_AT]]
+    whole = [line[:1] == b"{" and line[-1:] == b"}" for line in others]
+    if body[:1] == b"[":
+        return first.rstrip()[-1:] not in (b"[", b",", b"]", b"}") and whole[0]
+    if not newline or any(whole):
+        return True
+    try:
+        parse(first)
+    except RecordError:
+        return False
     return True
 
 

@@ -10,6 +10,9 @@ from infra.calls.codec import Problem
 
 _MARK = re.compile(rb'[\\"{}\[\]]')
 _BLANK = b" \t\r\n"
+_BETWEEN = b" \t\r\n,[]"
+
+_STRAY = Problem("text that belongs to no object")
 
 
 class Piece(NamedTuple):
@@ -40,16 +43,16 @@ def lines(blocks: Iterable[bytes], max_bytes: int) -> Iterator[Piece]:
 def values(blocks: Iterable[bytes], max_bytes: int) -> Iterator[Piece]:
     """The objects of a JSON document: those of the array that it is, or one after another.
 
-    What stands between them is not looked at. An object that is too large is a Problem, and the next
-    ones are read on; a document that ends inside an object ends with a Problem.
+    An object that is too large is a Problem, and so is text between objects; the next ones are read
+    on. A document that ends inside an object ends with a Problem.
     """
     number, depth, base = 0, 0, 0
     in_string, escaped, seen = False, False, False
-    skip = -1
+    skip, stray = -1, False
     parts: list[bytes] = []
     held = 0
     for block in blocks:
-        place = 0  # where the part of this block begins that belongs to the value
+        place = 0  # where the value begins in this block, or what stands between values
         for mark in _MARK.finditer(block):
             at, kind = mark.start(), mark.group()
             if escaped:
@@ -64,10 +67,16 @@ def values(blocks: Iterable[bytes], max_bytes: int) -> Iterator[Piece]:
             elif kind == b'"':
                 in_string = depth > base
             elif kind in b"{[":
+                if depth == base:
+                    stray = stray or bool(block[place:at].strip(_BETWEEN))
+                    place = at
                 if not seen and kind == b"[":
                     base = 1
+                    place = at + 1
                 elif depth == base:
-                    place, parts, held = at, [], 0
+                    if stray:
+                        yield Piece(number + 1, _STRAY)
+                    parts, held, stray = [], 0, False
                     number += 1
                 seen = True
                 depth += 1
@@ -84,17 +93,21 @@ def values(blocks: Iterable[bytes], max_bytes: int) -> Iterator[Piece]:
             # The byte after a backslash at the block's end is the next block's first.
             if skip < 0:
                 escaped = False
-        if depth > base:
-            held += len(block) - place
-            if held <= max_bytes:
-                parts.append(block[place:])
-            else:
-                parts = []
+        if depth <= base:
+            stray = stray or bool(block[place:].strip(_BETWEEN))
+            continue
+        held += len(block) - place
+        if held <= max_bytes:
+            parts.append(block[place:])
+        else:
+            parts = []
+    if stray:
+        yield Piece(number + 1, _STRAY)
     if depth > base:
         yield Piece(number, Problem("the document ends inside an object"))
     elif base and depth == base:
         yield Piece(number + 1, Problem("the document ends inside its list"))
-    elif not number and not seen:
+    elif not number and not seen and not stray:
         yield Piece(1, Problem("no JSON object in the file"))
 
 

@@ -327,6 +327,46 @@ def test_small_objects_go_together_and_days_apart(world: Any, exports: Path):
         assert key.split("dt=")[1][:10] in {str(day) for day in days}
 
 
+def test_another_format_is_another_import(world: Any, exports: Path):
+    put(exports / "a.jsonl", SAMPLES["langfuse"].rows)
+    assert run(world, exports, "litellm").quarantined.total() == 3
+    assert run(world, exports, "langfuse").stored == 3
+    assert run(world, exports, "auto").stored == 3
+    assert len({record.id for record in logged(world)}) == 3
+
+
+def test_a_source_file_that_vanished_after_a_kill_takes_nothing_else_with_it(
+    world: Any, exports: Path, monkeypatch: pytest.MonkeyPatch
+):
+    put(exports / "a.jsonl", [flywheel_row(1)])
+    put(exports / "b.jsonl", [flywheel_row(2)])
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(importing, "commit", killed)
+        run(world, exports)
+    (exports / "b.jsonl").unlink()
+    report = run(world, exports)
+    assert (report.stored, report.failed) == (1, 1)
+    assert [record.id for record in logged(world)] == _ids([flywheel_row(1)])
+    assert run(world, exports).objects == 0
+
+
+def test_on_each_database(each_database: Any, store: Any, exports: Path):
+    both = (store, each_database)
+    for number in range(3):
+        put(exports / f"{number}.json", [flywheel_row(number)])
+    assert run(both, exports).stored == 3
+    assert run(both, exports).known == 3
+    ingest(store, each_database, SETTINGS, holder="night")
+    assert totals(each_database).calls == 3
+
+
 def test_the_import_is_an_event(world: Any, exports: Path):
     put(exports / "a.jsonl", [flywheel_row(1)])
     run(world, exports)

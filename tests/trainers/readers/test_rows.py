@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -50,6 +50,10 @@ LAYOUTS = {
     "blank lines between": jsonl(ROWS).replace(b"\n", b"\n\n"),
     "a list": json.dumps(ROWS).encode(),
     "a list over many lines": json.dumps(ROWS, indent=2).encode(),
+    "a list, an object a line": b"[\n" + jsonl(ROWS).replace(b"\n", b",\n").rstrip(b",\n") + b"\n]",
+    "a list that begins in its line": b"["
+    + jsonl(ROWS).replace(b"\n", b",\n").rstrip(b",\n")
+    + b"]",
     "objects over many lines": b"\n".join(json.dumps(row, indent=1).encode() for row in ROWS),
 }
 
@@ -159,6 +163,34 @@ def test_an_object_of_a_list_that_is_too_large_is_left_out():
     found = rows(json.dumps([{"a": 1}, {"b": "x" * LIMIT}, {"c": 2}]).encode())
     assert good(found) == [{"a": 1}, {"c": 2}]
     assert problems(found) == [("object 2", f"longer than {LIMIT} bytes")]
+
+
+def test_what_stands_between_objects_is_named():
+    found = rows(b'[1, {"a": 1}, "x", {"b": 2}]')
+    assert good(found) == [{"a": 1}, {"b": 2}]
+    assert [reason for _, reason in problems(found)] == ["text that belongs to no object"] * 2
+    assert rows(b"[]") == []
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(
+    lines=st.lists(
+        st.integers(0, 99).map(lambda n: json.dumps({"n": n}).encode())
+        | st.binary(min_size=1, max_size=12).filter(lambda b: b"\n" not in b and b.strip(b" \t\r"))
+        | st.sampled_from([b'{"a": 1', b"{", b"}", b"[", b'["', b'{"', b"\\", b"\xff", b"[[[["]),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_good_lines_among_any_others_are_all_read(lines: list[bytes]):
+    """Some good line that is not the first tells the layout; then none is lost."""
+    lines = [*lines, b'{"last": 1}']
+    # What begins a list or a packed file is taken at its word.
+    assume(not lines[0].lstrip().startswith((b"[", b"\x1f\x8b", b"\x28\xb5", b"PAR1", b"PK")))
+    found = rows(b"\n".join(lines))
+    wanted = [json.loads(line) for line in lines if line.startswith(b'{"n"') or b"last" in line]
+    assert [value for value in good(found) if isinstance(value, dict)] == wanted
+    assert len(found) == len(lines)
 
 
 json_values = st.recursive(
