@@ -16,6 +16,7 @@ from flows.holding import hold
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.database.events import list_events
+from infra.objects.store import ObjectStoreError
 from trainers.artifact import package
 from trainers.base_model import BaseModel, prepare_base
 from trainers.data_sets.freeze import EmptyDataset, freeze
@@ -23,6 +24,8 @@ from trainers.data_sets.splits import SplitName
 from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
 from trainers.discover.discover import TaskSummary, discover
 from trainers.executors.protocol import Executor, RunHandle, TrainJob
+from trainers.importing.importing import ImportReport, import_logs
+from trainers.importing.rerun import RerunReport, rerun
 from trainers.ingest.ingest import IngestReport, ingest
 from trainers.plan import Measured, Plan, plan
 from trainers.run_folder import RunFolder, RunRequest, begun_before
@@ -31,6 +34,7 @@ from trainers.spec import LoraSpec, TrainSpec
 Say = Callable[[str], None]
 POLL_SECONDS = 10.0
 INGEST = "ingest"
+IMPORT = "import"
 INGEST_WAIT_SECONDS = 600.0
 RELEASED = "adapter.released"
 """The event that ends an adapter's night; until it is there, the night is not done with it."""
@@ -60,10 +64,59 @@ class TrainingFailed(Exception):
 def ingest_logs(context: Context, say: Say = lambda _: None) -> IngestReport:
     """Take in what no run has taken in yet; waits for another ingest that is at it."""
     with hold(context.database, INGEST, context.holder, wait_seconds=INGEST_WAIT_SECONDS):
+        import_sources(context, say)
         # Whoever has the lease takes over the claims of one that was killed.
         return ingest(
             context.store, context.database, context.settings, holder=INGEST, progress=_seldom(say)
         )
+
+
+def import_sources(context: Context, say: Say = lambda _: None) -> None:
+    """Take in what is new in ``ingest.sources``. One that cannot be reached stops no other."""
+    for source in context.settings.ingest.sources:
+        try:
+            report = import_foreign(
+                context, source.format, source.location, tenant=source.tenant, say=_seldom(say)
+            )
+        except ObjectStoreError as error:
+            say(f"{source.location} could not be read, and is tried again next time: {error}")
+            continue
+        say(
+            f"{source.location}: {report.stored} records of {report.objects} new objects, "
+            f"{report.quarantined.total()} rows in quarantine, {report.failed} objects failed"
+        )
+
+
+def import_foreign(
+    context: Context,
+    format_name: str,
+    location: str,
+    *,
+    tenant: str = "default",
+    dry_run: bool = False,
+    say: Say = lambda _: None,
+) -> ImportReport:
+    """Another system's logs into our own log; waits for another import that is at it."""
+    with hold(context.database, IMPORT, context.holder, wait_seconds=INGEST_WAIT_SECONDS):
+        return import_logs(
+            context.store,
+            context.database,
+            context.settings,
+            format_name,
+            location,
+            tenant=tenant,
+            dry_run=dry_run,
+            progress=say,
+        )
+
+
+def rerun_quarantine(context: Context, wanted: Sequence[str] = ()) -> RerunReport:
+    """Read the rows in quarantine again; not while an import or an ingest writes there."""
+    with (
+        hold(context.database, INGEST, context.holder, wait_seconds=INGEST_WAIT_SECONDS),
+        hold(context.database, IMPORT, context.holder, wait_seconds=INGEST_WAIT_SECONDS),
+    ):
+        return rerun(context.store, context.settings, wanted)
 
 
 def discover_tasks(context: Context) -> list[TaskSummary]:

@@ -129,8 +129,13 @@ def parse_line(line: bytes) -> LogRecord:
     try:
         return _records.validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise RecordError(_reason(first["type"]), _position(first["loc"])) from None
+        raise explained(error) from None
+
+
+def explained(error: ValidationError) -> RecordError:
+    """What is wrong with a record and where, in words that hold nothing of it."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return RecordError(_reason(first["type"]), _position(first["loc"]))
 
 
 def log_key(time: datetime, writer: str, sequence: int) -> str:

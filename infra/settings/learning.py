@@ -11,6 +11,18 @@ from pydantic import Field, field_validator
 from infra.settings.bounds import Clock, Seconds, Section, Share, Text
 
 
+class LogSource(Section):
+    """Another system's logs, taken in before our own."""
+
+    format: Literal[
+        "auto", "flywheel", "langfuse", "langsmith", "litellm", "nightschool", "openai", "otel"
+    ] = Field("auto", description="What wrote them; auto: each row by its marks")
+    location: Text = Field(description="A file, a folder, or s3://bucket/prefix")
+    tenant: str = Field(
+        "default", min_length=1, max_length=200, description="Whose calls these are"
+    )
+
+
 class Ingest(Section):
     """Taking logs in."""
 
@@ -24,6 +36,11 @@ class Ingest(Section):
         gt=0,
         le=1,
         description="MinHash Jaccard similarity from which two calls count as copies",
+    )
+    sources: tuple[LogSource, ...] = Field(
+        (),
+        max_length=100,
+        description="Other systems' logs: `{format, location, tenant}` each, read as by `import`",
     )
 
 

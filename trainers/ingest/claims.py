@@ -21,6 +21,8 @@ from infra.database.writes import compare_and_swap, insert_if_absent
 from infra.objects.store import ObjectInfo
 
 CLAIMED, DONE = "claimed", "done"
+IMPORTED = "import:"
+"""How the keys of other systems' objects begin (``trainers/importing``); they have no files."""
 MAX_KEY_CHARACTERS = 500
 _TICK = timedelta(microseconds=1)
 
@@ -134,6 +136,7 @@ def committed(
     """A page of (key, etag, counts) of committed objects, newest key first."""
     table = ingested_objects
     query = select(table.c.key, table.c.etag, table.c.counts).where(table.c.state == DONE)
+    query = query.where(table.c.key.not_like(f"{IMPORTED}%"))
     if before is not None:
         key, etag = before
         query = query.where(or_(table.c.key < key, and_(table.c.key == key, table.c.etag < etag)))

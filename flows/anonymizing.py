@@ -1,0 +1,56 @@
+"""A file through reader and anonymizer, a row at a time, for a person who wants to see."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infra.anonymize.anonymizer import Anonymizer
+from infra.anonymize.explain import Replacement, explain
+from infra.calls.codec import Problem, encode_line
+from infra.settings.model import Settings
+from trainers.ingest.privacy import PrivacyCheck
+from trainers.readers.reader import Skipped
+from trainers.readers.reading import read_source
+
+
+@dataclass(frozen=True)
+class AnonymizedRow:
+    position: str
+    line: bytes = b""
+    """The record without personal data, with its newline."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    replacements: tuple[Replacement, ...] = ()
+    problem: str = ""
+    """Why it could not be read."""
+
+
+def anonymized(settings: Settings, file: Path, format_name: str) -> Iterator[AnonymizedRow]:
+    """Each call of a file as it would be stored; rows that are no calls are left out."""
+    privacy = PrivacyCheck(Anonymizer(settings.anonymizer) if settings.anonymizer.enabled else None)
+    with file.open("rb") as stream:
+        for read in read_source(
+            stream,
+            format_name,
+            max_row_bytes=settings.ingest.max_line_bytes,
+            max_parquet_bytes=settings.storage.max_object_bytes,
+        ):
+            if isinstance(read.item, Problem):
+                where = f" at {read.item.position}" if read.item.position else ""
+                yield AnonymizedRow(read.position, problem=f"{read.item.reason}{where}")
+                continue
+            if isinstance(read.item, Skipped):
+                continue
+            before = Counter(read.item.anonymization.counts)
+            checked = privacy.check(read.item)
+            old, new = read.item.model_dump(mode="json"), checked.model_dump(mode="json")
+            for told in (old, new):
+                told.pop("anonymization")
+            yield AnonymizedRow(
+                read.position,
+                encode_line(checked),
+                Counter(checked.anonymization.counts) - before,
+                tuple(explain(old, new)),
+            )

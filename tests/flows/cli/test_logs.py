@@ -1,0 +1,164 @@
+"""The commands about logs, as a person and a script meet them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from flows.cli import main
+from flows.learning import ingest_logs
+from flows.wiring import open_context
+from infra.calls.codec import LOG_PREFIX, parse_line
+from infra.database.open import Database
+from infra.objects.directory import DirectoryStore
+from tests.trainers.readers.samples import SAMPLES
+
+MAIL = "ann.lee@example.com"
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    # Commands change their own process's environment; here it is everybody's.
+    before = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{tmp_path}/ns.db")
+    monkeypatch.setenv("NIGHTSCHOOL_STORAGE__URL", str(tmp_path / "objects"))
+    database = Database(f"sqlite:///{tmp_path}/ns.db")
+    database.upgrade()
+    database.close()
+
+    def invoke(*arguments: str, status: int = 0) -> Result:
+        result = CliRunner().invoke(main, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == status, result.output
+        return result
+
+    yield invoke
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    path.write_text(text)
+    return path
+
+
+def row(content: str) -> dict[str, Any]:
+    changed = json.loads(json.dumps(SAMPLES["flywheel"].rows[1]))
+    changed["request"]["messages"][1]["content"] = content
+    changed["request"]["messages"][3]["content"] = json.dumps({"owner": content})
+    return changed
+
+
+def test_import_says_what_it_did_and_again_that_there_is_nothing(run: Run, tmp_path: Path):
+    write(tmp_path / "exports" / "a.jsonl", [*SAMPLES["litellm"].rows, "rubbish"])
+    dry = json.loads(run("import", "auto", "exports", "--dry-run", "--json").stdout)
+    assert (dry["stored"], dry["keys"]) == (3, [])
+    said = json.loads(run("import", "auto", "exports", "--tenant", "shop", "--json").stdout)
+    assert (said["read"], said["stored"], said["failures"], said["lost"]) == (4, 3, 1, 0)
+    assert said["quarantined"] == {"not valid JSON": 1}
+    assert said["formats"] == {"litellm": 3}
+    again = run("import", "auto", "exports", "--tenant", "shop").stdout
+    assert "0 objects read (1 were known)" in again
+    store = DirectoryStore(tmp_path / "objects")
+    assert [item.key for item in store.list(LOG_PREFIX)] == said["keys"]
+
+
+def test_import_of_nothing_and_of_no_format(run: Run):
+    assert "no file or folder" in run("import", "auto", "nowhere", status=1).stderr
+    assert "Invalid value" in run("import", "csv", "nowhere", status=2).stderr
+    assert "begins with ftp" in run("import", "auto", "ftp://x/y", status=1).stderr
+
+
+def test_quarantine_lists_explains_and_reads_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert "Nothing is in quarantine" in run("quarantine", "list").stdout
+    secret = f"{MAIL} " * 200
+    write(tmp_path / "exports" / "a.jsonl", [row("hello"), row(secret)])
+    monkeypatch.setenv("NIGHTSCHOOL_INGEST__MAX_LINE_BYTES", "4096")
+    run("import", "flywheel", "exports")
+    said = run("quarantine", "list")
+    assert "line 2" in said.stdout and MAIL not in said.stdout
+    listed = json.loads(run("quarantine", "list", "--json").stdout)
+    (entry,) = listed["entries"]
+    assert listed["reasons"] == {"longer than 4096 bytes": 1}
+    assert (entry["object"], entry["reader"]) == ("a.jsonl", "flywheel")
+    assert entry["location"] == str(tmp_path / "exports")
+    explained = run("quarantine", "explain", entry["id"]).stdout
+    assert "raise ingest.max_line_bytes" in explained
+    assert "no entry" in run("quarantine", "explain", "000000000000", status=3).stderr
+    run("quarantine", "rerun", "000000000000", status=3)
+    still = json.loads(run("quarantine", "rerun", "--json").stdout)
+    assert (still["settled"], still["left"]) == (0, {"longer than 4096 bytes": 1})
+    monkeypatch.delenv("NIGHTSCHOOL_INGEST__MAX_LINE_BYTES")
+    done = json.loads(run("quarantine", "rerun", entry["id"], "--json").stdout)
+    assert (done["tried"], done["settled"], done["stored"]) == (1, 1, 1)
+    assert "Nothing is in quarantine" in run("quarantine", "list").stdout
+
+
+def test_rerun_says_when_the_source_is_gone(run: Run, tmp_path: Path):
+    path = write(tmp_path / "exports" / "a.jsonl", ["rubbish"])
+    run("import", "flywheel", "exports")
+    path.unlink()
+    assert "the source is not there any more" in run("quarantine", "rerun").stdout
+
+
+def test_anonymize_explains_without_ever_showing_a_value(run: Run, tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", [row(f"Dear {MAIL}, call +1 415 555 0132 or {MAIL}"), "x"])
+    said = run("anonymize", str(file), "--explain")
+    for output in (said.stdout, run("anonymize", str(file), "--explain", "--json").stdout):
+        assert "ann.lee" not in output and "415 555" not in output
+    assert "request.messages.1.content: 2 x EMAIL -> <EMAIL_1>" in said.stdout
+    assert "Dear <EMAIL_1>, call <PHONE_1> or <EMAIL_1>" in said.stdout
+    assert "request.messages.3.content: 2 x EMAIL" in said.stdout
+    assert "line 2: not valid JSON" in said.stdout
+    told = json.loads(run("anonymize", str(file), "--explain", "--json").stdout)
+    assert told["kinds"] == {"EMAIL": 4, "PHONE": 2}
+    assert (told["read"], told["problems"]) == (2, 1)
+    assert not (tmp_path / "objects").exists()
+
+
+def test_anonymize_writes_the_records(run: Run, tmp_path: Path):
+    file = write(tmp_path / "a.jsonl", [row(f"Dear {MAIL}"), "x", row("hello")])
+    said = run("anonymize", str(file))
+    lines = said.stdout.splitlines()
+    assert [parse_line(line.encode()).type for line in lines] == ["call", "call"]
+    assert "Dear <EMAIL_1>" in lines[0] and "line 2: not valid JSON" in said.stderr
+    run("anonymize", str(file), "--format", "flywheel", "--output", "clean.jsonl")
+    assert (tmp_path / "clean.jsonl").read_text().splitlines() == lines
+    bad = write(tmp_path / "bad.jsonl", ["x"])
+    assert "no row of" in run("anonymize", str(bad), status=1).stderr
+    run("anonymize", str(file), "--explain", "--output", "x", status=2)
+
+
+def test_sources_of_the_settings_are_taken_in_once_by_ingest(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write(tmp_path / "exports" / "a.jsonl", SAMPLES["langfuse"].rows)
+    sources = [
+        {"format": "otel", "location": str(tmp_path / "nowhere")},
+        {"format": "langfuse", "location": str(tmp_path / "exports"), "tenant": "shop"},
+    ]
+    monkeypatch.setenv("NIGHTSCHOOL_INGEST__SOURCES", json.dumps(sources))
+    said: list[str] = []
+    with open_context() as context:
+        first = ingest_logs(context, said.append)
+        second = ingest_logs(context)
+    assert (first.calls, second.calls) == (3, 0)
+    assert any("nowhere could not be read" in line for line in said)
+    write(tmp_path / "exports" / "b.jsonl", SAMPLES["otel"].rows)
+    with open_context() as context:
+        assert ingest_logs(context).calls == 0
+    listed = json.loads(run("quarantine", "list", "--json").stdout)
+    assert {entry["object"] for entry in listed["entries"]} == {"b.jsonl"}

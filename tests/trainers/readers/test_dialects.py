@@ -1,0 +1,415 @@
+"""What single formats say in ways of their own."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from infra.calls.codec import Problem, RecordError
+from infra.calls.record import CallRecord, FeedbackRecord
+from tests.trainers.readers import samples
+from tests.trainers.readers.samples import SAMPLES, attribute, document, span
+from trainers.readers.completions import completion
+from trainers.readers.fields import count, embedded, instant, seconds
+from trainers.readers.formats import reader_named, reader_of
+from trainers.readers.messages import messages, tools
+from trainers.readers.reader import Place, Skipped, read_row
+
+
+def read(name: str, row: Any, position: str = "line 1") -> list[Any]:
+    return list(read_row(reader_named(name), row, Place(position)))
+
+
+def one(name: str, row: Any) -> CallRecord:
+    (found,) = read(name, row)
+    assert isinstance(found, CallRecord), found
+    return found
+
+
+def problem(name: str, row: Any) -> str:
+    (found,) = read(name, row)
+    assert isinstance(found, Problem), found
+    return found.reason
+
+
+class TestStreams:
+    def chunks(self) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = [
+            {"role": "assistant", "content": "Let "},
+            {"content": "me look."},
+            {"tool_calls": [{"index": 0, "id": "call_a", "function": {"name": "find_part"}}]},
+            {"tool_calls": [{"index": 1, "id": "call_b", "function": {"name": "ask"}}]},
+            {"tool_calls": [{"index": 0, "function": {"arguments": '{"name": "fr'}}]},
+            {"tool_calls": [{"index": 1, "function": {"arguments": "{}"}}]},
+            {"tool_calls": [{"index": 0, "function": {"arguments": 'ont"}'}}]},
+        ]
+        made = [
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion.chunk",
+                "model": "m",
+                "choices": [{"index": 0, "delta": delta, "finish_reason": None}],
+            }
+            for delta in deltas
+        ]
+        made[-1]["choices"][0]["finish_reason"] = "tool_calls"  # type: ignore[index]
+        usage = {"prompt_tokens": 7, "completion_tokens": 5}
+        return [*made, {"object": "chat.completion.chunk", "choices": [], "usage": usage}]
+
+    def events(self) -> str:
+        lines = [f"data: {json.dumps(chunk)}\n" for chunk in self.chunks()]
+        return "\n".join([*lines, "data: [DONE]\n"])
+
+    @pytest.mark.parametrize("form", ["chunks", "events", "text of chunks"])
+    def test_a_streamed_answer_is_put_together(self, form: str):
+        given: Any = self.events() if form == "events" else self.chunks()
+        if form == "text of chunks":
+            given = json.dumps(given)
+        made = completion(given)
+        (choice,) = made["choices"]
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] == "Let me look."
+        first, second = choice["message"]["tool_calls"]
+        assert first["function"] == {"name": "find_part", "arguments": '{"name": "front"}'}
+        assert (second["id"], second["function"]["arguments"]) == ("call_b", "{}")
+        assert made["usage"]["prompt_tokens"] == 7
+        assert made["object"] == "chat.completion"
+
+    def test_in_a_record(self):
+        row = {**SAMPLES["litellm"].rows[0], "response": self.chunks(), "stream": True}
+        record = one("litellm", row)
+        assert record.request["stream"] is True
+        assert record.answer is not None
+        assert len(record.answer["tool_calls"]) == 2
+
+
+class TestMessages:
+    def test_results_inside_a_users_message_become_messages(self):
+        said = [
+            {"role": "user", "content": "go"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm"},
+                    {"type": "text", "text": "I look."},
+                    {"type": "tool_use", "id": "t1", "name": "find", "input": {"q": "ü"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": "[1]"},
+                    {"type": "text", "text": "and now?"},
+                ],
+            },
+        ]
+        _, action, result, user = messages(said)
+        assert action["content"] == "I look."
+        assert action["reasoning_content"] == "hm"
+        assert action["tool_calls"][0]["function"] == {"name": "find", "arguments": '{"q":"ü"}'}
+        assert result == {"role": "tool", "tool_call_id": "t1", "content": "[1]"}
+        assert user == {"role": "user", "content": [{"type": "text", "text": "and now?"}]}
+
+    def test_older_function_calls(self):
+        said = [
+            {"role": "user", "content": "go"},
+            {
+                "role": "assistant",
+                "content": None,
+                "function_call": {"name": "f", "arguments": "{}"},
+            },
+            {"role": "function", "name": "f", "content": "done"},
+        ]
+        _, action, result = messages(said)
+        assert action["tool_calls"][0]["id"] == result["tool_call_id"] == "call_f"
+
+    def test_inline_pictures_and_unknown_parts_are_kept(self):
+        content = [
+            {
+                "type": "image",
+                "source": {"type": "base64", "media_type": "image/gif", "data": "R0"},
+            },
+            {"type": "input_audio", "input_audio": {"data": "UklG", "format": "wav"}},
+        ]
+        (message,) = messages([{"role": "user", "content": content}])
+        assert message["content"][0]["image_url"]["url"] == "data:image/gif;base64,R0"
+        assert message["content"][1] == content[1]
+
+    def test_a_name_and_json_text_content_stay(self):
+        said = [{"role": "tool", "tool_call_id": "a", "content": "[1, 2]", "name": "f"}]
+        assert messages(said) == said
+
+    @pytest.mark.parametrize(
+        "bad", [None, [], 7, [7], [{"content": "x"}], [{"role": "elf"}], [[], []]]
+    )
+    def test_no_conversation(self, bad: Any):
+        with pytest.raises(RecordError):
+            messages(bad)
+
+    def test_tools_in_every_spelling(self):
+        schema = {"type": "object"}
+        wanted = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+        for given in (
+            wanted,
+            [{"name": "f", "input_schema": schema}],
+            [{"type": "function", "name": "f", "parameters": schema}],
+            [json.dumps({"name": "f", "parameters": json.dumps(schema)})],
+            {"f": json.dumps({"parameters": schema})},
+            json.dumps(wanted),
+        ):
+            assert tools(given) == wanted
+        assert tools([{"no": "name"}, 3]) == tools("nonsense") == []
+
+
+class TestTrainingFiles:
+    def example(self) -> dict[str, Any]:
+        said = [*samples.SECOND, samples.SAID]
+        return {"messages": said, "tools": samples.TOOLS, "parallel_tool_calls": False}
+
+    def test_each_answer_is_a_call_of_one_session(self):
+        first, second = read("openai", self.example())
+        assert first.answer["tool_calls"][0]["function"]["name"] == "find_part"
+        assert second.answer["content"] == samples.ANSWER
+        assert (len(first.messages), len(second.messages)) == (2, 4)
+        assert first.session == second.session
+        assert first.id != second.id
+        assert first.time < second.time < datetime(1971, 1, 1, tzinfo=UTC)
+        assert first.request["parallel_tool_calls"] is False
+
+    def test_an_answer_of_no_weight_is_none(self):
+        row = self.example()
+        row["messages"] = [
+            {**message, "weight": 0} if message.get("tool_calls") else message
+            for message in row["messages"]
+        ]
+        only = one("openai", row)
+        assert only.answer == samples.SAID
+        assert all("weight" not in message for message in only.messages)
+
+    def test_the_same_example_twice_is_two_calls(self):
+        (first, _), (again, _) = (
+            read("openai", self.example()),
+            read("openai", self.example(), "line 2"),
+        )
+        assert first.id != again.id
+
+    def test_a_preference_is_its_better_answer(self):
+        row = {
+            "input": {"messages": samples.FIRST, "tools": samples.TOOLS},
+            "preferred_output": [samples.SAID],
+            "non_preferred_output": [{"role": "assistant", "content": "no"}],
+        }
+        assert reader_of(row) is reader_named("openai")
+        assert one("openai", row).answer == samples.SAID
+
+    def test_a_stored_completion_without_its_messages(self):
+        row = SAMPLES["stored_completions"].rows[0] | {"messages": None}
+        assert problem("openai", row).startswith("a stored completion without its messages")
+
+
+class TestLitellm:
+    def test_other_calls_are_skipped(self):
+        (found,) = read("litellm", {**SAMPLES["litellm"].rows[0], "call_type": "aembedding"})
+        assert isinstance(found, Skipped)
+
+    def test_what_the_logger_left_out(self):
+        said = [{"role": "user", "content": "redacted-by-litellm"}]
+        row = {**SAMPLES["litellm"].rows[0], "messages": said}
+        assert problem("litellm", row) == "the logger wrote this call without what was said"
+
+    def test_inside_the_loggers_own_arguments(self):
+        row = {"standard_logging_object": SAMPLES["litellm"].rows[0], "model": "m"}
+        assert reader_of(row) is reader_named("litellm")
+        assert one("litellm", row).session == samples.SESSION
+
+    def test_a_clock_that_was_set_back(self):
+        row = {**SAMPLES["litellm"].rows[0], "response_time": -3.0}
+        assert one("litellm", row).latency_seconds == 0.0
+
+
+class TestLangfuse:
+    def test_from_the_interface_in_the_other_spelling(self):
+        row = dict(SAMPLES["langfuse"].rows[0])
+        for old, new in (
+            ("trace_id", "traceId"), ("start_time", "startTime"), ("end_time", "endTime"),
+            ("session_id", "sessionId"), ("usage_details", "usageDetails"),
+            ("provided_model_name", "providedModelName"), ("model_parameters", "modelParameters"),
+            ("parent_observation_id", "parentObservationId"),
+        ):  # fmt: skip
+            row[new] = row.pop(old)
+        assert reader_of(row) is reader_named("langfuse")
+        assert one("langfuse", row) == one("langfuse", SAMPLES["langfuse"].rows[0])
+
+    def test_a_score_is_feedback_on_its_call(self):
+        score = {
+            "id": "s1", "trace_id": "trace-1", "observation_id": "obs-1", "name": "helpful",
+            "timestamp": "2026-03-02 10:00:00.000000", "value": 1, "data_type": "BOOLEAN",
+            "string_value": "True",
+        }  # fmt: skip
+        (found,) = read("langfuse", score)
+        assert isinstance(found, FeedbackRecord)
+        assert found.call_id == one("langfuse", SAMPLES["langfuse"].rows[0]).id
+        assert found.score == 1.0
+        (label,) = read("langfuse", {**score, "data_type": "CATEGORICAL", "string_value": "good"})
+        assert (label.score, label.label) == (None, "good")
+        (whole,) = read("langfuse", {**score, "observation_id": None})
+        assert isinstance(whole, Skipped)
+        (scale,) = read(
+            "langfuse", {**score, "data_type": "NUMERIC", "value": 7, "string_value": None}
+        )
+        assert isinstance(scale, Skipped)
+
+    def test_without_a_session_the_trace_is_one(self):
+        row = {k: v for k, v in SAMPLES["langfuse"].rows[0].items() if k != "session_id"}
+        assert one("langfuse", row).session == "trace-1"
+        (skipped,) = read("langfuse", {**row, "type": "SPAN"})
+        assert isinstance(skipped, Skipped)
+
+
+class TestLangsmith:
+    def test_openais_own_shape_and_no_thread(self):
+        row = dict(SAMPLES["langsmith"].rows[0])
+        row["inputs"] = {"messages": samples.FIRST, "model": "m"}
+        row["outputs"] = samples.completion(1, samples.ACTION, samples.TIME)
+        row["extra"] = {"metadata": {"ls_model_name": "other"}}
+        record = one("langsmith", row)
+        assert record.answer == samples.ACTION
+        assert record.session == row["trace_id"]
+        assert record.answered_by.model == "other"
+        (skipped,) = read("langsmith", {**row, "run_type": "tool"})
+        assert isinstance(skipped, Skipped)
+
+
+class TestSpans:
+    def test_an_event_for_each_message(self):
+        def event(name: str, **fields: Any) -> dict[str, Any]:
+            given = [
+                attribute(k, v if isinstance(v, str) else json.dumps(v)) for k, v in fields.items()
+            ]
+            return {"name": name, "timeUnixNano": "1", "attributes": given}
+
+        events = [
+            event("gen_ai.system.message", content=samples.SYSTEM),
+            event("gen_ai.user.message", content=samples.USER),
+            event("gen_ai.assistant.message", tool_calls=[samples.CALL]),
+            event("gen_ai.tool.message", content=samples.RESULT, id="call_a"),
+            event("gen_ai.choice", index=0, finish_reason="stop", message=samples.SAID),
+        ]
+        record = one("otel", document(span(1, samples.TIME, {}, events=events)))
+        assert record.answer == samples.SAID
+        assert record.messages == samples.SECOND
+
+    def test_the_details_in_a_log_event_have_the_spans_id(self):
+        (whole,) = SAMPLES["otel"].rows[0]["resourceSpans"]
+        (found,) = whole["scopeSpans"][0]["spans"]
+        event = {
+            "timeUnixNano": found["startTimeUnixNano"],
+            "eventName": "gen_ai.client.inference.operation.details",
+            "traceId": found["traceId"],
+            "spanId": found["spanId"],
+            "attributes": found["attributes"],
+        }
+        row = {"resourceLogs": [{"scopeLogs": [{"logRecords": [event]}]}]}
+        assert reader_of(row) is reader_named("otel")
+        assert one("otel", row).id == one("otel", SAMPLES["otel"].rows[0]).id
+
+    def test_other_spans_are_skipped_and_silent_ones_named(self):
+        http = span(1, samples.TIME, {})
+        http["attributes"] = [attribute("http.method", "GET")]
+        tool = span(2, samples.TIME, {"gen_ai.operation.name": "execute_tool"})
+        silent = span(3, samples.TIME, {})
+        found = read("otel", document(http, tool, silent))
+        assert [type(item) for item in found] == [Skipped, Skipped, Problem]
+        assert found[2].reason == "the span was recorded without what was said"
+        assert found[2].position.startswith("span 2")
+
+    def test_structured_values(self):
+        structured = {
+            "key": "gen_ai.input.messages",
+            "value": {
+                "arrayValue": {
+                    "values": [
+                        {
+                            "kvlistValue": {
+                                "values": [
+                                    attribute("role", "user"),
+                                    attribute("content", "hello"),
+                                ]
+                            }
+                        }
+                    ]
+                }
+            },
+        }
+        made = span(1, samples.TIME, {"gen_ai.completion.0.content": "hi"})
+        made["attributes"].append(structured)
+        record = one("otel", document(made))
+        assert record.messages == [{"role": "user", "content": "hello"}]
+        assert record.answer == {"role": "assistant", "content": "hi"}
+
+    def test_what_the_protocols_own_encoder_writes(self):
+        json_format = pytest.importorskip("google.protobuf.json_format")
+        encoder = pytest.importorskip("opentelemetry.exporter.otlp.proto.common.trace_encoder")
+        export = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+        sdk = pytest.importorskip("opentelemetry.sdk.trace")
+        processing = pytest.importorskip("opentelemetry.sdk.trace.export")
+        memory = export.InMemorySpanExporter()
+        provider = sdk.TracerProvider()
+        provider.add_span_processor(processing.SimpleSpanProcessor(memory))
+        with provider.get_tracer("t").start_as_current_span("chat m") as active:
+            active.set_attribute("gen_ai.operation.name", "chat")
+            active.set_attribute("gen_ai.request.model", "m")
+            active.set_attribute("gen_ai.usage.input_tokens", 12)
+            for side, role, said in (("input", "user", "hello"), ("output", "assistant", "hi")):
+                message = {"role": role, "parts": [{"type": "text", "content": said}]}
+                active.set_attribute(f"gen_ai.{side}.messages", json.dumps([message]))
+        encoded = encoder.encode_spans(memory.get_finished_spans())
+        record = one("otel", json_format.MessageToDict(encoded))
+        assert record.messages == [{"role": "user", "content": "hello"}]
+        assert record.answer == {"role": "assistant", "content": "hi"}
+        assert record.usage.prompt_tokens == 12
+        assert record.latency_seconds > 0
+
+
+class TestFields:
+    def test_times_in_every_unit(self):
+        wanted = datetime(2026, 3, 2, 9, 30, 15, tzinfo=UTC)
+        stamp = int(wanted.timestamp())
+        for given in (
+            stamp, float(stamp), stamp * 1000, stamp * 10**6, stamp * 10**9, str(stamp * 10**9),
+            "2026-03-02T09:30:15Z", "2026-03-02 09:30:15", "2026-03-02T10:30:15+01:00", wanted,
+            "2026-03-02 09:30:15.000000 UTC", wanted.replace(tzinfo=None),
+        ):  # fmt: skip
+            assert instant(given, "t") == wanted, given
+
+    @pytest.mark.parametrize(
+        "bad",
+        [None, True, "", "soon", 0, -5, 10**30, float("nan"), "0001-01-01", "9999-12-31", [], {}],
+    )
+    def test_no_time(self, bad: Any):
+        with pytest.raises(RecordError):
+            instant(bad, "t")
+
+    def test_counts_and_durations(self):
+        assert [count(v) for v in (3, "3", 3.0, -1, None, True, 2**70, float("inf"), "x")] == [
+            *(3, 3, 3, 0, 0, 0, 0, 0, 0)
+        ]
+        assert [seconds(v) for v in (1.5, "1.5", -2, "x", None, float("nan"))] == [
+            *(1.5, 1.5, 0.0, None, None, None)
+        ]
+
+    def test_json_in_text_that_is_nested_too_deep(self):
+        assert embedded("{not json") == "{not json"
+        with pytest.raises(RecordError, match="nested deeper"):
+            embedded("[" * 200 + "]" * 200)
+
+    def test_long_and_strange_sessions(self):
+        row = {**SAMPLES["litellm"].rows[0], "trace_id": "a\0b" + "x" * 1000, "metadata": {}}
+        session = one("litellm", row).session
+        assert len(session) <= 256
+        assert session.startswith("abx")
+        other = one("litellm", {**row, "trace_id": "a\0b" + "x" * 1001}).session
+        assert other != session
