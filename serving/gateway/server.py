@@ -11,7 +11,6 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
 from infra.anonymize.anonymizer import Anonymizer
-from infra.calls.record import utc_now
 from infra.database.open import Database, open_database
 from infra.notify.open import channel_names
 from infra.objects.open import open_store
@@ -25,7 +24,8 @@ from serving.gateway.call import Call
 from serving.gateway.chat import Chat
 from serving.gateway.clients import make_small_calls, make_teacher, open_tracing
 from serving.gateway.feedback import CallIndex, anonymized, read_feedback
-from serving.gateway.guard import KillSwitch, tended
+from serving.gateway.gauges import watch
+from serving.gateway.guard import KillSwitch
 from serving.gateway.holdings import Holdings
 from serving.gateway.intake import SessionNames, parse_object
 from serving.gateway.keys import Caller, identify
@@ -160,7 +160,7 @@ class Gateway:
             draining=lambda: self._draining,
             waiting=lambda: self.recorder.backlog + self.spool.count,
         )
-        self._watch()
+        watch(self, in_flight=lambda: self._in_flight)
 
     def _cannot_load(self, name: str, reason: str) -> None:
         """An adapter was refused, by its check or by the engine; a candidate does not get for ever."""
@@ -387,48 +387,3 @@ class Gateway:
         if self._store is None:
             self._store = open_store(self.settings.storage)
         return self._store
-
-    def _watch(self) -> None:
-        def age() -> float:
-            seconds = self.table.current.age_seconds(utc_now())
-            return float("nan") if seconds is None else seconds
-
-        def rollouts(untended_only: bool) -> int:
-            now, limit = utc_now(), self.settings.gateway.dead_man_seconds
-            return sum(
-                task.stage != "none" and not (untended_only and tended(task, now, limit))
-                for task in self.table.current.tasks
-            )
-
-        watch = self.metrics.watch
-        watch("nightschool_routes_age_seconds", "Since the routes were last read", age)
-        watch("nightschool_rollouts", "Open, with a stage", lambda: rollouts(False))
-        watch(
-            "nightschool_rollouts_untended",
-            "Whose canary gets nothing because nobody tends it: the dead man's timer",
-            lambda: rollouts(True),
-        )
-        watch("nightschool_spool_records", "In the open spool file", lambda: self.spool.count)
-        watch("nightschool_spool_bytes", "In the open spool file", lambda: self.spool.size_bytes)
-        watch("nightschool_spool_objects", "Made and not yet shipped", self.spool.waiting)
-        watch("nightschool_in_flight", "Calls being answered", lambda: self._in_flight)
-        watch(
-            "nightschool_small_model_under_way",
-            "Small-model calls under way",
-            lambda: self.small.under_way,
-        )
-        watch(
-            "nightschool_background_waiting",
-            "Second opinions waiting",
-            lambda: self.audits.depth() + self.shadows.depth(),
-        )
-        watch(
-            "nightschool_engine_replicas_ready",
-            "Replicas of the engine that were there when last asked",
-            lambda: sum(replica.listed is not None for replica in self.engine.replicas),
-        )
-        watch(
-            "nightschool_adapters_ready",
-            "Adapters that may get traffic",
-            lambda: len(self.holdings.ready),
-        )
