@@ -6,24 +6,17 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from infra.database.garbage import BeingRemoved, find_mark, reserve
 from infra.database.open import Database
-from infra.objects.directory import DirectoryStore
 from infra.objects.store import ObjectStore
 from serving.registry.errors import IllegalState, RegistryError, RolloutRefused
-from serving.registry.records import TEACHER
 from serving.registry.registry import Registry
 from serving.registry.retention.collecting import collect
-from serving.rollout.controller import rollback
 from serving.rollout.policy import RolloutPolicy
 from tests.serving.registry.retention.shelves import (
     AT_ONCE,
@@ -184,6 +177,25 @@ def test_a_rollout_that_opens_between_the_look_and_the_act_wins(
     require_sound(registry, store)
 
 
+def test_a_rollout_that_only_waits_for_its_turn_wins_too(
+    registry: Registry, store: ObjectStore
+) -> None:
+    """It is on no route yet: nothing but the decision made anew knows of it."""
+    old, first, _ = (shelve(registry, store, "mail", n) for n in range(3))
+    waits = RolloutPolicy(cooldown_seconds=0, when_open="queue")
+    registry.open_rollout("mail", first.name, waits, now=NOW, **BY)
+
+    def open_it(step: str) -> None:
+        if step == f"condemn {old.location}":
+            registry.open_rollout("mail", old.name, waits, now=LATER, **BY)
+
+    done = outcomes(collect(registry.database, store, AT_ONCE, LATER, on_step=open_it))
+    assert done[old.name] == "not now"
+    assert registry.route("mail").candidate == first.name
+    assert registry.adapter(old.name).state == "registered"
+    require_sound(registry, store)
+
+
 def test_from_the_condemnation_on_a_rollout_is_refused(
     registry: Registry, store: ObjectStore
 ) -> None:
@@ -308,103 +320,3 @@ def test_a_data_set_that_is_frozen_again_is_whole_again(
     done = outcomes(collect(registry.database, store, GRACE, LATER))
     assert done[old.dataset_digest] in ("kept", "marked")
     assert whole(store, place)
-
-
-class Life(RuleBasedStateMachine):
-    """Adapters come, are rolled out, promoted, taken back; the collector runs at any time."""
-
-    folder: Path
-    number = 0
-
-    @initialize()
-    def begin(self) -> None:
-        Life.number += 1
-        place = self.folder / str(Life.number)
-        self.database = Database(f"sqlite:///{place}/ns.db")
-        self.database.upgrade()
-        add_task(self.database, "mail")
-        self.registry = Registry(self.database)
-        self.store = DirectoryStore(place / "objects")
-        self.count = 0
-        self.now = NOW
-
-    def teardown(self) -> None:
-        if hasattr(self, "database"):
-            self.database.close()
-
-    @rule()
-    def train(self) -> None:
-        shelve(self.registry, self.store, "mail", self.count)
-        self.count += 1
-
-    @rule(pick=st.integers(0, 9))
-    def roll_out(self, pick: int) -> None:
-        names = [adapter.name for adapter in self.registry.adapters()]
-        if names:
-            try:
-                self.registry.open_rollout(
-                    "mail", names[pick % len(names)], replace(POLICY), now=self.now, **BY
-                )
-            except RolloutRefused:
-                return
-
-    @rule(pick=st.integers(0, 9))
-    def promote_by_hand(self, pick: int) -> None:
-        route = self.registry.route("mail")
-        names = [adapter.name for adapter in self.registry.adapters()]
-        if names and route.rollout_id is None:
-            try:
-                self.registry.set_route(
-                    "mail",
-                    route.version,
-                    None,
-                    champion=names[pick % len(names)],
-                    now=self.now,
-                    **BY,
-                )
-            except RegistryError:
-                return
-
-    @rule(to_teacher=st.booleans())
-    def take_back(self, to_teacher: bool) -> None:
-        try:
-            rollback(self.registry, "mail", TEACHER if to_teacher else None, now=self.now, **BY)
-        except RegistryError:
-            return
-
-    @rule(hours=st.integers(0, 72))
-    def wait(self, hours: int) -> None:
-        self.now += timedelta(hours=hours)
-
-    @rule(at_once=st.booleans())
-    def collect(self, at_once: bool) -> None:
-        collect(self.database, self.store, AT_ONCE if at_once else GRACE, self.now)
-
-    @invariant()
-    def named_is_whole(self) -> None:
-        if not hasattr(self, "registry"):
-            return
-        require_sound(self.registry, self.store)
-        route = self.registry.route("mail")
-        named = {
-            route.champion,
-            route.candidate,
-            *(r.adapter for r in self.registry.rollouts("open")),
-        }
-        for name in named - {None, TEACHER}:
-            assert whole(self.store, self.registry.adapter(str(name)).location)
-
-
-def test_no_course_of_events_ends_with_something_named_and_not_there(tmp_path: Path) -> None:
-    Life.folder = tmp_path
-    from hypothesis.stateful import run_state_machine_as_test
-
-    run_state_machine_as_test(
-        Life,
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=25,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
