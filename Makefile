@@ -50,7 +50,7 @@ test-vllm: venv
 
 test-clients: venv
 	@bash bench/make-peers.sh .venv-peers
-	@NIGHTSCHOOL_PEERS=$(CURDIR)/.venv-peers $(BIN)/python -m pytest tests/serving/gateway/clients
+	@$(BIN)/python -m pytest tests/serving/gateway/clients
 
 check: venv
 	@echo "==> ruff"; $(BIN)/ruff check . && $(BIN)/ruff format --check .

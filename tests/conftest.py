@@ -15,9 +15,9 @@ os.environ.update(
     AWS_EC2_METADATA_DISABLED="true",
     TOKENIZERS_PARALLELISM="false",
 )
-# Settings of this machine must not leak in; where a real vLLM and LiteLLM are is no setting.
-_KEPT = ("NIGHTSCHOOL_VLLM_PYTHON", "NIGHTSCHOOL_PEERS")
-for _name in [name for name in os.environ if name.startswith("NIGHTSCHOOL_") and name not in _KEPT]:
+# Settings of this machine must not leak in; which Python has a real vLLM is no setting.
+_KEPT = "NIGHTSCHOOL_VLLM_PYTHON"
+for _name in [name for name in os.environ if name.startswith("NIGHTSCHOOL_") and name != _KEPT]:
     del os.environ[_name]
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1", "localhost"]))

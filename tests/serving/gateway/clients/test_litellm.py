@@ -22,7 +22,7 @@ from tests.serving.gateway.clients.expected import CALLS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[3]
-PEERS = ROOT / os.environ.get("NIGHTSCHOOL_PEERS", ".venv-peers")
+PEERS = ROOT / ".venv-peers"
 # Nothing of LiteLLM's own is asked of the network.
 QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "DO_NOT_TRACK": "1"}
 
