@@ -42,7 +42,7 @@ class Reconciliation:
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """Adapter name to reason. The others are not affected; the next pass tries again."""
-    refused: dict[str, str] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)
     """Those of ``failed`` that the engine would not load for what they are."""
 
     @property
@@ -102,7 +102,7 @@ async def reconcile(
             if error.status == FULL:
                 full.append(name)
             elif isinstance(error, EngineRefused) and error.status in UNFIT:
-                report.refused[name] = str(error)
+                report.unfit[name] = str(error)
             report.failed[name] = str(error)
             return
         try:

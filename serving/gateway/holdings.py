@@ -112,7 +112,7 @@ class Holdings:
         self._ours |= report.ready
         self.ready = report.ready & self._wanted.keys()
         self._say("; ".join(f"{name}: {reason}" for name, reason in report.failed.items()))
-        for name, reason in report.refused.items():
+        for name, reason in report.unfit.items():
             self._unfit(name, reason)
         for name in report.loaded:
             logger.info("adapter %s is loaded and answers", name)
