@@ -12,6 +12,8 @@ sessions a second, whatever comes back, one call each, half at each gateway. Thr
   until the registry has it;
 * ``by_hand``: ``nightschool rollback``: the compare-and-swap, and from it to the last answer.
 
+And what the kill switch costs an answer that is fine.
+
     python bench/rollback_time.py [--repeats 3] [--rate 100] [--quick] [--json FILE]
 
 Prints one JSON object with medians over the repeats, in seconds. The machine's other work shows in it.
@@ -39,6 +41,9 @@ import aiohttp
 from bench.support.programs import Program, gateway, scratch
 from infra.database.open import Database
 from infra.objects.directory import DirectoryStore
+from serving.gateway.guard import KillSwitch
+from serving.gateway.routes import AdapterRoute, TaskRoute
+from serving.gateway.unsafe import UnsafeOutput
 from serving.registry.registry import Registry
 from serving.rollout.controller import rollback
 from serving.rollout.policy import RolloutPolicy
@@ -230,11 +235,29 @@ async def measure(folder: Path, repeats: int, rate: float) -> dict[str, Any]:
             "canary_share": POLICY.steps[0],
             "margin": POLICY.margin,
         },
+        "guard_microseconds_per_answer": guard_cost(folder),
         "medians": {
             name: {part: round(statistics.median(run[part] for run in runs), 3) for part in runs[0]}
             for name, runs in found.items()
         },
     }
+
+
+def guard_cost(folder: Path, answers: int = 20_000) -> float:
+    """What looking through an answer of 120 characters and counting it takes, in processor time."""
+    adapter = AdapterRoute(f"{TASK}@{'1' * 16}", "", "", {}, None)
+    route = TaskRoute(TASK, candidate=adapter, rollout_id="r", stage="canary")
+    look, switch = (
+        UnsafeOutput(["fire every(body|one)"]),
+        KillSwitch(folder / "kills.json", burst=5),
+    )
+    answer = {"role": "assistant", "content": "The kitchen light is on. " * 5}
+    request = chat("switch the kitchen light on")
+    began = time.process_time()
+    for _ in range(answers):
+        unsafe = look.found(answer, request)
+        switch.report(route, False, True, "accepted", unsafe=unsafe)
+    return round((time.process_time() - began) / answers * 1e6, 1)
 
 
 async def by_test(system: System, wrong: float) -> dict[str, float]:

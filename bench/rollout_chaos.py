@@ -57,9 +57,10 @@ ENDINGS = ("good", "bad", "kill", "operator", "silence", "approved")
 ROLLED_BACK = ("bad", "kill", "operator")
 SILENT = Observation(loaded=True, shadow_pairs=5)
 LEASE_SECONDS = 0.1
-LIFE_SECONDS = (0.02, 0.25)
+LIFE_SECONDS = (0.05, 0.8)
 """How long a process lives before it is killed."""
-PROCESS_DEADLINE_SECONDS = 6.0
+PROCESS_DEADLINE_SECONDS = (10.0, 0.3)
+"""Of a state, and for each rollout beside it: long enough for the good ones, short for the silent."""
 GIVE_UP_SECONDS = 300.0
 
 
@@ -250,10 +251,11 @@ def processes(folder: Path, count: int, seed: int) -> Tally:
     registry = Registry(database)
     endings: dict[str, str] = {}
     switch = KillSwitch(folder / "kills.json", burst=1)
+    deadline = PROCESS_DEADLINE_SECONDS[0] + PROCESS_DEADLINE_SECONDS[1] * count
     policy = replace(
         POLICY,
-        shadow_deadline_seconds=PROCESS_DEADLINE_SECONDS,
-        canary_deadline_seconds=PROCESS_DEADLINE_SECONDS,
+        shadow_deadline_seconds=deadline,
+        canary_deadline_seconds=deadline,
         maturity_seconds=1,
         cooldown_seconds=0,
     )
@@ -275,7 +277,7 @@ def processes(folder: Path, count: int, seed: int) -> Tally:
     began = time.monotonic()
     while count and time.monotonic() - began < GIVE_UP_SECONDS:
         alive = [_fork(job) for job in jobs]
-        time.sleep(chance.uniform(*LIFE_SECONDS) + 0.002 * count)
+        time.sleep(chance.uniform(*LIFE_SECONDS))
         for pid in alive:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -297,7 +299,10 @@ def processes(folder: Path, count: int, seed: int) -> Tally:
 def _controller(url: str, endings: dict[str, str], name: str) -> None:
     registry = Registry(Database(url))
     while True:
-        for rollout in registry.rollouts("open"):
+        found = registry.rollouts("open")
+        # In another order each life, or the last ones would never be reached.
+        random.Random(os.getpid()).shuffle(found)
+        for rollout in found:
             seen = {"good": GOOD, "bad": BAD}.get(endings[rollout.id], SILENT)
             try:
                 tend(
