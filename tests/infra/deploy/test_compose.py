@@ -11,6 +11,7 @@ import yaml
 from compose_spec.compose_spec import PyCompose
 
 from infra.settings.sources import load_settings
+from serving.engines.embedded.__main__ import arguments
 from serving.gateway.server import DRAIN_SECONDS, SHIP_AT_END_SECONDS
 from tests.infra.deploy.reading import (
     DEPLOY,
@@ -134,6 +135,11 @@ def test_the_gateway_has_time_to_drain() -> None:
     grace = int(SERVICES["gateway"]["stop_grace_period"].removesuffix("s"))
     # Callers, then second opinions, then the spool: each within its own bound.
     assert grace > 2 * DRAIN_SECONDS + SHIP_AT_END_SECONDS
+
+
+def test_the_engine_has_time_to_answer_what_it_began() -> None:
+    drain = arguments(["--model", "x"]).drain_seconds
+    assert int(SERVICES["engine"]["stop_grace_period"].removesuffix("s")) > drain
 
 
 def test_who_shares_adapters_shares_their_place() -> None:

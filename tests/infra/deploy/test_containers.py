@@ -114,10 +114,17 @@ def test_the_night_server_deployments_and_worker_on_the_pool(place: Place) -> No
 @pytest.mark.timeout(900)
 def test_ray_takes_work_from_elsewhere_and_only_with_the_token(place: Place) -> None:
     code = (
-        "import sys; from trainers.executors.on_ray import RayExecutor; import ray\n"
+        "import sys; from pathlib import Path; import ray\n"
+        "from trainers.executors.on_ray import RayExecutor, _job_to_plain\n"
+        "from trainers.executors.protocol import TrainJob\n"
         "executor = RayExecutor(sys.argv[1])\n"
+        # By name, as the product's own task is sent: the worker must have the product.
+        "job = TrainJob(Path('/run/of/a/test'), cpus=1)\n"
+        "task = ray.remote(_job_to_plain).options(num_cpus=1)\n"
+        "done = ray.get(task.remote(job), timeout=240)\n"
+        # Only after it: a worker that says it is well may still be joining.
         "print(sorted(ray.cluster_resources().items()))\n"
-        "print(ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=120))\n"
+        "print(done['run_dir'])\n"
     )
 
     def ask(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -134,7 +141,7 @@ def test_ray_takes_work_from_elsewhere_and_only_with_the_token(place: Place) -> 
     with place.running("ray-head"), place.running("ray-worker"):
         done = ask(place.environment("prefect-worker"))
         assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.splitlines()[-1] == "42"
+        assert done.stdout.splitlines()[-1] == "/run/of/a/test"
         assert "('CPU', 2.0)" in done.stdout, "the head runs no training, the worker two"
         stranger = {**place.environment("prefect-worker"), "RAY_AUTH_TOKEN": "6" * 64}
         assert ask(stranger).returncode != 0
