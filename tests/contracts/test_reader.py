@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from flows.cli import logs
 from infra.calls.codec import Problem, encode_line, parse_line
 from infra.calls.record import CallRecord
+from infra.settings.learning import LogSource
 from tests.trainers.readers import run_of_agent as agent
 from tests.trainers.readers.samples import SAMPLES, Sample
 from trainers.readers.formats import FORMATS, READERS, reader_named, reader_of
@@ -42,7 +44,10 @@ def sample(request: pytest.FixtureRequest) -> Sample:
     return SAMPLES[request.param]
 
 
-def test_every_format_has_a_sample():
+def test_every_format_has_a_sample_and_is_offered():
+    assert set(logs.FORMATS) == {"auto", *FORMATS}
+    for name in logs.FORMATS:
+        LogSource.model_validate({"format": name, "location": "here"})
     assert {sample.name for sample in SAMPLES.values()} == set(FORMATS)
 
 

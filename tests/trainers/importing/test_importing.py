@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -35,6 +36,7 @@ from tests.trainers.recorded import opened
 from trainers.importing import importing
 from trainers.importing.quarantined import quarantines
 from trainers.importing.rerun import rerun
+from trainers.importing.sources import FolderSource
 from trainers.ingest.ingest import ingest, totals
 from trainers.ingest.reading import call_files, read_columns
 
@@ -192,6 +194,51 @@ def test_what_cannot_be_had_is_counted_and_stops_nothing_else(
     assert (report.objects, report.failed, report.stored) == (2, 1, 2)
     assert run(world, exports).stored == 1
     assert len(logged(world)) == 3
+
+
+def test_a_source_that_is_away_is_not_asked_on_and_on(
+    world: Any, exports: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(10):
+        put(exports / f"{number}.jsonl", [flywheel_row(number)])
+    other = exports.parent / "other"
+    only_other = opening_only(other)
+    asked = []
+
+    def away(self: Any, key: str) -> Any:
+        asked.append(key)
+        raise ObjectStoreError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.importing.sources.FolderSource.open", away)
+        with pytest.raises(ObjectStoreError, match="Run it again when it can"):
+            run(world, exports)
+        assert len(asked) == importing.MAX_DOWN
+        put(other / "a.jsonl", [flywheel_row(99)])
+        # What is noted for a source that is away stops no import of another.
+        patch.setattr("trainers.importing.sources.FolderSource.open", only_other)
+        assert run(world, other).stored == 1
+    report = run(world, exports)
+    assert report.failed == 0
+    assert len(logged(world)) == len({record.id for record in logged(world)}) == 11
+
+
+def opening_only(folder: Path) -> Any:
+    real = FolderSource.open
+
+    def opening(self: Any, key: str) -> Any:
+        if self.location != str(folder):
+            raise ObjectStoreError("no answer")
+        return real(self, key)
+
+    return opening
+
+
+def test_a_file_whose_name_cannot_be_spelled_is_counted(world: Any, exports: Path):
+    put(exports / "a.jsonl", [flywheel_row(1)])
+    (exports / os.fsdecode(b"bad\xff.jsonl")).write_text("{}")
+    report = run(world, exports)
+    assert (report.stored, report.failed) == (1, 1)
 
 
 def test_a_link_to_nowhere_and_hidden_files_are_left(world: Any, exports: Path):
