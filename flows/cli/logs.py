@@ -54,7 +54,7 @@ def import_logs(
 
     FORMAT is what wrote them; auto tells each row by its marks. Personal data is replaced before
     anything is stored. What was taken in before is left alone, so an import that was killed is run
-    again, and goes on. `night` and the hourly ingest then learn from it.
+    again, and goes on. The next ingest takes it in, and `night` learns from it.
     """
     from flows.learning import import_foreign
 

@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from flows.cli import logs
 from infra.calls.codec import Problem, encode_line, parse_line
 from infra.calls.record import CallRecord
-from tests.trainers.readers import samples
+from infra.settings.learning import LogSource
+from tests.trainers.readers import run_of_agent as agent
 from tests.trainers.readers.samples import SAMPLES, Sample
 from trainers.readers.formats import FORMATS, READERS, reader_named, reader_of
 from trainers.readers.reader import Place, Skipped, read_row
@@ -42,7 +44,10 @@ def sample(request: pytest.FixtureRequest) -> Sample:
     return SAMPLES[request.param]
 
 
-def test_every_format_has_a_sample():
+def test_every_format_has_a_sample_and_is_offered():
+    assert set(logs.FORMATS) == {"auto", *FORMATS}
+    for name in logs.FORMATS:
+        LogSource.model_validate({"format": name, "location": "here"})
     assert {sample.name for sample in SAMPLES.values()} == set(FORMATS)
 
 
@@ -52,7 +57,7 @@ def test_a_tool_call_survives(sample: Sample):
     (call,) = first.answer["tool_calls"]
     assert (call["id"], call["type"]) == ("call_a", "function")
     assert call["function"]["name"] == "find_part"
-    assert json.loads(call["function"]["arguments"]) == samples.ARGUMENTS
+    assert json.loads(call["function"]["arguments"]) == agent.ARGUMENTS
     assert not first.answer["content"]
     assert first.response["choices"][0]["finish_reason"] in ("tool_calls", None)
 
@@ -63,25 +68,25 @@ def test_the_turns_before_survive_with_the_tools_result(sample: Sample):
         *("system", "user", "assistant", "tool")
     ]
     system, _, action, result = second.messages
-    assert system["content"] == samples.SYSTEM
-    assert json.loads(action["tool_calls"][0]["function"]["arguments"]) == samples.ARGUMENTS
-    assert result["content"] == samples.RESULT
+    assert system["content"] == agent.SYSTEM
+    assert json.loads(action["tool_calls"][0]["function"]["arguments"]) == agent.ARGUMENTS
+    assert result["content"] == agent.RESULT
     assert result["tool_call_id"] == action["tool_calls"][0]["id"] == "call_a"
     assert second.answer is not None
-    assert second.answer["content"] == samples.ANSWER
+    assert second.answer["content"] == agent.ANSWER
     assert second.response["choices"][0]["finish_reason"] in ("stop", None)
 
 
 def test_content_of_several_parts_survives(sample: Sample):
     first = calls(sample.rows, sample.name)[0]
-    assert first.messages[1]["content"] == samples.USER
+    assert first.messages[1]["content"] == agent.USER
 
 
 def test_tools_and_options_survive(sample: Sample):
     first = calls(sample.rows, sample.name)[0]
-    assert first.request["tools"] == samples.TOOLS
+    assert first.request["tools"] == agent.TOOLS
     assert first.request["temperature"] == 0.2
-    assert first.request["model"] == first.answered_by.model == samples.MODEL
+    assert first.request["model"] == first.answered_by.model == agent.MODEL
 
 
 def test_sessions_tags_usage_times(sample: Sample):
@@ -90,9 +95,9 @@ def test_sessions_tags_usage_times(sample: Sample):
     if sample.session:
         assert first.session == sample.session
     assert first.task_tag == second.task_tag == sample.tag
-    assert (first.usage.prompt_tokens, first.usage.completion_tokens) == samples.USAGE
+    assert (first.usage.prompt_tokens, first.usage.completion_tokens) == agent.USAGE
     assert first.latency_seconds == pytest.approx(sample.latency)
-    expected = samples.TIME if sample.exact_time else samples.TIME.replace(microsecond=0)
+    expected = agent.TIME if sample.exact_time else agent.TIME.replace(microsecond=0)
     assert first.time == expected
     assert first.time < second.time
 
@@ -103,7 +108,7 @@ def test_a_call_that_the_provider_refused_is_kept_and_has_no_answer(sample: Samp
     failed = calls(sample.rows, sample.name)[2]
     assert failed.answer is None
     assert failed.response["error"]
-    assert failed.messages[-1]["content"] == samples.RESULT
+    assert failed.messages[-1]["content"] == agent.RESULT
 
 
 def test_ids_are_the_same_each_time_and_differ_from_each_other(sample: Sample):

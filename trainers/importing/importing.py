@@ -25,7 +25,7 @@ from trainers.importing.bundle import Bundle, Origin, bundles, pending
 from trainers.importing.commits import commit, unfinished
 from trainers.importing.log_writer import LogWriter
 from trainers.importing.quarantined import IMPORT_PREFIX, ImportQuarantine, entry
-from trainers.importing.sources import Source, open_source
+from trainers.importing.sources import UNREADABLE, Source, open_source
 from trainers.ingest.privacy import PrivacyCheck
 from trainers.readers.reader import Item, Skipped
 from trainers.readers.reading import Read, read_source
@@ -35,6 +35,8 @@ MAX_AHEAD = timedelta(hours=1)
 """How far a foreign clock may be ahead of ours."""
 SAID_EVERY = 2000
 WRITER = "import-"
+MAX_DOWN = 3
+"""Failures of one bundle after which its source counts as away."""
 Progress = Callable[[str], None]
 
 
@@ -115,7 +117,12 @@ def import_logs(
             except ObjectMissing:
                 left.end(store)
                 continue
-            report.add(_bundle(store, database, settings, again, left, now, progress))
+            try:
+                report.add(_bundle(store, database, settings, again, left, now, progress))
+            except SourceDown as error:
+                if left.origin == Origin(format_name, source.location, tenant):
+                    raise
+                progress(str(error))
     of = Origin(format_name, source.location, tenant)
     for bundle in bundles(_new(database, source.list(), of, report), of):
         kept = None if dry_run else store
@@ -138,9 +145,15 @@ def import_logs(
 class _Unreadable(Exception):
     """The source did not give an object; nothing is known about its content."""
 
-    def __init__(self, member: ObjectInfo, why: str) -> None:
-        super().__init__(f"{member.key}: {why}; left for the next run")
+    def __init__(self, member: ObjectInfo, error: Exception) -> None:
+        super().__init__(f"{member.key}: {error}; left for the next run")
         self.member = member
+        self.alone = isinstance(error, SourceChanged)
+        """Whether it is this object's fault; else the whole source may be away."""
+
+
+class SourceDown(ObjectStoreError):
+    """One object after another cannot be had: the source is away, and is not asked on and on."""
 
 
 def _bundle(
@@ -153,7 +166,7 @@ def _bundle(
     progress: Progress,
 ) -> ImportReport:
     """One bundle; what the source does not give is left out of it. Without a store: only counts."""
-    failed = 0
+    failed = down = 0
     while bundle.members:
         if store is not None:
             bundle.begin(store)
@@ -162,6 +175,12 @@ def _bundle(
         except _Unreadable as problem:
             progress(str(problem))
             failed += 1
+            down += not problem.alone
+            if down >= MAX_DOWN:
+                # The bundle stays noted: the next run does it first.
+                raise SourceDown(
+                    f"{bundle.origin.location} cannot be read: {problem}. Run it again when it can"
+                ) from problem
             if store is not None:
                 _undo(store, bundle)
                 bundle.end(store)
@@ -216,8 +235,8 @@ def _read(
                     checked = privacy.check(item)
                     if writer is not None:
                         writer.add(checked)
-        except (OSError, SourceChanged) as error:
-            raise _Unreadable(member, str(error)) from error
+        except (OSError, SourceChanged, ObjectStoreError) as error:
+            raise _Unreadable(member, error) from error
         report.objects += 1
     if writer is not None and quarantine is not None:
         writer.flush()
@@ -236,28 +255,29 @@ def _undo(store: ObjectStore, bundle: Bundle) -> None:
 
 
 class SourceChanged(Exception):
-    """The source object is gone, is another now, or cannot be read."""
+    """The source object is gone, or is another now."""
 
 
 def read_member(
     settings: Settings, source: Source, member: ObjectInfo, format_name: str, tenant: str
 ) -> Iterator[Read]:
-    """What one source object holds. Raises OSError, SourceChanged."""
+    """What one source object holds.
+
+    Raises:
+        SourceChanged: it is gone, or was written anew meanwhile.
+        OSError, ObjectStoreError: the source cannot be read.
+    """
     try:
-        stream = source.open(member.key)
-    except ObjectStoreError as error:
-        raise SourceChanged(str(error)) from error
-    with stream:
-        yield from read_source(
-            stream,
-            format_name,
-            tenant=tenant,
-            max_row_bytes=settings.ingest.max_line_bytes,
-            max_parquet_bytes=settings.storage.max_object_bytes,
-        )
-    try:
+        with source.open(member.key) as stream:
+            yield from read_source(
+                stream,
+                format_name,
+                tenant=tenant,
+                max_row_bytes=settings.ingest.max_line_bytes,
+                max_parquet_bytes=settings.storage.max_object_bytes,
+            )
         same = not member.etag or source.info(member.key).etag == member.etag
-    except ObjectStoreError as error:
+    except ObjectMissing as error:
         raise SourceChanged(str(error)) from error
     if not same:
         raise SourceChanged("it changed while it was read")
@@ -286,4 +306,8 @@ def _new(
     while page := list(islice(objects, LIST_PAGE)):
         left = unfinished(database, of, page)
         report.known += len(page) - len(left)
-        yield from left
+        for item in left:
+            if item.etag == UNREADABLE:
+                report.failed += 1
+            else:
+                yield item

@@ -11,7 +11,7 @@ from datetime import datetime
 from infra.anonymize.anonymizer import Anonymizer
 from infra.calls.codec import Problem
 from infra.calls.record import utc_now
-from infra.objects.store import ObjectInfo, ObjectStore, ObjectStoreError
+from infra.objects.store import ObjectInfo, ObjectMissing, ObjectStore, ObjectStoreError
 from infra.settings.model import Settings
 from trainers.importing.importing import SourceChanged, judged, read_member
 from trainers.importing.log_writer import LogWriter
@@ -22,6 +22,7 @@ from trainers.readers.reader import Skipped
 from trainers.readers.reading import Read
 
 GONE = "the source is not there any more, or is another one now: import it again"
+AWAY = "the source cannot be read now: try it again when it can"
 SPAN = "span "
 
 
@@ -127,9 +128,10 @@ def _object(
             if not isinstance(item, Skipped):
                 writer.add(privacy.check(item))
                 report.stored += 1
-    except (ObjectStoreError, SourceChanged, OSError):
+    except (ObjectStoreError, SourceChanged, OSError) as error:
         # Whatever was read of it is written again, the same, by the next try.
-        report.left[GONE] += len(entries)
+        gone = isinstance(error, ObjectMissing | SourceChanged)
+        report.left[GONE if gone else AWAY] += len(entries)
         return entries
     report.left.update(still.values())
     return [replace(entry, reason=reason) for entry, reason in still.items()]

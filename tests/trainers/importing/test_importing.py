@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -15,76 +16,31 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
-from infra.calls.codec import LOG_PREFIX, parse_line, read_lines
-from infra.calls.record import CallRecord
 from infra.database.events import list_events
 from infra.objects.store import ObjectMissing, ObjectStoreError
-from infra.settings.learning import Ingest
 from infra.settings.model import Settings
 from infra.settings.serving import Storage
 from tests.contracts.servers import S3Server
-from tests.trainers.readers import samples
+from tests.trainers.importing.exported import (
+    SETTINGS,
+    flywheel_row,
+    ids_of,
+    keys,
+    logged,
+    put,
+    run,
+)
+from tests.trainers.readers import run_of_agent as agent
 from tests.trainers.readers.samples import SAMPLES
-from tests.trainers.recorded import call, opened, put_log
+from tests.trainers.recorded import opened
 from trainers.importing import importing
-from trainers.importing.importing import ImportReport, import_logs
 from trainers.importing.quarantined import quarantines
-from trainers.importing.rerun import GONE, rerun
+from trainers.importing.rerun import rerun
+from trainers.importing.sources import FolderSource
 from trainers.ingest.ingest import ingest, totals
 from trainers.ingest.reading import call_files, read_columns
 
-SETTINGS = Settings()
 MAIL = "ann.lee@example.com"
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    return opened(tmp_path)
-
-
-@pytest.fixture
-def exports(tmp_path: Path) -> Path:
-    folder = tmp_path / "exports"
-    folder.mkdir()
-    return folder
-
-
-def put(path: Path, rows: list[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-
-
-def run(world: Any, location: Path | str, name: str = "auto", **options: Any) -> ImportReport:
-    store, database = world
-    settings = options.pop("settings", SETTINGS)
-    return import_logs(store, database, settings, name, str(location), **options)
-
-
-def logged(world: Any) -> list[CallRecord]:
-    store, _ = world
-    found = []
-    for item in store.list(LOG_PREFIX):
-        with store.open(item.key) as stream:
-            found += [parse_line(line.content) for line in read_lines(stream)]  # type: ignore[arg-type]
-    return found  # type: ignore[return-value]
-
-
-def keys(world: Any) -> dict[str, str]:
-    store, _ = world
-    return {item.key: item.etag for item in store.list() if not item.key.startswith("imports/")}
-
-
-def flywheel_row(number: int, text: str = "hello") -> dict[str, Any]:
-    said = [{"role": "user", "content": f"{text} {number}"}]
-    moment = samples.TIME + timedelta(seconds=number)
-    answer = samples.completion(number, samples.SAID, moment)
-    return {
-        "timestamp": int(moment.timestamp()),
-        "workload_id": "w",
-        "client_id": "c",
-        "request": {"model": "m", "messages": said},
-        "response": answer,
-    }
 
 
 @pytest.mark.parametrize("name", list(SAMPLES))
@@ -119,7 +75,7 @@ def test_again_takes_in_nothing_and_new_files_alone(world: Any, exports: Path):
     assert len(logged(world)) == first.stored + third.stored
 
 
-def test_a_copy_and_an_overlapping_export_give_the_same_ids(world: Any, exports: Path):
+def test_a_copy_and_an_overlapping_export_give_the_sameids_of(world: Any, exports: Path):
     put(exports / "a.jsonl", [flywheel_row(1), flywheel_row(2)])
     put(exports / "b.jsonl", [flywheel_row(2), flywheel_row(3)])
     report = run(world, exports)
@@ -202,7 +158,7 @@ def test_a_kill_at_any_write_leaves_the_missing_part_only(
         report = run(world, exports)
         assert report.failed == 0
         assert sorted(record.id for record in logged(world)) == sorted(
-            [*(record.id for record in records), *_ids([flywheel_row(9)])]
+            [*(record.id for record in records), *ids_of([flywheel_row(9)])]
         )
         rejected = [entry.object for listed in quarantines(store) for entry in listed.entries]
         assert sorted(rejected) == ["0.jsonl", "1.jsonl", "2.jsonl"]
@@ -211,13 +167,6 @@ def test_a_kill_at_any_write_leaves_the_missing_part_only(
             assert stop > 8
             return
     raise AssertionError("never ran to its end")
-
-
-def _ids(rows: list[Any]) -> list[str]:
-    from trainers.readers.formats import reader_named
-    from trainers.readers.reader import Place
-
-    return [r.id for row in rows for r in reader_named("flywheel").read(row, Place("line 1"))]  # type: ignore[union-attr]
 
 
 def test_what_cannot_be_had_is_counted_and_stops_nothing_else(
@@ -245,6 +194,51 @@ def test_what_cannot_be_had_is_counted_and_stops_nothing_else(
     assert (report.objects, report.failed, report.stored) == (2, 1, 2)
     assert run(world, exports).stored == 1
     assert len(logged(world)) == 3
+
+
+def test_a_source_that_is_away_is_not_asked_on_and_on(
+    world: Any, exports: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(10):
+        put(exports / f"{number}.jsonl", [flywheel_row(number)])
+    other = exports.parent / "other"
+    only_other = opening_only(other)
+    asked = []
+
+    def away(self: Any, key: str) -> Any:
+        asked.append(key)
+        raise ObjectStoreError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.importing.sources.FolderSource.open", away)
+        with pytest.raises(ObjectStoreError, match="Run it again when it can"):
+            run(world, exports)
+        assert len(asked) == importing.MAX_DOWN
+        put(other / "a.jsonl", [flywheel_row(99)])
+        # What is noted for a source that is away stops no import of another.
+        patch.setattr("trainers.importing.sources.FolderSource.open", only_other)
+        assert run(world, other).stored == 1
+    report = run(world, exports)
+    assert report.failed == 0
+    assert len(logged(world)) == len({record.id for record in logged(world)}) == 11
+
+
+def opening_only(folder: Path) -> Any:
+    real = FolderSource.open
+
+    def opening(self: Any, key: str) -> Any:
+        if self.location != str(folder):
+            raise ObjectStoreError("no answer")
+        return real(self, key)
+
+    return opening
+
+
+def test_a_file_whose_name_cannot_be_spelled_is_counted(world: Any, exports: Path):
+    put(exports / "a.jsonl", [flywheel_row(1)])
+    (exports / os.fsdecode(b"bad\xff.jsonl")).write_text("{}")
+    report = run(world, exports)
+    assert (report.stored, report.failed) == (1, 1)
 
 
 def test_a_link_to_nowhere_and_hidden_files_are_left(world: Any, exports: Path):
@@ -304,13 +298,13 @@ def test_out_of_a_bucket(world: Any, s3_server: S3Server):
 
 def test_calls_of_the_future_wait_in_quarantine(world: Any, exports: Path):
     put(exports / "a.jsonl", [flywheel_row(1)])
-    early = samples.TIME - timedelta(days=1)
+    early = agent.TIME - timedelta(days=1)
     report = run(world, exports, now=early)
     assert report.quarantined == {"a time in the future: is a clock wrong?": 1}
     store, _ = world
     waiting = rerun(store, SETTINGS, now=early)
     assert (waiting.tried, waiting.settled, waiting.stored) == (1, 0, 0)
-    done = rerun(store, SETTINGS, now=samples.TIME)
+    done = rerun(store, SETTINGS, now=agent.TIME)
     assert (done.tried, done.settled, done.stored) == (1, 1, 1)
     assert list(quarantines(store)) == []
     assert len(logged(world)) == 1
@@ -353,7 +347,7 @@ def test_a_source_file_that_vanished_after_a_kill_takes_nothing_else_with_it(
     (exports / "b.jsonl").unlink()
     report = run(world, exports)
     assert (report.stored, report.failed) == (1, 1)
-    assert [record.id for record in logged(world)] == _ids([flywheel_row(1)])
+    assert [record.id for record in logged(world)] == ids_of([flywheel_row(1)])
     assert run(world, exports).objects == 0
 
 
@@ -375,56 +369,3 @@ def test_the_import_is_an_event(world: Any, exports: Path):
     with database.read() as connection:
         (event,) = list_events(connection, what="logs.imported")
     assert "1 records of 1 objects" in event.why
-
-
-class TestRerun:
-    def test_a_limit_that_was_raised(self, world: Any, exports: Path):
-        long = flywheel_row(2, "x" * 3000)
-        put(exports / "a.jsonl", [flywheel_row(1), long, flywheel_row(3)])
-        narrow = Settings(ingest=Ingest(max_line_bytes=2048))
-        report = run(world, exports, settings=narrow)
-        assert (report.stored, report.quarantined.total()) == (2, 1)
-        store, _ = world
-        (listed,) = quarantines(store)
-        (entry,) = listed.entries
-        assert (entry.row, entry.object, entry.reader) == ("line 2", "a.jsonl", "auto")
-        assert rerun(store, narrow).left == {"longer than 2048 bytes": 1}
-        assert rerun(store, SETTINGS, ["nobody"]).tried == 0
-        done = rerun(store, SETTINGS, [entry.id])
-        assert (done.tried, done.settled, done.stored) == (1, 1, 1)
-        assert len(logged(world)) == 3
-        assert rerun(store, SETTINGS).tried == 0
-
-    def test_one_bad_span_among_good_ones(self, world: Any, exports: Path, monkeypatch: Any):
-        spans = [
-            row["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for row in SAMPLES["otel"].rows
-        ]
-        bad = {**spans[1], "startTimeUnixNano": "0", "spanId": "bad"}
-        put(exports / "a.jsonl", [samples.document(spans[0], bad, spans[1])])
-        report = run(world, exports)
-        assert (report.stored, report.quarantined.total()) == (2, 1)
-        monkeypatch.setattr("trainers.readers.fields._YEARS", (1970, 2200))
-        store, _ = world
-        assert rerun(store, SETTINGS).stored == 1
-        assert len({record.id for record in logged(world)}) == len(logged(world)) == 3
-
-    def test_a_source_that_is_gone_or_another(self, world: Any, exports: Path):
-        put(exports / "a.jsonl", [{"bad": 1}])
-        put(exports / "b.jsonl", [{"bad": 2}])
-        run(world, exports)
-        (exports / "a.jsonl").unlink()
-        put(exports / "b.jsonl", [flywheel_row(1)])
-        store, _ = world
-        report = rerun(store, SETTINGS)
-        assert (report.tried, report.settled, report.left) == (2, 0, {GONE: 2})
-        assert logged(world) == []
-
-    def test_lines_that_ingest_could_not_read(self, world: Any):
-        store, database = world
-        put_log(store, [call(1), call(2, user="x" * 3000)])
-        narrow = Settings(ingest=Ingest(max_line_bytes=2048))
-        assert ingest(store, database, narrow, holder="night").quarantined == 1
-        report = rerun(store, SETTINGS)
-        assert (report.settled, report.stored) == (1, 1)
-        assert ingest(store, database, SETTINGS, holder="night").calls == 1
-        assert len(list(read_columns(store, call_files(database, 99), []))) == 2

@@ -8,31 +8,15 @@ from typing import Any
 
 import pytest
 
-from infra.calls.codec import Problem, RecordError
-from infra.calls.record import CallRecord, FeedbackRecord
-from tests.trainers.readers import samples
-from tests.trainers.readers.samples import SAMPLES, attribute, document, span
+from infra.calls.codec import RecordError
+from infra.calls.record import FeedbackRecord
+from tests.trainers.readers import run_of_agent as agent
+from tests.trainers.readers.one_row import one, problem, read
+from tests.trainers.readers.samples import SAMPLES
 from trainers.readers.completions import completion
-from trainers.readers.fields import count, embedded, instant, seconds
 from trainers.readers.formats import reader_named, reader_of
 from trainers.readers.messages import messages, tools
-from trainers.readers.reader import Place, Skipped, read_row
-
-
-def read(name: str, row: Any, position: str = "line 1") -> list[Any]:
-    return list(read_row(reader_named(name), row, Place(position)))
-
-
-def one(name: str, row: Any) -> CallRecord:
-    (found,) = read(name, row)
-    assert isinstance(found, CallRecord), found
-    return found
-
-
-def problem(name: str, row: Any) -> str:
-    (found,) = read(name, row)
-    assert isinstance(found, Problem), found
-    return found.reason
+from trainers.readers.reader import Skipped
 
 
 class TestStreams:
@@ -166,13 +150,13 @@ class TestMessages:
 
 class TestTrainingFiles:
     def example(self) -> dict[str, Any]:
-        said = [*samples.SECOND, samples.SAID]
-        return {"messages": said, "tools": samples.TOOLS, "parallel_tool_calls": False}
+        said = [*agent.SECOND, agent.SAID]
+        return {"messages": said, "tools": agent.TOOLS, "parallel_tool_calls": False}
 
     def test_each_answer_is_a_call_of_one_session(self):
         first, second = read("openai", self.example())
         assert first.answer["tool_calls"][0]["function"]["name"] == "find_part"
-        assert second.answer["content"] == samples.ANSWER
+        assert second.answer["content"] == agent.ANSWER
         assert (len(first.messages), len(second.messages)) == (2, 4)
         assert first.session == second.session
         assert first.id != second.id
@@ -186,7 +170,7 @@ class TestTrainingFiles:
             for message in row["messages"]
         ]
         only = one("openai", row)
-        assert only.answer == samples.SAID
+        assert only.answer == agent.SAID
         assert all("weight" not in message for message in only.messages)
 
     def test_the_same_example_twice_is_two_calls(self):
@@ -198,12 +182,12 @@ class TestTrainingFiles:
 
     def test_a_preference_is_its_better_answer(self):
         row = {
-            "input": {"messages": samples.FIRST, "tools": samples.TOOLS},
-            "preferred_output": [samples.SAID],
+            "input": {"messages": agent.FIRST, "tools": agent.TOOLS},
+            "preferred_output": [agent.SAID],
             "non_preferred_output": [{"role": "assistant", "content": "no"}],
         }
         assert reader_of(row) is reader_named("openai")
-        assert one("openai", row).answer == samples.SAID
+        assert one("openai", row).answer == agent.SAID
 
     def test_a_stored_completion_without_its_messages(self):
         row = SAMPLES["stored_completions"].rows[0] | {"messages": None}
@@ -223,7 +207,7 @@ class TestLitellm:
     def test_inside_the_loggers_own_arguments(self):
         row = {"standard_logging_object": SAMPLES["litellm"].rows[0], "model": "m"}
         assert reader_of(row) is reader_named("litellm")
-        assert one("litellm", row).session == samples.SESSION
+        assert one("litellm", row).session == agent.SESSION
 
     def test_a_clock_that_was_set_back(self):
         row = {**SAMPLES["litellm"].rows[0], "response_time": -3.0}
@@ -272,144 +256,12 @@ class TestLangfuse:
 class TestLangsmith:
     def test_openais_own_shape_and_no_thread(self):
         row = dict(SAMPLES["langsmith"].rows[0])
-        row["inputs"] = {"messages": samples.FIRST, "model": "m"}
-        row["outputs"] = samples.completion(1, samples.ACTION, samples.TIME)
+        row["inputs"] = {"messages": agent.FIRST, "model": "m"}
+        row["outputs"] = agent.completion(1, agent.ACTION, agent.TIME)
         row["extra"] = {"metadata": {"ls_model_name": "other"}}
         record = one("langsmith", row)
-        assert record.answer == samples.ACTION
+        assert record.answer == agent.ACTION
         assert record.session == row["trace_id"]
         assert record.answered_by.model == "other"
         (skipped,) = read("langsmith", {**row, "run_type": "tool"})
         assert isinstance(skipped, Skipped)
-
-
-class TestSpans:
-    def test_an_event_for_each_message(self):
-        def event(name: str, **fields: Any) -> dict[str, Any]:
-            given = [
-                attribute(k, v if isinstance(v, str) else json.dumps(v)) for k, v in fields.items()
-            ]
-            return {"name": name, "timeUnixNano": "1", "attributes": given}
-
-        events = [
-            event("gen_ai.system.message", content=samples.SYSTEM),
-            event("gen_ai.user.message", content=samples.USER),
-            event("gen_ai.assistant.message", tool_calls=[samples.CALL]),
-            event("gen_ai.tool.message", content=samples.RESULT, id="call_a"),
-            event("gen_ai.choice", index=0, finish_reason="stop", message=samples.SAID),
-        ]
-        record = one("otel", document(span(1, samples.TIME, {}, events=events)))
-        assert record.answer == samples.SAID
-        assert record.messages == samples.SECOND
-
-    def test_the_details_in_a_log_event_have_the_spans_id(self):
-        (whole,) = SAMPLES["otel"].rows[0]["resourceSpans"]
-        (found,) = whole["scopeSpans"][0]["spans"]
-        event = {
-            "timeUnixNano": found["startTimeUnixNano"],
-            "eventName": "gen_ai.client.inference.operation.details",
-            "traceId": found["traceId"],
-            "spanId": found["spanId"],
-            "attributes": found["attributes"],
-        }
-        row = {"resourceLogs": [{"scopeLogs": [{"logRecords": [event]}]}]}
-        assert reader_of(row) is reader_named("otel")
-        assert one("otel", row).id == one("otel", SAMPLES["otel"].rows[0]).id
-
-    def test_other_spans_are_skipped_and_silent_ones_named(self):
-        http = span(1, samples.TIME, {})
-        http["attributes"] = [attribute("http.method", "GET")]
-        tool = span(2, samples.TIME, {"gen_ai.operation.name": "execute_tool"})
-        silent = span(3, samples.TIME, {})
-        found = read("otel", document(http, tool, silent))
-        assert [type(item) for item in found] == [Skipped, Skipped, Problem]
-        assert found[2].reason == "the span was recorded without what was said"
-        assert found[2].position.startswith("span 2")
-
-    def test_structured_values(self):
-        structured = {
-            "key": "gen_ai.input.messages",
-            "value": {
-                "arrayValue": {
-                    "values": [
-                        {
-                            "kvlistValue": {
-                                "values": [
-                                    attribute("role", "user"),
-                                    attribute("content", "hello"),
-                                ]
-                            }
-                        }
-                    ]
-                }
-            },
-        }
-        made = span(1, samples.TIME, {"gen_ai.completion.0.content": "hi"})
-        made["attributes"].append(structured)
-        record = one("otel", document(made))
-        assert record.messages == [{"role": "user", "content": "hello"}]
-        assert record.answer == {"role": "assistant", "content": "hi"}
-
-    def test_what_the_protocols_own_encoder_writes(self):
-        json_format = pytest.importorskip("google.protobuf.json_format")
-        encoder = pytest.importorskip("opentelemetry.exporter.otlp.proto.common.trace_encoder")
-        export = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
-        sdk = pytest.importorskip("opentelemetry.sdk.trace")
-        processing = pytest.importorskip("opentelemetry.sdk.trace.export")
-        memory = export.InMemorySpanExporter()
-        provider = sdk.TracerProvider()
-        provider.add_span_processor(processing.SimpleSpanProcessor(memory))
-        with provider.get_tracer("t").start_as_current_span("chat m") as active:
-            active.set_attribute("gen_ai.operation.name", "chat")
-            active.set_attribute("gen_ai.request.model", "m")
-            active.set_attribute("gen_ai.usage.input_tokens", 12)
-            for side, role, said in (("input", "user", "hello"), ("output", "assistant", "hi")):
-                message = {"role": role, "parts": [{"type": "text", "content": said}]}
-                active.set_attribute(f"gen_ai.{side}.messages", json.dumps([message]))
-        encoded = encoder.encode_spans(memory.get_finished_spans())
-        record = one("otel", json_format.MessageToDict(encoded))
-        assert record.messages == [{"role": "user", "content": "hello"}]
-        assert record.answer == {"role": "assistant", "content": "hi"}
-        assert record.usage.prompt_tokens == 12
-        assert record.latency_seconds > 0
-
-
-class TestFields:
-    def test_times_in_every_unit(self):
-        wanted = datetime(2026, 3, 2, 9, 30, 15, tzinfo=UTC)
-        stamp = int(wanted.timestamp())
-        for given in (
-            stamp, float(stamp), stamp * 1000, stamp * 10**6, stamp * 10**9, str(stamp * 10**9),
-            "2026-03-02T09:30:15Z", "2026-03-02 09:30:15", "2026-03-02T10:30:15+01:00", wanted,
-            "2026-03-02 09:30:15.000000 UTC", wanted.replace(tzinfo=None),
-        ):  # fmt: skip
-            assert instant(given, "t") == wanted, given
-
-    @pytest.mark.parametrize(
-        "bad",
-        [None, True, "", "soon", 0, -5, 10**30, float("nan"), "0001-01-01", "9999-12-31", [], {}],
-    )
-    def test_no_time(self, bad: Any):
-        with pytest.raises(RecordError):
-            instant(bad, "t")
-
-    def test_counts_and_durations(self):
-        assert [count(v) for v in (3, "3", 3.0, -1, None, True, 2**70, float("inf"), "x")] == [
-            *(3, 3, 3, 0, 0, 0, 0, 0, 0)
-        ]
-        assert [seconds(v) for v in (1.5, "1.5", -2, "x", None, float("nan"))] == [
-            *(1.5, 1.5, 0.0, None, None, None)
-        ]
-
-    def test_json_in_text_that_is_nested_too_deep(self):
-        assert embedded("{not json") == "{not json"
-        with pytest.raises(RecordError, match="nested deeper"):
-            embedded("[" * 200 + "]" * 200)
-
-    def test_long_and_strange_sessions(self):
-        row = {**SAMPLES["litellm"].rows[0], "trace_id": "a\0b" + "x" * 1000, "metadata": {}}
-        session = one("litellm", row).session
-        assert len(session) <= 256
-        assert session.startswith("abx")
-        other = one("litellm", {**row, "trace_id": "a\0b" + "x" * 1001}).session
-        assert other != session
