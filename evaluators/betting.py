@@ -44,11 +44,11 @@ Numbers = NDArray[np.float64]
 
 # Harms that a bad canary is expected to do, in points beyond the margin, and the capital on each:
 # chosen by the search of infra/decisions/0014-the-canary-test.md. Others are found too, a little later.
-HARMS = ((0.07, 0.4), (0.12, 0.4), (0.19, 0.2))
+HARMS = ((0.07, 0.5), (0.15, 0.5))
 # How much of the margin a good canary is expected to use up.
 USED_UP = ((0.0, 0.4), (0.25, 0.3), (0.5, 0.3))
 # Paired answers to one prompt: harms beyond the margin.
-PAIRED_HARMS = ((0.07, 0.4), (0.11, 0.6))
+PAIRED_HARMS = ((0.07, 0.4), (0.11, 0.4), (0.3, 0.2))
 
 # What is believed of the champion before any outcome, and the sessions that this belief is worth.
 PRIOR_MEAN, PRIOR_SESSIONS = 0.9, 4.0

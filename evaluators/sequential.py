@@ -28,7 +28,7 @@ Verdict = Literal["bad", "good", "continue"]
 
 # A block ends when the ratio of its arms is within this factor of the ratio of its epoch so far: a
 # canary beside one champion tells half as much as beside nine (infra/decisions/0014).
-BALANCE = 0.6
+BALANCE = 0.5
 _LARGEST_LOG = 700.0
 
 

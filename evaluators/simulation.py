@@ -57,7 +57,7 @@ class Terms:
 
     margin: float = 0.05
     rollback_margin: float = 0.01
-    alpha_bad: float = 0.025
+    alpha_bad: float = 0.0275
     """The level of this one metric: its share of the whole policy's."""
     alpha_good: float = 0.05
     steps: tuple[float, ...] = (0.1,)
