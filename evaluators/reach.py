@@ -106,8 +106,6 @@ def _growth(
     canary = scored(max(traffic.champion - traffic.harm, 0.0), for_bad)
     champion = scored(traffic.champion, not for_bad)
     beside = (1 - share) / share
-    if beside == 0:  # nobody to compare with
-        return 0.0
     ones = np.ones(SETTLED_BLOCKS)
     log_e = running(Counts(ones, ones * canary, ones * beside, ones * beside * champion))
     half = SETTLED_BLOCKS // 2

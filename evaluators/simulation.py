@@ -53,7 +53,10 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Terms:
-    """How the rollout is judged: the part of its policy that a simulation needs."""
+    """How the rollout is judged: the part of its policy that a simulation needs.
+
+    Raises ValueError for terms out of range.
+    """
 
     margin: float = 0.05
     rollback_margin: float = 0.01
@@ -64,6 +67,19 @@ class Terms:
     step_sessions: int = 20
     max_sessions: int = 500
     """Canary sessions, then inconclusive."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.margin < 1 and 0 <= self.rollback_margin < 1):
+            raise ValueError("margins lie in [0, 1)")
+        if not (0 < self.alpha_bad < 1 and 0 < self.alpha_good < 1):
+            raise ValueError("levels lie between 0 and 1")
+        if not self.steps or not all(0 < share < 1 for share in self.steps):
+            raise ValueError(
+                "canary shares lie between 0 and 1: at 0 % there is no canary to judge, at 100 % no "
+                "champion to judge it by"
+            )
+        if self.step_sessions < 1 or self.max_sessions < 1:
+            raise ValueError("a step and a rollout have at least one canary session")
 
 
 @dataclass(frozen=True)

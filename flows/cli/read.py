@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from flows.cli.common import JSON_OPTION, context_of, failing_clearly, show
+from flows.cli.simulate import simulate
 
 
 @click.command(epilog="\b\nExamples:\n  nightschool tasks\n  nightschool tasks --json")
@@ -61,12 +62,17 @@ def adapters(ctx: click.Context, task: str | None, as_json: bool) -> None:
     show(rows, as_json, "No adapters yet: `nightschool night` trains them.")
 
 
-@click.command(epilog="\b\nExamples:\n  nightschool rollouts\n  nightschool rollouts --json")
+@click.group(
+    invoke_without_command=True,
+    epilog="\b\nExamples:\n  nightschool rollouts\n  nightschool rollouts --json",
+)
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
 def rollouts(ctx: click.Context, as_json: bool) -> None:
     """The rollouts, newest last, with their verdicts and reasons."""
+    if ctx.invoked_subcommand is not None:
+        return
     with context_of(ctx) as context:
         rows = [
             {
@@ -81,6 +87,9 @@ def rollouts(ctx: click.Context, as_json: bool) -> None:
             for rollout in context.registry.rollouts()
         ]
     show(rows, as_json, "No rollouts yet: an adapter that passes the gate opens one.")
+
+
+rollouts.add_command(simulate)
 
 
 @click.command(epilog="\b\nExamples:\n  nightschool events --limit 5\n  nightschool events TASK")
