@@ -104,7 +104,7 @@ def arrived(stream: Stream, cell: Cell, random: np.random.Generator) -> Seen:
     """Labels in the order of their arrival. The champion was there before: its older labels come in."""
     canary = stream.sessions.canary
     width = LOOK / cell.share  # sessions between two looks
-    looks = int(round(cell.terms.max_sessions / LOOK))
+    looks = round(cell.terms.max_sessions / LOOK)
     right = stream.right
     times = np.broadcast_to(np.arange(len(canary), dtype=np.float32), right.shape)
     before = 5 * MEAN_DELAY_SESSIONS if cell.late else 0

@@ -141,7 +141,9 @@ def _low(canary: Numbers, champion: Numbers) -> NDArray[np.bool_]:
     """Whether the Mann-Whitney interval of canary - champion lies below the tolerated band."""
     n = canary.shape[1]
     with np.errstate(invalid="ignore"):
-        shifts = np.sort((canary[:, :, None] - champion[:, None, :]).reshape(len(canary), -1), axis=1)
+        shifts = np.sort(
+            (canary[:, :, None] - champion[:, None, :]).reshape(len(canary), -1), axis=1
+        )
     z = 2.3263  # two-sided 0.98
     rank = int(np.floor(n * n / 2 - z * np.sqrt(n * n * (2 * n + 1) / 12)))
     upper = shifts[:, n * n - 1 - max(rank, 0)]

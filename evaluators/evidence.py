@@ -253,7 +253,9 @@ def _reason(
     def said(metric: MetricDecision) -> str:
         terms = margins[metric.name]
         if verdict == "bad":
-            worse = f"{metric.name} worse than the champion's by more than {terms.rollback_margin:g}"
+            worse = (
+                f"{metric.name} worse than the champion's by more than {terms.rollback_margin:g}"
+            )
             return f"{worse}: evidence {metric.e_bad:.3g}, needed {metric.needed_bad:.3g}"
         if verdict == "good":
             fine = f"{metric.name} not worse than the champion's by {terms.margin:g}"

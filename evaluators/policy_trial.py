@@ -26,7 +26,7 @@ class Row:
     promoted: float
     inconclusive: float
     reading: str
-    """What the decided share means: an error, power, or neither."""
+    """What a rollback and a promotion would be: right or false."""
     canary_sessions: float | None
     """Median until a verdict of either kind."""
     hours: float | None
@@ -63,15 +63,19 @@ def try_policy(
     """
     if runs < 1 or not harms:
         raise ValueError("a trial needs at least one run and one harm")
-    found = {}
-    for place, harm in enumerate(dict.fromkeys(harms)):
-        begun = place * runs
+    found: dict[float, Ends] = {}
+    for harm in dict.fromkeys(harms):
+        begun = len(found) * runs
+
+        def told(done: int, begun: int = begun) -> None:
+            progress(begun + done)
+
         found[harm] = simulate(
             replace(traffic, harm=harm),
             terms,
             runs=runs,
-            seed=seed + place,
-            progress=lambda done, begun=begun: progress(begun + done),
+            seed=seed + len(found),
+            progress=told,
         )
     return Trial(traffic, terms, found)
 
@@ -135,11 +139,10 @@ def _row(harm: float, ends: Ends, traffic: Traffic, terms: Terms) -> Row:
 
 
 def _reading(harm: float, terms: Terms) -> str:
-    if harm <= terms.rollback_margin:
-        return "rolled back: false rollback"
-    if harm >= terms.margin:
-        return "promoted: false promotion; rolled back: power"
-    return "between the margins: either is right"
+    said = []
+    said.append("false rollback" if harm <= terms.rollback_margin else "rollback is right")
+    said.append("false promotion" if harm >= terms.margin else "promotion is right")
+    return ", ".join(said)
 
 
 def _hours(ends: Ends, traffic: Traffic) -> NDArray[np.float64]:

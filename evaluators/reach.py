@@ -53,7 +53,9 @@ def reachable(
     Raises ValueError when ``harm`` is none beyond the rollback margin.
     """
     if harm <= terms.rollback_margin:
-        raise ValueError(f"a harm of {harm:g} is within the rollback margin: no rollback is asked for")
+        raise ValueError(
+            f"a harm of {harm:g} is within the rollback margin: no rollback is asked for"
+        )
     share = terms.steps[-1]
     equal, harmful = replace(traffic, harm=0.0), replace(traffic, harm=harm)
     good = _needed(
@@ -65,7 +67,9 @@ def reachable(
     )
     later = max(good, bad)
     hours = _hours(later, terms, traffic) + traffic.maturity_hours
-    missing = traffic.champion * traffic.missing_right + (1 - traffic.champion) * traffic.missing_wrong
+    missing = (
+        traffic.champion * traffic.missing_right + (1 - traffic.champion) * traffic.missing_wrong
+    )
     reasons = [
         f"{what} takes about {sessions:.0f} canary sessions, more than the {terms.max_sessions} "
         f"allowed: {advice}, or allow more sessions"

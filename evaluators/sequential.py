@@ -173,7 +173,12 @@ def run_test(
 def counts_for_bad(blocks: Iterable[Block]) -> Counts:
     """Canaries at their best, champions at their worst."""
     return Counts.of(
-        (block.canaries if block.for_bad else 0, block.canary_high, block.champions, block.champion_low)
+        (
+            block.canaries if block.for_bad else 0,
+            block.canary_high,
+            block.champions,
+            block.champion_low,
+        )
         for block in blocks
     )
 

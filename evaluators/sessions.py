@@ -14,9 +14,9 @@ Beside this quality a session has what the other metrics need: hard failures, sl
 and tool errors that the agent reported (``evaluators/tool_results.py``).
 
 A session is settled once its horizon has passed, or at a hard failure, which nothing can mend; calls
-after that failure count for nothing. Sessions are fed up to the first unsettled one: quick failures and slow successes arrive in order of
-assignment, not of arrival. Later calls and later feedback count for nothing, so a verdict computed
-today is the one computed then.
+after that failure count for nothing. Sessions are fed up to the first unsettled one: quick failures and
+slow successes arrive in order of assignment, not of arrival. Later calls and later feedback count for
+nothing, so a verdict computed today is the one computed then.
 """
 
 from __future__ import annotations

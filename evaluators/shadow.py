@@ -176,5 +176,3 @@ def _teacher_said(call: CallRecord) -> Any:
     if call.answered_by.adapter is None or call.answered_by.escalation is not None:
         return call.answer
     return call.audit
-
-

@@ -146,7 +146,7 @@ def draw_stream(
     chance = np.clip(traffic.champion + drift - traffic.harm * sessions.canary, 0, 1)
     right = random.random((runs, n), dtype=np.float32) < chance.astype(np.float32)
     if traffic.missing_right == traffic.missing_wrong == 0:
-        known = np.broadcast_to(np.True_, right.shape)
+        known: Bools = np.broadcast_to(np.ones(1, dtype=bool), right.shape)
     else:
         lost = np.where(right, np.float32(traffic.missing_right), np.float32(traffic.missing_wrong))
         known = random.random((runs, n), dtype=np.float32) >= lost

@@ -62,5 +62,7 @@ def is_error(content: Any) -> bool:
 def _tool_call_ids(answer: Mapping[str, Any] | None) -> list[str]:
     calls = (answer or {}).get("tool_calls") or []
     return [
-        call["id"] for call in calls if isinstance(call, Mapping) and isinstance(call.get("id"), str)
+        call["id"]
+        for call in calls
+        if isinstance(call, Mapping) and isinstance(call.get("id"), str)
     ]

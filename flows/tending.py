@@ -79,16 +79,23 @@ class Tender:
             terms.margin, terms.alpha_bad, terms.alpha_good, terms.maturity_seconds
         )
         calls = self._log.calls(rollout.id)
+        champion = rollout.champion or TEACHER
         shadow = judge_shadow(
-            calls, rollout=rollout.id, candidate=rollout.adapter, policy=policy, now=now
+            calls,
+            rollout=rollout.id,
+            candidate=rollout.adapter,
+            policy=policy,
+            now=now,
+            champion_is_teacher=champion == TEACHER,
         )
         decision = judge_canary(
             calls,
             self._log.feedback(),
             rollout=rollout.id,
-            champion=rollout.champion or TEACHER,
+            champion=champion,
             policy=policy,
             now=now,
+            candidate=rollout.adapter,
         )
         since = rollout.step_route_version or 0
         return Observation(

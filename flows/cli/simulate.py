@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ What is not given comes from the settings. Rates and margins are fractions of on
 @click.option("--alpha-bad", type=SHARE, help="Level of rollback, all metrics together.")
 @click.option("--alpha-good", type=SHARE, help="Level of promotion.")
 @click.option("--step", "steps", type=SHARE, multiple=True, help="Canary share; once per step.")
-@click.option("--step-sessions", type=click.IntRange(1), help="Canary sessions before the next step.")
+@click.option(
+    "--step-sessions", type=click.IntRange(1), help="Canary sessions before the next step."
+)
 @click.option("--max-sessions", type=click.IntRange(1, 20_000), help="Then inconclusive.")
-@click.option("--label-delay-hours", type=click.FloatRange(0), default=0.0, help="Mean, exponential.")
+@click.option(
+    "--label-delay-hours", type=click.FloatRange(0), default=0.0, help="Mean, exponential."
+)
 @click.option(
     "--late",
     type=click.Choice(["all", "right", "wrong"]),
@@ -47,10 +52,14 @@ What is not given comes from the settings. Rates and margins are fractions of on
     help="Which answers' labels come late.",
 )
 @click.option("--maturity-hours", type=click.FloatRange(0), help="Longest wait for a label.")
-@click.option("--missing", type=SHARE, default=0.0, show_default=True, help="Labels that never come.")
+@click.option(
+    "--missing", type=SHARE, default=0.0, show_default=True, help="Labels that never come."
+)
 @click.option("--runs", type=click.IntRange(1, 1_000_000), default=2000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True)
-@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write.")
+@click.option(
+    "--picture", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write."
+)
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
@@ -66,7 +75,7 @@ def simulate(
         harms = given["harms"] or (0.0, terms.rollback_margin, terms.margin, 0.1, 0.2)
         harms = tuple(sorted(set(harms)))
         with click.progressbar(
-            length=runs * len(harms), label="simulating", file=click.get_text_stream("stderr")
+            length=runs * len(harms), label="simulating", file=sys.stderr
         ) as bar:
             trial = try_policy(
                 traffic,
@@ -113,10 +122,7 @@ def _traffic_and_terms(ctx: click.Context, given: dict[str, Any]) -> tuple[Any, 
         return getattr(rollout, name) if given[name] is None else given[name]
 
     margin = chosen("margin")
-    declared = getattr(rollout, "rollback_margin", None)
-    tolerated = next(
-        value for value in (given["rollback_margin"], declared, margin) if value is not None
-    )
+    tolerated = margin if given["rollback_margin"] is None else given["rollback_margin"]
     policy = EvidencePolicy(margin, chosen("alpha_bad"), chosen("alpha_good"))
     maturity = given["maturity_hours"]
     hours = rollout.maturity_seconds / 3600 if maturity is None else maturity

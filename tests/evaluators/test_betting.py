@@ -14,7 +14,9 @@ SIDES = st.integers(1, 6)
 MEANS = st.floats(0, 1)
 
 
-def expected_factor(test, past: list, n: int, k: int, canary: float, champion: float, margin: float):
+def expected_factor(
+    test, past: list, n: int, k: int, canary: float, champion: float, margin: float
+):
     """Exact, by enumeration: mean of the last block's factor, given the blocks before it."""
     before = test(Counts.of(past), margin)[-1] if past else 0.0
     mean = 0.0
@@ -35,7 +37,9 @@ pasts = st.lists(
 
 
 @given(pasts, SIDES, SIDES, MEANS, MEANS, st.floats(0.0, 0.5))
-def test_no_block_gains_on_average_under_the_doubted_hypothesis(past, n, k, canary, champion, margin):
+def test_no_block_gains_on_average_under_the_doubted_hypothesis(
+    past, n, k, canary, champion, margin
+):
     """Whatever the past: this and Ville's inequality are the whole proof."""
     if canary >= champion - margin:
         assert expected_factor(worse, past, n, k, canary, champion, margin) <= 1 + 1e-9
@@ -74,7 +78,9 @@ def test_nor_does_a_pair(past, only_champion, only_candidate, margin):
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5), MEANS, st.floats(0, 0.5))
-def test_a_graded_score_gains_at_most_what_the_drawn_right_or_wrong_answer_does(scores, other, margin):
+def test_a_graded_score_gains_at_most_what_the_drawn_right_or_wrong_answer_does(
+    scores, other, margin
+):
     """Log factors are concave in the scores, so a fraction is worth less than the average of draws."""
     n = len(scores)
     graded = math.exp(worse(Counts.of([(n, sum(scores), 1, other)]), margin)[-1])

@@ -60,9 +60,7 @@ def test_levels_of_rollback_add_up_and_promotion_asks_for_every_metric():
 
 
 def test_a_slow_canary_is_rolled_back_though_its_answers_are_right():
-    calls = [
-        slow(item, 9.0 if item.answered_by.arm == "canary" else 0.5) for item in both(60)
-    ]
+    calls = [slow(item, 9.0 if item.answered_by.arm == "canary" else 0.5) for item in both(60)]
     decision = decide(calls, latency_objective_seconds=2)
     assert decision.verdict == "bad" and one(decision, "latency").verdict == "bad"
     assert decision.reason.startswith("latency worse") and decision.e_bad >= 20
