@@ -212,18 +212,23 @@ def main() -> None:
 
 
 def covariates(runs: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Three quarters of the prompts easy (0.95), a quarter hard (0.55); the offline score says which."""
-    rows = {}
-    for weight in (0.0, 0.5, 1.0):
-        name = f"exact blocks, linear, control variate times {weight:g}"
+    """Three quarters of the prompts easy (0.95), a quarter hard (0.55); the offline score says which.
+
+    ``mistaken``: for that share of the prompts it says what it would of another prompt.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for weight, mistaken in ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (1.0, 0.5)):
+        name = f"exact blocks, linear, control variate times {weight:g}, {mistaken:.0%} mistaken"
         rows[name] = {}
         for cell, (rate, harm) in CELLS.items():
             random = np.random.default_rng([seed, 2])
             hits = []
             for stream in streams(Traffic(champion=rate, harm=harm), TERMS, runs=runs, seed=seed):
                 easy = random.random(stream.right.shape) < 0.75
-                offline = np.where(easy, rate + 0.1, rate - 0.3)
-                chance = offline - harm * stream.sessions.canary
+                another = random.random(easy.shape) < 0.75
+                said = np.where(random.random(easy.shape) < mistaken, another, easy)
+                offline = np.where(said, rate + 0.1, rate - 0.3)
+                chance = np.where(easy, rate + 0.1, rate - 0.3) - harm * stream.sessions.canary
                 right = random.random(stream.right.shape) < chance
                 log_e, at = with_covariate(weight)(
                     Stream(stream.sessions, right, stream.known), offline

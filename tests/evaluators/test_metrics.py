@@ -70,6 +70,18 @@ def test_a_slow_canary_is_rolled_back_though_its_answers_are_right():
     assert decide([slow(item, 9.0) for item in calls], latency_objective_seconds=2).verdict != "bad"
 
 
+def test_a_teacher_that_is_slow_at_times_is_no_measure_of_perfection():
+    calls = []
+    for place in range(80):
+        seconds = 9.0 if place % 4 == 0 else 0.5
+        calls.append(slow(call(f"c{place}", place * 10), seconds))
+        calls.append(slow(call(f"t{place}", place * 10 + 5, "champion", adapter=None), seconds))
+    decision = decide(calls, champion="teacher", latency_objective_seconds=2)
+    assert one(decision, "latency").verdict == "continue" and decision.verdict == "continue"
+    quick = [slow(item, 0.5) for item in calls]
+    assert decide(quick, champion="teacher", latency_objective_seconds=2).verdict == "good"
+
+
 def test_one_unfit_metric_holds_a_promotion_back():
     calls = [
         slow(item, 9.0 if item.answered_by.arm == "canary" and place % 10 == 0 else 0.5)
