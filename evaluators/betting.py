@@ -50,6 +50,9 @@ USED_UP = ((0.0, 0.4), (0.25, 0.3), (0.5, 0.3))
 # Paired answers to one prompt: harms beyond the margin.
 PAIRED_HARMS = ((0.07, 0.4), (0.11, 0.4), (0.3, 0.2))
 
+LARGEST_MARGIN = 0.99
+"""A margin near 1 leaves no room for a canary that is worse by more."""
+
 # What is believed of the champion before any outcome, and the sessions that this belief is worth.
 PRIOR_MEAN, PRIOR_SESSIONS = 0.9, 4.0
 PRIOR_DISCORDANCE, PRIOR_PAIRS = 0.14, 10.0
@@ -82,9 +85,12 @@ def worse(counts: Counts, margin: float, known: float = 1.0) -> Numbers:
 
     Args:
         counts: canary scores at their best, champion scores at their worst.
-        margin: tolerated difference, in [0, 1).
+        margin: tolerated difference, from 0 to ``LARGEST_MARGIN``.
         known: the champion's mean where no champion session stands in the block.
+
+    Raises ValueError for another margin.
     """
+    check_margin(margin)
     champion = _believed_champion(counts, known)
     return _mixture(
         (_factors(counts, margin, champion, champion - margin - harm, known, +1), weight)
@@ -97,9 +103,10 @@ def as_good(counts: Counts, margin: float, known: float = 1.0) -> Numbers:
 
     Args:
         counts: canary scores at their worst, champion scores at their best.
-        margin: tolerated difference, in [0, 1); at 0 only a better canary is ever shown as good.
+        margin: as for ``worse``; at 0 only a better canary is ever shown as good.
         known: as for ``worse``.
     """
+    check_margin(margin)
     champion = _believed_champion(counts, known)
     return _mixture(
         (_factors(counts, margin, champion, champion - used * margin, known, -1), weight)
@@ -112,8 +119,9 @@ def paired_worse(differences: Numbers, margin: float) -> Numbers:
 
     Each pair multiplies the stake by 1 - b (difference + margin): for a bound on a mean this linear
     bet is the growth-rate optimal e-variable. b is (harm) / (mean square), the optimum to second
-    order, from a running mean of the share of pairs that differ.
+    order, from a running mean of the share of pairs that differ. Raises ValueError as ``worse`` does.
     """
+    check_margin(margin)
     n = np.arange(differences.shape[-1])
     squares = np.cumsum(differences**2, axis=-1) - differences**2
     spread = (PRIOR_DISCORDANCE * PRIOR_PAIRS + squares) / (PRIOR_PAIRS + n)
@@ -123,6 +131,11 @@ def paired_worse(differences: Numbers, margin: float) -> Numbers:
         bet = np.clip(harm / np.maximum(mean_square, _EDGE), 0.0, 0.9 / (1 + margin))
         parts.append((np.log1p(-bet * (differences + margin)), weight))
     return _mixture(parts)
+
+
+def check_margin(margin: float) -> None:
+    if not 0 <= margin <= LARGEST_MARGIN:
+        raise ValueError(f"a margin lies between 0 and {LARGEST_MARGIN}, got {margin:g}")
 
 
 def _mixture(parts: Iterable[tuple[Numbers, float]]) -> Numbers:

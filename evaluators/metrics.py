@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from evaluators.betting import check_margin
 from evaluators.sequential import Outcome
 from evaluators.sessions import SessionOutcome
 
@@ -45,8 +46,8 @@ class Metric:
     """Can roll back, is not asked for a promotion."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.margin < 1 and 0 <= self.rollback_margin < 1):
-            raise ValueError(f"margins of {self.name} lie in [0, 1)")
+        check_margin(self.margin)
+        check_margin(self.rollback_margin)
         if not self.weight > 0:
             raise ValueError(f"the weight of {self.name} is above 0")
 

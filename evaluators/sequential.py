@@ -8,8 +8,8 @@ canary is at least ``margin`` worse". A verdict falls when one reaches 1 / alpha
 What is assumed: arms are randomized, outcomes are independent given the past, and on average over a
 block the doubted hypothesis holds. Where blocks end depends on the arms alone, never on an outcome.
 
-How long it takes (alpha 0.05, margin 0.1 both ways, champion always right): a canary without an error
-is good after 31 sessions, one that is always wrong is bad after 5.
+How long it takes (alpha 0.05, margin 0.1 both ways, beside the teacher): a canary without an error is
+good after 34 sessions, one that is always wrong is bad after 4.
 """
 
 from __future__ import annotations
@@ -154,11 +154,11 @@ def run_test(
         carried: e-value against the candidate from evidence before the first block (the shadow's).
             As e-values of successive data multiply, the product keeps the level ``alpha_bad``.
 
-    Raises ValueError for a margin outside [0, 1) or an alpha outside (0, 1).
+    Raises ValueError for a margin that ``betting`` refuses or an alpha outside (0, 1).
     """
     tolerated = margin if rollback_margin is None else rollback_margin
-    if not (0 <= margin < 1 and 0 <= tolerated < 1 and 0 < alpha_bad < 1 and 0 < alpha_good < 1):
-        raise ValueError("margins lie in [0, 1), both alphas between 0 and 1")
+    if not (0 < alpha_bad < 1 and 0 < alpha_good < 1):
+        raise ValueError(f"alphas lie between 0 and 1, got {alpha_bad:g} and {alpha_good:g}")
     bad = worse(counts_for_bad(blocks), tolerated, known) + math.log(max(carried, 1e-300))
     good = as_good(counts_for_good(blocks), margin, known)
     largest_bad, largest_good = max(_largest(bad), carried), _largest(good)

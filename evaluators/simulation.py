@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.betting import Counts, Numbers, as_good, paired_worse, worse
+from evaluators.betting import Counts, Numbers, as_good, check_margin, paired_worse, worse
 from evaluators.sequential import block_ends
 
 Bools = NDArray[np.bool_]
@@ -69,8 +69,8 @@ class Terms:
     """Canary sessions, then inconclusive."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.margin < 1 and 0 <= self.rollback_margin < 1):
-            raise ValueError("margins lie in [0, 1)")
+        check_margin(self.margin)
+        check_margin(self.rollback_margin)
         if not (0 < self.alpha_bad < 1 and 0 < self.alpha_good < 1):
             raise ValueError("levels lie between 0 and 1")
         if not self.steps or not all(0 < share < 1 for share in self.steps):

@@ -36,7 +36,7 @@ pasts = st.lists(
 )
 
 
-@given(pasts, SIDES, SIDES, MEANS, MEANS, st.floats(0.0, 0.5))
+@given(pasts, SIDES, SIDES, MEANS, MEANS, st.floats(0.0, 0.99))
 def test_no_block_gains_on_average_under_the_doubted_hypothesis(
     past, n, k, canary, champion, margin
 ):
@@ -137,6 +137,15 @@ def test_e_values_are_finite_and_start_from_one(past):
         running = test(Counts.of(past), 0.1)
         assert running.shape == (len(past),) and np.isfinite(running).all()
     assert worse(Counts.of([]), 0.1).shape == (0,)
+
+
+def test_a_margin_that_leaves_no_room_is_refused():
+    for margin in (-0.01, 0.995, 1.0, math.nan):
+        for test in (worse, as_good):
+            with pytest.raises(ValueError, match="margin lies"):
+                test(Counts.of([(1, 1, 1, 1)]), margin)
+        with pytest.raises(ValueError, match="margin lies"):
+            paired_worse(np.zeros(1), margin)
 
 
 def test_long_runs_stay_finite():

@@ -249,7 +249,7 @@ def test_impossible_policies_are_refused():
         EvidencePolicy(metrics=())
     with pytest.raises(ValueError, match="weight"):
         Metric("quality", 0.1, 0.1, 0.0)
-    with pytest.raises(ValueError, match="margins"):
+    with pytest.raises(ValueError, match="margin lies"):
         Metric("quality", 1.0, 0.1, 1.0)
     only = decide(both(60), metrics=(quality,))
     assert [metric.name for metric in only.metrics] == ["quality"]

@@ -165,7 +165,7 @@ def test_no_blocks_no_verdict_and_bad_terms_are_refused():
     for terms in ((1.0, 0.05, 0.05), (-0.1, 0.05, 0.05), (0.1, 0, 0.05), (0.1, 0.05, 1)):
         with pytest.raises(ValueError):
             run_test([], *terms)
-    with pytest.raises(ValueError, match="margins lie"):
+    with pytest.raises(ValueError, match="margin lies"):
         run_test([], 0.1, 0.05, 0.05, rollback_margin=1.0)
     for low, high in ((0.0, 1.5), (math.nan, math.nan), (0.6, 0.4)):
         with pytest.raises(ValueError, match="score"):
