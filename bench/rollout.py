@@ -228,6 +228,8 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
         for row in pool.imap_unordered(measure, jobs):
             rows.append(row)
+            if given.json:  # a long run that is cut off leaves what it found
+                given.json.with_suffix(".part").write_text(json.dumps(rows) + "\n")
             print(f"{len(rows)}/{len(jobs)}", end="\r", file=sys.stderr, flush=True)
     rows.sort(key=lambda row: json.dumps([row[key] for key in sorted(row) if key != "rules"]))
     result = {
