@@ -1,41 +1,60 @@
 """Verdicts on a rollout, computed from the call log alone: same log, same policy, same verdict.
 
-Missing labels are imputed against each verdict on its own: for ``good`` a canary without a label is
-0 and a champion without one is 1; for ``bad`` a canary without a label is 1 and champions without one
-are left out. So missing data never promotes, and never alone rolls back.
+Missing labels are imputed against each verdict on its own, in the worst way that is possible: for
+``good`` a canary without a label is 0 and a champion without one is 1; for ``bad`` it is the other way
+round. So missing data never promotes, and never alone rolls back, whatever made it go missing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from evaluators.scoring import score_answer
-from evaluators.sequential import Block, Outcome, Verdict, match_blocks, run_test
-from evaluators.sessions import (
-    SessionOutcome,
-    session_outcomes,
-    settled_prefix,
-    unique_calls,
-)
-from infra.calls.record import CallRecord, FeedbackRecord, OtherAnswer
+from evaluators.metrics import EvidencePolicy, Metric, Name, outcome_of, silent
+from evaluators.sequential import TestResult, Verdict, match_blocks, run_test
+from evaluators.sessions import SessionOutcome, session_outcomes, settled_prefix
+from evaluators.shadow import ShadowSummary, judge_shadow
+from infra.calls.record import CallRecord, FeedbackRecord
+
+__all__ = [
+    "TEACHER",
+    "Decision",
+    "EvidencePolicy",
+    "MetricDecision",
+    "ShadowSummary",
+    "judge_canary",
+    "judge_shadow",
+]
 
 TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
-class EvidencePolicy:
-    """The part of a rollout's terms that the verdict depends on."""
+class MetricDecision:
+    """One metric of a rollout."""
 
-    margin: float = 0.1
-    alpha_bad: float = 0.05
-    alpha_good: float = 0.05
-    maturity_seconds: float = 300.0
+    name: Name
+    verdict: Verdict
+    e_bad: float
+    """Largest so far; ``needed_bad`` and above rolls back."""
+    needed_bad: float
+    e_good: float
+    needed_good: float
+    asked: bool
+    """Whether a promotion asks for it."""
+    labelled: int
+    """Canary sessions with a valid label."""
+    disappeared: bool
+    """No label in the latest canary sessions: it cannot promote until some come again."""
+    blocks: int
+    path_bad: tuple[float, ...] = field(repr=False)
+    """E-value after each block, for a picture."""
+    path_good: tuple[float, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -44,14 +63,15 @@ class Decision:
 
     verdict: Verdict
     e_bad: float
-    """Largest e-value so far; 1 / alpha_bad and above is bad."""
+    """Of the metric nearest to a rollback, in units of the whole level: 1 / alpha_bad is bad."""
     e_good: float
+    """Of the metric farthest from good among those that a promotion asks for."""
     canary_sessions: int
     champion_sessions: int
     labelled: int
-    """Canary sessions with a valid label; imputed ones are not counted."""
+    """Canary sessions with a valid label of quality; imputed ones are not counted."""
     mean_canary: float | None
-    """Over the labelled sessions; None without any."""
+    """Quality over the labelled sessions; None without any."""
     mean_champion: float | None
     escalations: int
     """Calls of canary sessions that the teacher answered in the canary's place."""
@@ -64,34 +84,20 @@ class Decision:
     canary_calls: int = 0
     canary_by_epoch: dict[str, int] = field(default_factory=dict)
     """Settled canary sessions per route version, for counting those of the present step."""
+    champion_by_epoch: dict[str, int] = field(default_factory=dict)
+    """With ``canary_by_epoch`` and the weights: the input of the sample-ratio test."""
+    metrics: tuple[MetricDecision, ...] = ()
+    disappeared: tuple[Name, ...] = ()
+    """Metrics without a label in the latest canary sessions."""
+    carried: float = 1.0
+    """E-value that the quality test began with: the shadow's."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class ShadowSummary:
-    """Candidate against champion on the same prompts, nobody exposed."""
-
-    pairs: int
-    """Settled sessions with at least one shadow answer."""
-    agreement: float | None
-    """Mean over calls of the agreement of what would have been served with the champion's answer;
-    a call that goes to the teacher agrees when the teacher is the champion. Failures of the
-    candidate are not in here, for the caller would not see them: the verdict counts them."""
-    accepted: float | None
-    """Share of calls that the candidate would have answered itself."""
-    calls: int = 0
-    errors: int = 0
-    verdict: Verdict = "continue"
-    """``bad`` when the paired test shows the candidate worse by more than the margin, else
-    ``continue``: a shadow promotes nobody."""
-    e_bad: float = 1.0
-    evidence_digest: str = ""
-    reason: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON, without the paths."""
+        body = asdict(self)
+        for metric in body["metrics"]:
+            del metric["path_bad"], metric["path_good"]
+        return body
 
 
 def judge_canary(
@@ -102,6 +108,7 @@ def judge_canary(
     champion: str,
     policy: EvidencePolicy,
     now: datetime,
+    candidate: str | None = None,
 ) -> Decision:
     """The sequential test's verdict on everything logged up to ``now``.
 
@@ -112,144 +119,123 @@ def judge_canary(
         champion: name of the champion adapter, or ``teacher``.
         policy: the terms the rollout opened with.
         now: records after this are ignored.
+        candidate: name of the candidate: its shadow's evidence is then carried over, so that shadow
+            and canary together keep one level. None: the canary starts from nothing.
     """
+    calls = list(calls)
     seen = session_outcomes(
-        calls, feedback, rollout=rollout, maturity_seconds=policy.maturity_seconds, now=now
+        calls,
+        feedback,
+        rollout=rollout,
+        maturity_seconds=policy.maturity_seconds,
+        now=now,
+        latency_objective_seconds=policy.latency_objective_seconds,
     )
     fed = settled_prefix(seen)
-    blocks = match_blocks(map(_as_outcome, fed), champion_is_teacher=champion == TEACHER)
-    result = run_test(blocks, policy.margin, policy.alpha_bad, policy.alpha_good)
+    by_teacher = champion == TEACHER
+    carried = 1.0
+    if candidate is not None:
+        shadow = judge_shadow(
+            calls,
+            rollout=rollout,
+            candidate=candidate,
+            policy=policy,
+            now=now,
+            champion_is_teacher=by_teacher,
+        )
+        carried = shadow.e_now
+        if not shadow.settled:
+            fed = []  # evidence is used in the order of assignment, and the shadow came first
+    levels = policy.levels(by_teacher)
+    metrics = tuple(
+        _judge_metric(
+            metric,
+            fed,
+            levels[metric.name],
+            policy,
+            by_teacher,
+            carried if metric.name == "quality" else 1.0,
+        )
+        for metric in policy.active(by_teacher)
+    )
+    verdict = _verdict(metrics)
     canaries = [item for item in fed if item.arm == "canary"]
     champions = [item for item in fed if item.arm == "champion"]
-    labelled = sum(item.labelled for item in canaries)
-    verdict = result.verdict
-    if verdict == "good" and not labelled:
-        verdict = "continue"
-    mean_canary, mean_champion = _mean(canaries), _mean(champions)
+    asked = [metric for metric in metrics if metric.asked]
     return Decision(
         verdict=verdict,
-        e_bad=result.e_bad,
-        e_good=result.e_good,
+        e_bad=max(metric.e_bad / metric.needed_bad for metric in metrics) / policy.alpha_bad,
+        e_good=min((metric.e_good for metric in asked), default=1.0),
         canary_sessions=len(canaries),
         champion_sessions=len(champions),
-        labelled=labelled,
-        mean_canary=mean_canary,
-        mean_champion=mean_champion,
+        labelled=sum(item.labelled for item in canaries),
+        mean_canary=_mean(canaries),
+        mean_champion=_mean(champions),
         escalations=sum(item.escalations for item in canaries),
-        evidence_digest=_digest(policy, rollout, champion, [item.to_list() for item in fed]),
-        reason=_reason(verdict, result.e_bad, result.e_good, len(canaries), labelled, policy),
-        blocks=result.blocks,
+        evidence_digest=digest(policy, rollout, champion, [carried, *(i.to_list() for i in fed)]),
+        reason=_reason(verdict, metrics, policy, len(canaries), by_teacher),
+        blocks=max(metric.blocks for metric in metrics),
         waiting=len(seen) - len(fed),
         canary_calls=sum(item.calls for item in canaries),
-        canary_by_epoch=dict(sorted(Counter(str(item.epoch) for item in canaries).items())),
+        canary_by_epoch=_by_epoch(canaries),
+        champion_by_epoch=_by_epoch(champions),
+        metrics=metrics,
+        disappeared=tuple(metric.name for metric in metrics if metric.disappeared),
+        carried=carried,
     )
 
 
-def judge_shadow(
-    calls: Iterable[CallRecord],
-    *,
-    rollout: str,
-    candidate: str,
+def _judge_metric(
+    metric: Metric,
+    fed: Sequence[SessionOutcome],
+    level: float,
     policy: EvidencePolicy,
-    now: datetime,
-) -> ShadowSummary:
-    """Pair the candidate's unseen answers with what the champion answered to the same prompts.
-
-    The paired test compares both with the teacher's answer, so where the champion is an adapter and
-    no audit was made, a pair counts towards the agreement but not towards the verdict. In the canary
-    arm only answers that were refused stand beside the one served: those are no sample, and left out.
-    """
-    sessions: dict[tuple[str, str], list[tuple[CallRecord, OtherAnswer]]] = defaultdict(list)
-    for call in unique_calls(calls):
-        other = _shadow_answer(call, candidate)
-        by = call.answered_by
-        if other is None or by.rollout != rollout or by.arm == "canary" or call.time > now:
-            continue
-        sessions[call.tenant, call.session].append((call, other))
-    horizon = timedelta(seconds=policy.maturity_seconds)
-    settled = [pairs for pairs in sessions.values() if now >= pairs[0][0].time + horizon]
-    agreements: list[float] = []
-    differences: list[float] = []
-    accepted = errors = 0
-    for pairs in settled:
-        within = [pair for pair in pairs if pair[0].time <= pairs[0][0].time + horizon]
-        agreements += [_agreement(call, other) for call, other in within]
-        accepted += sum(other.accepted and other.error is None for _, other in within)
-        errors += sum(other.error is not None for _, other in within)
-        known = [_difference(call, other) for call, other in within]
-        worst = [difference for difference in known if difference is not None]
-        if worst:
-            differences.append(min(worst))
-    result = run_test(
-        [Block(difference, -1.0) for difference in differences],
-        policy.margin,
-        policy.alpha_bad,
+    by_teacher: bool,
+    carried: float,
+) -> MetricDecision:
+    outcomes = [outcome_of(metric.name, session) for session in fed]
+    # The teacher agrees with itself, but is not always fast: its latency is seen, not known.
+    known = by_teacher and metric.name != "latency"
+    result: TestResult = run_test(
+        match_blocks(outcomes, champion_is_teacher=known),
+        metric.margin,
+        level,
         policy.alpha_good,
+        rollback_margin=metric.rollback_margin,
+        known=policy.known(metric.name),
+        carried=carried,
     )
-    count = len(agreements)
-    verdict: Verdict = "bad" if result.verdict == "bad" else "continue"
-    mean = sum(agreements) / count if count else None
-    return ShadowSummary(
-        pairs=len(settled),
-        agreement=mean,
-        accepted=accepted / count if count else None,
-        calls=count,
-        errors=errors,
+    labelled = sum(item.labelled for item in outcomes if item.arm == "canary")
+    disappeared = silent(outcomes)
+    verdict = result.verdict
+    if verdict == "good" and (not labelled or disappeared):
+        verdict = "continue"
+    return MetricDecision(
+        name=metric.name,
         verdict=verdict,
         e_bad=result.e_bad,
-        evidence_digest=_digest(policy, rollout, candidate, [agreements, differences]),
-        reason=f"{len(settled)} shadow sessions"
-        + ("" if mean is None else f", agreement {mean:.3f}")
-        + (f", worse than the champion by more than {policy.margin:g}" if verdict == "bad" else ""),
+        needed_bad=1 / level,
+        e_good=result.e_good,
+        needed_good=1 / policy.alpha_good,
+        asked=not metric.guardrail,
+        labelled=labelled,
+        disappeared=disappeared,
+        blocks=result.blocks,
+        path_bad=result.path_bad,
+        path_good=result.path_good,
     )
 
 
-def _as_outcome(item: SessionOutcome) -> Outcome:
-    return Outcome(item.arm, item.epoch, item.low, item.high, not item.by_feedback)
+def _verdict(metrics: Sequence[MetricDecision]) -> Verdict:
+    """Any metric rolls back; all that are asked promote; bad comes first."""
+    if any(metric.verdict == "bad" for metric in metrics):
+        return "bad"
+    asked = [metric for metric in metrics if metric.asked]
+    return "good" if asked and all(metric.verdict == "good" for metric in asked) else "continue"
 
 
-def _shadow_answer(call: CallRecord, candidate: str) -> OtherAnswer | None:
-    for other in call.other_answers:
-        if other.purpose == "shadow" and other.adapter == candidate:
-            return other
-    return None
-
-
-def _agreement(call: CallRecord, other: OtherAnswer) -> float:
-    """Agreement of what the caller would have got with what the caller did get."""
-    if not other.accepted or other.error is not None:
-        right = _teacher_said(call)
-        if right is None or call.answer is None:
-            return 1.0
-        return score_answer(right, call.answer, call.request).correct
-    if call.answer is None:
-        return 0.0
-    return score_answer(call.answer, other.message, call.request).correct
-
-
-def _difference(call: CallRecord, other: OtherAnswer) -> float | None:
-    """Candidate minus champion, each against the teacher's answer; None when that is not known.
-
-    As in the canary a failure of the candidate is 0, though the teacher would step in, and leaving
-    the call to the teacher is 1.
-    """
-    right = _teacher_said(call)
-    if right is None:
-        return None
-    champion = score_answer(right, call.answer, call.request).correct if call.answer else 0.0
-    if call.answered_by.adapter is None:
-        champion = 1.0
-    if other.error is not None or not other.checks.passed:
-        return 0.0 - champion
-    if not other.accepted:
-        return 1.0 - champion
-    return score_answer(right, other.message, call.request).correct - champion
-
-
-def _teacher_said(call: CallRecord) -> Any:
-    if call.answered_by.adapter is None or call.answered_by.escalation is not None:
-        return call.answer
-    return call.audit
+def _by_epoch(items: Sequence[SessionOutcome]) -> dict[str, int]:
+    return dict(sorted(Counter(str(item.epoch) for item in items).items()))
 
 
 def _mean(items: Sequence[SessionOutcome]) -> float | None:
@@ -258,25 +244,44 @@ def _mean(items: Sequence[SessionOutcome]) -> float | None:
 
 
 def _reason(
-    verdict: Verdict, bad: float, good: float, sessions: int, labelled: int, policy: EvidencePolicy
+    verdict: Verdict,
+    metrics: Sequence[MetricDecision],
+    policy: EvidencePolicy,
+    sessions: int,
+    by_teacher: bool,
 ) -> str:
-    counted = f"{sessions} canary sessions, {labelled} with a label"
+    margins = {metric.name: metric for metric in policy.active(by_teacher)}
+
+    def said(metric: MetricDecision) -> str:
+        terms = margins[metric.name]
+        if verdict == "bad":
+            worse = (
+                f"{metric.name} worse than the champion's by more than {terms.rollback_margin:g}"
+            )
+            return f"{worse}: evidence {metric.e_bad:.3g}, needed {metric.needed_bad:.3g}"
+        if verdict == "good":
+            fine = f"{metric.name} not worse than the champion's by {terms.margin:g}"
+            return f"{fine}: evidence {metric.e_good:.3g}, needed {metric.needed_good:.3g}"
+        lost = ", no label in the latest sessions" if metric.disappeared else ""
+        good = f", {metric.e_good:.3g} of {metric.needed_good:.3g} for as good"
+        return (
+            f"{metric.name} {metric.e_bad:.3g} of {metric.needed_bad:.3g} for worse"
+            f"{good if metric.asked else ''}{lost}"
+        )
+
     if verdict == "bad":
-        return (
-            f"worse than the champion by more than {policy.margin:g}: evidence {bad:.3g}, needed "
-            f"{1 / policy.alpha_bad:g}; {counted}"
-        )
-    if verdict == "good":
-        return (
-            f"not worse than the champion by {policy.margin:g}: evidence {good:.3g}, needed "
-            f"{1 / policy.alpha_good:g}; {counted}"
-        )
-    return (
-        f"no verdict yet: evidence {bad:.3g} of {1 / policy.alpha_bad:g} for worse, {good:.3g} of "
-        f"{1 / policy.alpha_good:g} for as good; {counted}"
-    )
+        shown = [metric for metric in metrics if metric.verdict == "bad"]
+    elif verdict == "good":
+        shown = [metric for metric in metrics if metric.asked]
+    else:
+        shown = list(metrics)
+    labelled = next((m.labelled for m in metrics if m.name == "quality"), metrics[0].labelled)
+    counted = f"{sessions} canary sessions, {labelled} with a label"
+    if verdict == "continue":
+        return f"no verdict yet: {'; '.join(map(said, shown))}; {counted}"
+    return f"{'; '.join(map(said, shown))}; {counted}"
 
 
-def _digest(policy: EvidencePolicy, rollout: str, name: str, fed: Sequence[object]) -> str:
+def digest(policy: EvidencePolicy, rollout: str, name: str, fed: Sequence[object]) -> str:
     body = json.dumps([asdict(policy), rollout, name, fed], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(body.encode()).hexdigest()

@@ -1,43 +1,34 @@
 """Sequential test of a canary against its concurrent champion, valid at every look.
 
-Two one-sided tests by betting. With d = canary - champion in one block, in [-1, 1], and a margin:
+Sessions come in assignment order and are cut into blocks of canary and champion sessions that stand
+side by side. Two e-processes (``evaluators/betting.py``, with the argument for their validity) run
+over the blocks: ``bad`` doubts "the canary is at most ``rollback_margin`` worse", ``good`` doubts "the
+canary is at least ``margin`` worse". A verdict falls when one reaches 1 / alpha.
 
-* ``bad`` doubts "the canary is at most ``margin`` worse" by the stake prod(1 - b (d + margin)),
-  0 <= b <= 1 / (1 + margin);
-* ``good`` doubts "the canary is at least ``margin`` worse" by prod(1 + b (d + margin)),
-  0 <= b <= 1 / (1 - margin).
+What is assumed: arms are randomized, outcomes are independent given the past, and on average over a
+block the doubted hypothesis holds. Where blocks end depends on the arms alone, never on an outcome.
 
-Under the doubted hypothesis each factor is non-negative with a conditional mean of at most 1, so the
-stake, and any mixture over bets fixed beforehand, is a non-negative supermartingale from 1: an
-e-process. By Ville's inequality it ever reaches 1 / alpha with chance at most alpha, so looking after
-every session costs nothing.
-
-Sources: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting", J. R.
-Stat. Soc. B 86 (2024) 1, section 4; Ville, "Étude critique de la notion de collectif" (1939); mixture
-as in Robbins, Ann. Math. Stat. 41 (1970) 1397. It needs randomized arms and no drift inside a block.
-
-How long it takes (alpha 0.05, margin 0.1, champion always right): a canary without an error is good
-after 34 sessions, one that is always wrong is bad after 6.
+How long it takes (alpha 0.05, margin 0.1 both ways, beside the teacher): a canary without an error is
+good after 34 sessions, one that is always wrong is bad after 4.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from evaluators.betting import Counts, Numbers, as_good, worse
 from infra.calls.record import Arm
 
 Verdict = Literal["bad", "good", "continue"]
 
-# Bets as shares of the largest allowed. Most weight is on large bets, which are best when errors
-# are rare, as they are in an adapter that passed the gate; small ones keep noisy scores decidable.
-BETS = np.array([0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
-WEIGHTS = np.array([0.05, 0.1, 0.15, 0.2, 0.2, 0.3])
+# A block ends when the ratio of its arms is within this factor of the ratio of its epoch so far: a
+# canary beside one champion tells half as much as beside nine (infra/decisions/0014).
+BALANCE = 0.5
 _LARGEST_LOG = 700.0
 
 
@@ -51,7 +42,7 @@ class Outcome:
     low: float
     high: float
     by_agreement: bool = True
-    """Scored by agreement with the teacher alone; False when a caller's feedback had a part."""
+    """Scored against the teacher alone; False when a caller's feedback had a part."""
 
     @property
     def labelled(self) -> bool:
@@ -60,60 +51,70 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Block:
-    """One canary session and the champion sessions beside it, as differences in [-1, 1].
+    """Canary sessions and the champion sessions beside them: how many, and sums of their scores.
 
     What is unknown is filled in against the verdict, for each test on its own: missing labels can
     neither promote nor roll back.
     """
 
-    bad: float | None
-    """Canary at its best minus labelled champions; None when no champion has a label."""
-    good: float
-    """Canary at its worst minus champions at their best."""
+    canaries: int
+    champions: int
+    """0: the teacher, who agrees with itself, was no part of it but is known to score 1."""
+    canary_low: float
+    canary_high: float
+    champion_low: float
+    champion_high: float
+    for_bad: bool = True
+    """False: counts towards the harder test, ``good``, only."""
 
 
-def e_bad(differences: ArrayLike, margin: float) -> NDArray[np.float64]:
-    """Running e-values against "the canary is at most ``margin`` worse"; shape (n,) from (n,)."""
-    gains = -(_checked(differences) + margin)
-    return _mixture(gains, 1 / (1 + margin))
+def block_ends(arms: Iterable[Arm], *, champion_is_teacher: bool = False) -> list[int]:
+    """Where the blocks of one epoch end: places in assignment order, each after its last session.
 
-
-def e_good(differences: ArrayLike, margin: float) -> NDArray[np.float64]:
-    """Running e-values against "the canary is at least ``margin`` worse"; shape (n,) from (n,)."""
-    gains = _checked(differences) + margin
-    return _mixture(gains, 1 / (1 - margin))
+    A block holds both arms, in about the ratio of the epoch so far. When the champion is the teacher
+    a canary need not wait for company.
+    """
+    ends: list[int] = []
+    canaries = champions = all_canaries = all_champions = 0
+    for place, arm in enumerate(arms):
+        if arm == "canary":
+            canaries += 1
+            all_canaries += 1
+        else:
+            champions += 1
+            all_champions += 1
+        if champion_is_teacher:
+            ready = canaries > 0
+        else:
+            mine, usual = champions * all_canaries, canaries * all_champions
+            ready = min(canaries, champions) > 0 and mine >= BALANCE * usual
+            ready = ready and usual >= BALANCE * mine
+        if ready:
+            ends.append(place + 1)
+            canaries = champions = 0
+    return ends
 
 
 def match_blocks(outcomes: Iterable[Outcome], *, champion_is_teacher: bool) -> list[Block]:
-    """Pair each canary session with the champion sessions next to it in assignment order.
+    """Cut the sessions of each epoch into blocks, in the order in which the blocks are complete.
 
-    A canary takes every champion session of its epoch that waits; if none does, it waits for the
-    next one. Sessions without a partner when the epoch ends are discarded, because a block across a
-    change of weights compares two times. Pairing looks at the order alone, never at an outcome.
-
-    When the champion is the teacher a canary need not wait: the teacher agrees with itself, so its
-    outcome is 1 by definition. Where feedback had a part in the canary's score that comparison would
-    be lopsided, so such a block counts only towards the harder test, ``good``.
+    Sessions left over when an epoch ends are discarded, because a block across a change of weights
+    compares two times. Where feedback had a part in the score of a canary that stands alone against
+    the teacher, the comparison would be lopsided: such a block counts only towards ``good``.
     """
-    blocks: list[Block] = []
     # Gateways learn of new weights moments apart, so epochs may interleave.
-    waiting: dict[Hashable, tuple[deque[Outcome], list[Outcome]]] = {}
-    for outcome in outcomes:
-        canaries, champions = waiting.setdefault(outcome.epoch, (deque(), []))
-        if outcome.arm == "canary":
-            canaries.append(outcome)
-        else:
-            champions.append(outcome)
-        if not canaries:
-            continue
-        if champions:
-            blocks.append(_block(canaries.popleft(), champions))
-            champions.clear()
-        elif champion_is_teacher:
-            canary = canaries.popleft()
-            bad = canary.high - 1.0 if canary.by_agreement else None
-            blocks.append(Block(bad, canary.low - 1.0))
-    return blocks
+    epochs: dict[Hashable, list[tuple[int, Outcome]]] = {}
+    for place, outcome in enumerate(outcomes):
+        epochs.setdefault(outcome.epoch, []).append((place, outcome))
+    found: list[tuple[int, Block]] = []
+    for members in epochs.values():
+        start = 0
+        arms = [outcome.arm for _, outcome in members]
+        for end in block_ends(arms, champion_is_teacher=champion_is_teacher):
+            block = _block([outcome for _, outcome in members[start:end]])
+            found.append((members[end - 1][0], block))
+            start = end
+    return [block for _, block in sorted(found, key=lambda item: item[0])]
 
 
 @dataclass(frozen=True)
@@ -126,49 +127,89 @@ class TestResult:
     e_bad: float
     e_good: float
     blocks: int
+    path_bad: tuple[float, ...] = field(default=(), repr=False)
+    """The e-value after each block, for a picture."""
+    path_good: tuple[float, ...] = field(default=(), repr=False)
 
 
 def run_test(
-    blocks: Sequence[Block], margin: float, alpha_bad: float, alpha_good: float
+    blocks: Sequence[Block],
+    margin: float,
+    alpha_bad: float,
+    alpha_good: float,
+    *,
+    rollback_margin: float | None = None,
+    known: float = 1.0,
+    carried: float = 1.0,
 ) -> TestResult:
     """Verdict on all blocks so far. A crossing is final: later blocks do not undo it.
 
-    Raises ValueError for a margin outside [0, 1) or an alpha outside (0, 1).
+    Args:
+        blocks: in order.
+        margin: a canary worse by this or more must not be promoted, beyond chance ``alpha_good``.
+        alpha_bad: chance of a rollback of a canary at most ``rollback_margin`` worse.
+        alpha_good: chance of a promotion of one at least ``margin`` worse.
+        rollback_margin: None: ``margin``.
+        known: the champion's mean in blocks without a champion session.
+        carried: e-value against the candidate from evidence before the first block (the shadow's).
+            As e-values of successive data multiply, the product keeps the level ``alpha_bad``.
+
+    Raises ValueError for a margin that ``betting`` refuses or an alpha outside (0, 1).
     """
-    if not (0 <= margin < 1 and 0 < alpha_bad < 1 and 0 < alpha_good < 1):
-        raise ValueError("margin lies in [0, 1), both alphas between 0 and 1")
-    bad = _largest(e_bad([block.bad for block in blocks if block.bad is not None], margin))
-    good = _largest(e_good([block.good for block in blocks], margin))
+    tolerated = margin if rollback_margin is None else rollback_margin
+    if not (0 < alpha_bad < 1 and 0 < alpha_good < 1):
+        raise ValueError(f"alphas lie between 0 and 1, got {alpha_bad:g} and {alpha_good:g}")
+    bad = worse(counts_for_bad(blocks), tolerated, known) + math.log(max(carried, 1e-300))
+    good = as_good(counts_for_good(blocks), margin, known)
+    largest_bad, largest_good = max(_largest(bad), carried), _largest(good)
     verdict: Verdict = "continue"
-    if bad >= 1 / alpha_bad:
+    if largest_bad >= 1 / alpha_bad:
         verdict = "bad"
-    elif good >= 1 / alpha_good:
+    elif largest_good >= 1 / alpha_good:
         verdict = "good"
-    return TestResult(verdict, bad, good, len(blocks))
+    return TestResult(verdict, largest_bad, largest_good, len(blocks), _path(bad), _path(good))
 
 
-def _block(canary: Outcome, champions: Sequence[Outcome]) -> Block:
-    labelled = [champion.low for champion in champions if champion.labelled]
-    best = sum(champion.high for champion in champions) / len(champions)
-    bad = canary.high - sum(labelled) / len(labelled) if labelled else None
-    return Block(bad, canary.low - best)
+def counts_for_bad(blocks: Iterable[Block]) -> Counts:
+    """Canaries at their best, champions at their worst."""
+    return Counts.of(
+        (
+            block.canaries if block.for_bad else 0,
+            block.canary_high,
+            block.champions,
+            block.champion_low,
+        )
+        for block in blocks
+    )
 
 
-def _mixture(gains: NDArray[np.float64], largest_bet: float) -> NDArray[np.float64]:
-    """Weighted mean over the bets of the running product of 1 + bet * gain."""
-    with np.errstate(divide="ignore"):
-        # Rounding may push a factor that is exactly zero a hair below it.
-        factors = np.maximum(1 + BETS[:, None] * largest_bet * gains[None, :], 0.0)
-        logs = np.log(factors).cumsum(axis=1) + np.log(WEIGHTS)[:, None]
-    return np.exp(np.minimum(np.logaddexp.reduce(logs, axis=0), _LARGEST_LOG))
+def counts_for_good(blocks: Iterable[Block]) -> Counts:
+    """Canaries at their worst, champions at their best."""
+    return Counts.of(
+        (block.canaries, block.canary_low, block.champions, block.champion_high) for block in blocks
+    )
 
 
-def _checked(differences: ArrayLike) -> NDArray[np.float64]:
-    values = np.asarray(differences, dtype=float)
-    if values.size and not (np.abs(values) <= 1 + 1e-12).all():
-        raise ValueError("differences of two scores in [0, 1] lie in [-1, 1]")
-    return values.reshape(-1)
+def _block(members: Sequence[Outcome]) -> Block:
+    canaries = [outcome for outcome in members if outcome.arm == "canary"]
+    champions = [outcome for outcome in members if outcome.arm == "champion"]
+    for outcome in members:
+        if not 0 <= outcome.low <= outcome.high <= 1:
+            raise ValueError(f"a score lies in [0, 1], got {outcome.low} to {outcome.high}")
+    return Block(
+        len(canaries),
+        len(champions),
+        sum(outcome.low for outcome in canaries),
+        sum(outcome.high for outcome in canaries),
+        sum(outcome.low for outcome in champions),
+        sum(outcome.high for outcome in champions),
+        for_bad=bool(champions) or all(outcome.by_agreement for outcome in canaries),
+    )
 
 
-def _largest(running: NDArray[np.float64]) -> float:
-    return float(running.max(initial=1.0))
+def _path(running: Numbers) -> tuple[float, ...]:
+    return tuple(np.exp(np.minimum(running, _LARGEST_LOG)).tolist())
+
+
+def _largest(running: Numbers) -> float:
+    return math.exp(min(float(running.max(initial=0.0)), _LARGEST_LOG))

@@ -10,15 +10,19 @@ each call, the first that applies:
 4. the agreement of the shown answer with the teacher's audit answer;
 5. else it is missing: anything from 0 to 1.
 
-A session is settled once its horizon has passed, or at a hard failure, which nothing can mend.
-Sessions are fed up to the first unsettled one: quick failures and slow successes arrive in order of
-assignment, not of arrival. Later calls and later feedback count for nothing, so a verdict computed
-today is the one computed then.
+Beside this quality a session has what the other metrics need: hard failures, slow calls, escalations,
+and tool errors that the agent reported (``evaluators/tool_results.py``).
+
+A session is settled once its horizon has passed, or at a hard failure, which nothing can mend; calls
+after that failure count for nothing. Sessions are fed up to the first unsettled one: quick failures and
+slow successes arrive in order of assignment, not of arrival. Later calls and later feedback count for
+nothing, so a verdict computed today is the one computed then.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +30,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from evaluators.scoring import score_answer
+from evaluators.tool_results import tool_error_reported
 from infra.calls.record import Arm, CallRecord, FeedbackRecord
 
 # The teacher answered in the small model's place, and that is how the cascade is meant to work: it
@@ -63,6 +68,12 @@ class SessionOutcome:
     escalations: int
     """Calls that the teacher answered in the small model's place, for whatever reason."""
     by_feedback: bool
+    failed: bool = False
+    """A hard failure of the arm."""
+    tool_failed: bool = False
+    """The agent reported that a tool call of an answer ended in an error; never beside ``failed``."""
+    slow: int = 0
+    """Calls slower than the objective."""
 
     @property
     def labelled(self) -> bool:
@@ -80,6 +91,10 @@ class SessionOutcome:
             self.high,
             self.by_feedback,
             self.escalations,
+            self.calls,
+            self.failed,
+            self.tool_failed,
+            self.slow,
         ]
 
 
@@ -90,6 +105,7 @@ def session_outcomes(
     rollout: str,
     maturity_seconds: float,
     now: datetime,
+    latency_objective_seconds: float | None = None,
 ) -> list[SessionOutcome]:
     """Every session of the rollout's canary stage in assignment order, settled or not.
 
@@ -108,7 +124,8 @@ def session_outcomes(
             sessions[call.tenant, call.session].append(call)
     reported = feedback_by_call(item for item in feedback if item.time <= now)
     horizon = timedelta(seconds=maturity_seconds)
-    outcomes = [_outcome(members, reported, horizon, now) for members in sessions.values()]
+    slow = math.inf if latency_objective_seconds is None else latency_objective_seconds
+    outcomes = [_outcome(members, reported, horizon, now, slow) for members in sessions.values()]
     return sorted(outcomes, key=lambda item: (item.assigned, item.tenant, item.session))
 
 
@@ -172,6 +189,7 @@ def _outcome(
     reported: Mapping[tuple[str, str], Sequence[FeedbackRecord]],
     horizon: timedelta,
     now: datetime,
+    slow_seconds: float,
 ) -> SessionOutcome:
     first = members[0]
     closes = first.time + horizon
@@ -179,14 +197,14 @@ def _outcome(
     assert arm is not None  # only exposed calls get here
     # A session that a higher weight moved to the other arm later stays with the first.
     counted = [call for call in members if call.time <= closes and call.answered_by.arm == arm]
-    results = [
-        call_outcome(
-            call,
-            [item for item in reported.get((call.tenant, call.id), ()) if item.time <= closes],
-        )
+    in_time = {
+        call.id: [item for item in reported.get((call.tenant, call.id), ()) if item.time <= closes]
         for call in counted
-    ]
-    failed = any(result.basis == "failure" for result in results)
+    }
+    results = [call_outcome(call, in_time[call.id]) for call in counted]
+    failure = next((at for at, item in enumerate(results) if item.basis == "failure"), None)
+    if failure is not None:
+        counted, results = counted[: failure + 1], results[: failure + 1]
     return SessionOutcome(
         tenant=first.tenant,
         session=first.session,
@@ -195,10 +213,13 @@ def _outcome(
         assigned=first.time,
         low=min(result.low for result in results),
         high=min(result.high for result in results),
-        settled=failed or now >= closes,
+        settled=failure is not None or now >= closes,
         calls=len(counted),
         escalations=sum(call.answered_by.escalation is not None for call in counted),
         by_feedback=any(result.basis == "feedback" for result in results),
+        failed=failure is not None,
+        tool_failed=failure is None and tool_error_reported(counted, in_time),
+        slow=sum(call.latency_seconds > slow_seconds for call in counted),
     )
 
 

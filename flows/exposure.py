@@ -7,19 +7,15 @@ it was, the arms are no longer alike, and no verdict on them means anything.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from evaluators import sample_ratio as sample
+from evaluators.sample_ratio import sample_ratio
 from infra.calls.record import CallRecord
 from infra.database.events import Event
-
-ALPHA = 0.001
-"""Chance that a split as it was asked for is ever called a mismatch, over the whole rollout."""
-PRIOR_SESSIONS = 20.0
-"""Weight of the prior around the share asked for: it finds a lost half of an arm in some dozens."""
 
 
 @dataclass(frozen=True)
@@ -82,31 +78,10 @@ def exposures(
 
 
 def mismatch(splits: Sequence[Split]) -> str | None:
-    """A beta-binomial mixture against the share asked for, multiplied over the route's versions.
-
-    The ratio of a mixture's likelihood to the hypothesis's is a martingale from 1 under the latter, so
-    it may be looked at after every session (Robbins, Ann. Math. Stat. 41 (1970) 1397).
-    """
-    evidence = sum(_log_evidence(split) for split in splits)
-    if evidence < math.log(1 / ALPHA):
-        return None
-    told = ", ".join(
-        f"{split.canary} of {split.canary + split.champion} sessions in the canary at "
-        f"{split.weight:.0%}"
+    """Why these cannot be the splits that were asked for, or None (``evaluators.sample_ratio``)."""
+    test = sample_ratio(
+        sample.Split(split.canary, split.champion, split.weight)
         for split in splits
-        if split.canary + split.champion
+        if 0 < split.weight < 1
     )
-    return f"{told} (evidence {math.exp(min(evidence, 700.0)):.3g}, limit {1 / ALPHA:g})"
-
-
-def _log_evidence(split: Split) -> float:
-    if not 0 < split.weight < 1:
-        return 0.0
-    a, b = PRIOR_SESSIONS * split.weight, PRIOR_SESSIONS * (1 - split.weight)
-    mixed = _log_beta(a + split.canary, b + split.champion) - _log_beta(a, b)
-    asked = split.canary * math.log(split.weight) + split.champion * math.log1p(-split.weight)
-    return mixed - asked
-
-
-def _log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    return test.reason if test.mismatch else None

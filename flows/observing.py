@@ -38,16 +38,23 @@ def observe(
     """
     terms = rollout.policy
     policy = evidence_policy(terms)
+    champion = rollout.champion or TEACHER
     shadow = judge_shadow(
-        calls, rollout=rollout.id, candidate=rollout.adapter, policy=policy, now=now
+        calls,
+        rollout=rollout.id,
+        candidate=rollout.adapter,
+        policy=policy,
+        now=now,
+        champion_is_teacher=champion == TEACHER,
     )
     decision = judge_canary(
         calls,
         feedback,
         rollout=rollout.id,
-        champion=rollout.champion or TEACHER,
+        champion=champion,
         policy=policy,
         now=now,
+        candidate=rollout.adapter,
     )
     since = step_route_version or 0
     splits = exposures(

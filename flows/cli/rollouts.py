@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from serving.registry.records import Rollout
     from serving.rollout.machine import Order
 
-ELSEWHERE: dict[str, str] = {}
+ELSEWHERE: dict[str, str] = {"simulate": "flows.cli.simulate:simulate"}
 """Subcommands of other modules, by name: ``module:command``; loaded when called."""
 
 

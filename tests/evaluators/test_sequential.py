@@ -1,89 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluators.sequential import Block, Outcome, e_bad, e_good, match_blocks, run_test
-
-
-def first_crossing(running: np.ndarray, alpha: float) -> int | None:
-    over = np.flatnonzero(running >= 1 / alpha)
-    return int(over[0]) + 1 if over.size else None
-
-
-def test_a_flawless_canary_is_good_and_a_broken_one_bad_within_few_sessions():
-    assert first_crossing(e_good(np.zeros(100), 0.1), 0.05) == 34
-    assert first_crossing(e_bad(-np.ones(20), 0.1), 0.05) == 6
-    assert first_crossing(e_bad(np.zeros(1000), 0.1), 0.05) is None
-    assert first_crossing(e_good(-np.ones(1000), 0.1), 0.05) is None
-
-
-def test_e_values_are_the_mixture_of_products():
-    from evaluators.sequential import BETS, WEIGHTS
-
-    differences, margin = [0.0, -1.0, 0.25, 1.0], 0.2
-    expected = sum(
-        weight
-        * np.prod([1 + share / (1 - margin) * (difference + margin) for difference in differences])
-        for share, weight in zip(BETS, WEIGHTS, strict=True)
-    )
-    assert e_good(differences, margin)[-1] == pytest.approx(expected)
-    assert sum(WEIGHTS) == pytest.approx(1)
-
-
-NULLS = {
-    # (canary right, champion right): on the edge of the hypothesis that the test doubts.
-    "rare errors": (0.9, 1.0),
-    "both err": (0.75, 0.85),
-    "coin": (0.4, 0.5),
-}
-
-
-def simulate(canary: float, champion: float, runs: int, sessions: int, beside: int, seed: int):
-    random = np.random.default_rng(seed)
-    first = random.random((runs, sessions)) < canary
-    second = (random.random((runs, sessions, beside)) < champion).mean(axis=2)
-    return first - second
-
-
-@pytest.mark.parametrize("name", NULLS)
-@pytest.mark.parametrize("beside", [1, 9])
-@pytest.mark.parametrize("test", [e_bad, e_good])
-def test_looking_after_every_session_keeps_the_error_rate(name, beside, test):
-    """On the edge of both hypotheses at once: canary worse by exactly the margin."""
-    differences = simulate(*NULLS[name], runs=600, sessions=400, beside=beside, seed=29)
-    crossed = sum(first_crossing(test(run, 0.1), 0.05) is not None for run in differences)
-    # 600 runs at a rate of at most 0.05: above 48 has a chance below 0.1 %.
-    assert crossed <= 48
-
-
-def test_graded_scores_keep_the_error_rate():
-    random = np.random.default_rng(31)
-    canary = random.beta(6, 4, (500, 300))  # mean 0.6
-    champion = random.beta(7, 3, (500, 300))  # mean 0.7
-    for test in (e_bad, e_good):
-        crossed = sum(first_crossing(test(run, 0.1), 0.05) is not None for run in canary - champion)
-        assert crossed <= 42
-
-
-def test_power_on_an_adapter_that_is_right_on_96_percent():
-    differences = simulate(0.96, 1.0, runs=400, sessions=500, beside=3, seed=37)
-    when = [first_crossing(e_good(run, 0.1), 0.05) for run in differences]
-    found = [sessions for sessions in when if sessions is not None]
-    assert len(found) >= 0.97 * len(when)
-    assert np.median(found) <= 130
-    wrong = sum(first_crossing(e_bad(run, 0.1), 0.05) is not None for run in differences)
-    assert wrong <= 4
-
-
-def test_a_canary_20_points_worse_is_rolled_back():
-    differences = simulate(0.8, 1.0, runs=300, sessions=500, beside=3, seed=41)
-    when = [first_crossing(e_bad(run, 0.1), 0.05) for run in differences]
-    assert sum(sessions is not None for sessions in when) >= 0.95 * len(when)
-    promoted = sum(first_crossing(e_good(run, 0.1), 0.05) is not None for run in differences)
-    assert promoted <= 3
+from evaluators.sequential import Block, Outcome, block_ends, match_blocks, run_test
 
 
 def canary(score: float = 1.0, epoch: int = 1, **more) -> Outcome:
@@ -96,54 +20,144 @@ def champion(score: float = 1.0, epoch: int = 1, **more) -> Outcome:
     return Outcome("champion", epoch, more.get("low", score), more.get("high", score))
 
 
-def test_a_canary_takes_every_champion_beside_it():
-    blocks = match_blocks(
-        [champion(1), champion(0), canary(1), champion(0), champion(0), canary(0)],
-        champion_is_teacher=False,
+def counts(block: Block) -> tuple[float, ...]:
+    return (
+        block.canaries,
+        block.champions,
+        block.canary_low,
+        block.canary_high,
+        block.champion_low,
+        block.champion_high,
     )
-    assert blocks == [Block(0.5, 0.5), Block(0.0, 0.0)]
+
+
+def alone(score: float, many: int) -> list[Block]:
+    """Canaries beside a teacher that is known to be right."""
+    return match_blocks([canary(score)] * many, champion_is_teacher=True)
+
+
+def test_a_flawless_canary_is_good_and_a_broken_one_bad_within_few_sessions():
+    def first(score: float, wanted: str) -> int:
+        ends = (n for n in range(1, 100) if verdict(alone(score, n)) == wanted)
+        return next(ends)
+
+    def verdict(blocks: list[Block]) -> str:
+        return run_test(blocks, 0.1, 0.05, 0.05).verdict
+
+    assert first(1.0, "good") == 34 and first(0.0, "bad") == 4
+    assert verdict(alone(1.0, 1000)) == "good"
+
+
+def test_a_block_holds_both_arms_in_about_their_usual_ratio():
+    b, c = "champion", "canary"
+    assert block_ends([b, b, c, b, b, c]) == [3, 6]
+    # One champion to a canary where four are usual: the canary waits for one more.
+    assert block_ends([b, b, b, b, c, c, b, b]) == [5, 8]
+    assert block_ends([c, c, c]) == [] and block_ends([b, b, b]) == []
+    assert block_ends([c, b, c], champion_is_teacher=True) == [1, 3]
+
+
+@given(st.lists(st.sampled_from(["canary", "champion"]), max_size=80))
+def test_blocks_lie_end_to_end_and_hold_both_arms(arms):
+    ends = block_ends(arms)
+    assert ends == sorted(set(ends))
+    for start, end in zip([0, *ends], ends, strict=False):
+        assert {"canary", "champion"} == set(arms[start:end])
+    # Where a block ends is known as soon as it ends.
+    for end in ends:
+        assert end in block_ends(arms[:end])
 
 
 def test_a_canary_alone_waits_for_the_next_champion_of_its_epoch():
-    outcomes = [canary(1), canary(0), champion(0), champion(1), canary(1), canary(1, 2)]
-    assert match_blocks(outcomes, champion_is_teacher=False) == [Block(1, 1), Block(-1, -1)]
+    outcomes = [canary(1), canary(0), champion(0), champion(1), canary(1, 2)]
+    (block,) = match_blocks(outcomes, champion_is_teacher=False)
+    assert counts(block) == (2, 1, 1, 1, 0, 0)
     # With the teacher as champion nobody waits: it agrees with itself.
-    assert match_blocks(outcomes, champion_is_teacher=True) == [
-        Block(0, 0),
-        Block(-1, -1),
-        Block(0.5, 0.5),
-        Block(0, 0),
-    ]
+    blocks = match_blocks(outcomes, champion_is_teacher=True)
+    assert [(block.canaries, block.champions) for block in blocks] == [(1, 0), (1, 0), (1, 0)]
 
 
 def test_blocks_never_span_a_change_of_weights():
     outcomes = [champion(0, 1), canary(1, 2), champion(1, 2), canary(1, 3)]
-    assert match_blocks(outcomes, champion_is_teacher=False) == [Block(0, 0)]
+    (block,) = match_blocks(outcomes, champion_is_teacher=False)
+    assert counts(block) == (1, 1, 1, 1, 1, 1)
     interleaved = [champion(0, 1), canary(1, 2), canary(1, 1), champion(1, 2)]
-    assert match_blocks(interleaved, champion_is_teacher=False) == [Block(1, 1), Block(0, 0)]
+    first, second = match_blocks(interleaved, champion_is_teacher=False)
+    assert (first.champion_low, second.champion_low) == (0, 1)
 
 
 def test_missing_labels_are_filled_in_against_each_verdict():
-    unknown = match_blocks([champion(1), canary(low=0, high=1)], champion_is_teacher=False)
-    assert unknown == [Block(0, -1)]
-    unknown = match_blocks([champion(low=0, high=1), canary(1)], champion_is_teacher=False)
-    assert unknown == [Block(None, 0)]
-    half = match_blocks(
-        [champion(low=0, high=1), champion(0.5), canary(1)], champion_is_teacher=False
+    (unknown,) = match_blocks([champion(1), canary(low=0, high=1)], champion_is_teacher=False)
+    assert counts(unknown) == (1, 1, 0, 1, 1, 1)
+    (unknown,) = match_blocks([champion(low=0, high=1), canary(1)], champion_is_teacher=False)
+    assert counts(unknown) == (1, 1, 1, 1, 0, 1)
+    nothing = match_blocks(
+        [champion(low=0, high=1), canary(low=0, high=1)] * 300, champion_is_teacher=False
     )
-    assert half == [Block(0.5, 0.25)]
+    result = run_test(nothing, 0.1, 0.05, 0.05)
+    assert (result.verdict, result.e_bad, result.e_good) == ("continue", 1.0, 1.0)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_hiding_a_canarys_label_never_makes_either_verdict_nearer(rows):
+    shown = [
+        outcome
+        for right, beside, _ in rows
+        for outcome in (canary(float(right)), champion(float(beside)))
+    ]
+    hidden = [
+        outcome
+        for right, beside, lost in rows
+        for outcome in (
+            canary(low=0, high=1) if lost else canary(float(right)),
+            champion(float(beside)),
+        )
+    ]
+    before = run_test(match_blocks(shown, champion_is_teacher=False), 0.1, 0.05, 0.05)
+    after = run_test(match_blocks(hidden, champion_is_teacher=False), 0.1, 0.05, 0.05)
+    assert after.e_bad <= before.e_bad * (1 + 1e-9)
+    assert after.e_good <= before.e_good * (1 + 1e-9)
 
 
 def test_feedback_is_not_held_against_the_imagined_teacher():
-    assert match_blocks([canary(0.5, ag=False)], champion_is_teacher=True) == [Block(None, -0.5)]
+    (block,) = match_blocks([canary(0.5, ag=False)], champion_is_teacher=True)
+    assert not block.for_bad and block.canary_low == 0.5
+    wrong = match_blocks([canary(0, ag=False)] * 50, champion_is_teacher=True)
+    assert run_test(wrong, 0.1, 0.05, 0.05).e_bad == 1
 
 
 def test_bad_comes_before_good_and_stays():
-    blocks = [Block(0.0, 0.0)] * 60 + [Block(-1.0, -1.0)] * 40
-    assert run_test(blocks[:60], 0.1, 0.05, 0.05).verdict == "good"
-    assert run_test(blocks, 0.1, 0.05, 0.05).verdict == "bad"
-    recovered = [Block(-1.0, -1.0)] * 10 + [Block(0.0, 0.0)] * 500
+    fine, wrong = alone(1.0, 60), alone(0.0, 40)
+    assert run_test(fine, 0.1, 0.05, 0.05).verdict == "good"
+    assert run_test(fine + wrong, 0.1, 0.05, 0.05).verdict == "bad"
+    recovered = alone(0.0, 10) + alone(1.0, 500)
     assert run_test(recovered, 0.1, 0.05, 0.05).verdict == "bad"
+
+
+def test_evidence_of_the_shadow_counts():
+    blocks = alone(0.0, 3)
+    without = run_test(blocks, 0.1, 0.05, 0.05)
+    assert without.verdict == "continue"
+    carried = run_test(blocks, 0.1, 0.05, 0.05, carried=6.0)
+    assert carried.verdict == "bad" and carried.e_bad == pytest.approx(6 * without.e_bad)
+    assert run_test([], 0.1, 0.05, 0.05, carried=20.0).verdict == "bad"
+    assert run_test(blocks, 0.1, 0.05, 0.05, carried=0.1).e_bad == pytest.approx(
+        max(0.1 * without.e_bad, 1.0)
+    )
+
+
+def test_the_paths_end_where_the_test_stands():
+    result = run_test(alone(1.0, 20), 0.1, 0.05, 0.05)
+    assert len(result.path_bad) == len(result.path_good) == 20
+    assert result.path_good[-1] == pytest.approx(result.e_good)
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_a_verdict_on_a_prefix_is_never_taken_back(bad: int, good: int):
+    blocks = alone(0.0, bad) + alone(1.0, good)
+    seen = [run_test(blocks[:n], 0.1, 0.05, 0.05) for n in range(len(blocks) + 1)]
+    assert [one.e_bad for one in seen] == sorted(one.e_bad for one in seen)
+    assert [one.e_good for one in seen] == sorted(one.e_good for one in seen)
 
 
 def test_no_blocks_no_verdict_and_bad_terms_are_refused():
@@ -151,29 +165,22 @@ def test_no_blocks_no_verdict_and_bad_terms_are_refused():
     for terms in ((1.0, 0.05, 0.05), (-0.1, 0.05, 0.05), (0.1, 0, 0.05), (0.1, 0.05, 1)):
         with pytest.raises(ValueError):
             run_test([], *terms)
-    with pytest.raises(ValueError):
-        e_good([1.5], 0.1)
-    with pytest.raises(ValueError):
-        e_good([float("nan")], 0.1)
+    with pytest.raises(ValueError, match="margin lies"):
+        run_test([], 0.1, 0.05, 0.05, rollback_margin=1.0)
+    for low, high in ((0.0, 1.5), (math.nan, math.nan), (0.6, 0.4)):
+        with pytest.raises(ValueError, match="score"):
+            match_blocks([canary(low=low, high=high), champion(1)], champion_is_teacher=False)
 
 
-@given(st.lists(st.floats(-1, 1), max_size=60), st.floats(0, 0.9))
-def test_e_values_are_finite_and_never_negative(differences, margin):
-    for test in (e_bad, e_good):
-        running = test(differences, margin)
-        assert running.shape == (len(differences),)
-        assert np.isfinite(running).all() and (running >= 0).all()
+def test_nine_champions_beside_each_canary_say_more_than_one():
+    def evidence(beside: int, seed: int) -> float:
+        random = np.random.default_rng(seed)
+        outcomes = []
+        for _ in range(150):
+            outcomes += [champion(float(random.random() < 0.9)) for _ in range(beside)]
+            outcomes.append(canary(float(random.random() < 0.7)))
+        blocks = match_blocks(outcomes, champion_is_teacher=False)
+        return math.log(run_test(blocks, 0.1, 0.05, 0.05).e_bad)
 
-
-def test_long_runs_do_not_overflow():
-    assert np.isfinite(e_bad(-np.ones(20_000), 0.1)).all()
-
-
-@given(margin=st.floats(0.01, 0.9), right=st.floats(0, 1))
-def test_each_factor_has_mean_at_most_one_under_the_doubted_hypothesis(margin, right):
-    """Exact, by enumeration of one block against a champion that is always right."""
-    if right <= 1 - margin:
-        mean = right * e_good([0.0], margin)[0] + (1 - right) * e_good([-1.0], margin)[0]
-    else:
-        mean = right * e_bad([0.0], margin)[0] + (1 - right) * e_bad([-1.0], margin)[0]
-    assert mean <= 1 + 1e-9
+    nine, one = (np.mean([evidence(beside, seed) for seed in range(20)]) for beside in (9, 1))
+    assert nine > one + 1
