@@ -2,7 +2,7 @@
 # Build an environment of their own for the gateways that bench/gateway.py measures beside ours; their
 # versions exclude ours. Safe to run again.
 #
-#   bench/make-peers.sh [FOLDER]          (default .venv-peers; then NIGHTSCHOOL_PEERS=FOLDER)
+#   bench/make-peers.sh [FOLDER]          (default .venv-peers; then GATEWAY_PEERS=FOLDER)
 #   PYTHON=python3.11                     (the interpreter to build with)
 set -euo pipefail
 

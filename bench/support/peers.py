@@ -13,7 +13,7 @@ from typing import Any
 from bench.support.programs import Program, accepts, gateway, serves
 from tests.contracts.servers import free_port
 
-PEERS = Path(os.environ.get("NIGHTSCHOOL_PEERS", ".venv-peers"))
+PEERS = Path(os.environ.get("GATEWAY_PEERS", ".venv-peers"))
 MODEL = "big"
 
 

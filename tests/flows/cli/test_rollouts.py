@@ -113,4 +113,4 @@ def test_a_rollback_takes_the_start_of_a_digest(run: Run, registry: Registry):
     assert registry.adapter(first).state == "rejected"
     start = first.partition("@")[2][:6]
     refused = run("rollback", "invoice-fields", "--to", start, status=1)
-    assert f"{first} was rejected and may not answer" in refused.stderr
+    assert f"{first} was rejected or retired and may not answer" in refused.stderr
