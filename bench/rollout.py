@@ -248,6 +248,7 @@ def main() -> None:
     }
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")
+        given.json.with_suffix(".part").unlink(missing_ok=True)
     print(json.dumps({key: value for key, value in result.items() if key != "cells"}, indent=1))
 
 
