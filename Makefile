@@ -4,6 +4,8 @@
 
 PYTHON ?= python3.11
 BIN := .venv/bin
+# A file stays in one process, and what shares a Prefect server or a Ray does too: see tests/conftest.py.
+TEST_PROCESSES ?= 2
 STAMP := .venv/.ready-$(shell cat pyproject.toml infra/constraints.txt infra/without-dependencies.txt | cksum | cut -d' ' -f1)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt
 
@@ -42,7 +44,7 @@ demo: venv
 
 test: venv
 	@bash infra/deploy/install-test-servers.sh
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 test-vllm: venv
 	@bash infra/deploy/vllm/make-environment.sh .venv-vllm

@@ -40,6 +40,28 @@ hypothesis.settings.register_profile("nightschool", deadline=None, max_examples=
 hypothesis.settings.load_profile("nightschool")
 
 
+# One Prefect server and one Ray for the whole run, in however many processes it goes on.
+_SHARED = {"prefect_server": "prefect", "ray_executor": "ray", "executor": "ray"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests stay together in one process, and the longest first, so that none is left at the end."""
+    slow: set[str] = set()
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        group = next((_SHARED[name] for name in fixtures if name in _SHARED), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("slow"):
+            slow.add(group)
+    items.sort(key=lambda item: _group(item) not in slow)
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return str(marker.args[0])
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings with every path under the test's own folder."""
