@@ -31,4 +31,4 @@ WORKDIR /var/lib/nightschool
 EXPOSE 8302
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8302/health', timeout=3)"]
-CMD ["python", "-m", "serving.engines.embedded", "--model", "/opt/models/base", "--served-model-name", "smollm2-135m", "--host", "0.0.0.0", "--port", "8302", "--max-adapters", "9", "--max-answer-tokens", "160", "--max-waiting", "80"]
+CMD ["python", "-m", "serving.engines.embedded", "--model", "/opt/models/base", "--served-model-name", "smollm2-135m", "--host", "0.0.0.0", "--port", "8302", "--max-adapters", "10", "--max-answer-tokens", "160", "--max-waiting", "80"]

@@ -25,10 +25,11 @@ ENV PATH=/opt/venv/bin:$PATH \
     NIGHTSCHOOL_GATEWAY__HOST=0.0.0.0 \
     NIGHTSCHOOL_GATEWAY__PORT=8300 \
     NIGHTSCHOOL_HOOKS__HOST=0.0.0.0 \
+    NIGHTSCHOOL_REGISTRY__HOST=0.0.0.0 \
     NIGHTSCHOOL_HOOKS__PORT=8303
 USER 10001:10001
 WORKDIR /var/lib/nightschool
-EXPOSE 8300 8303
+EXPOSE 8300 8303 8306
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8300/healthz', timeout=3)"]
 CMD ["python", "-m", "serving.gateway"]

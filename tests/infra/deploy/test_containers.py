@@ -60,7 +60,12 @@ def test_the_day_tables_bucket_gateway_hooks_engine(place: Place, s3_server: S3S
         aws_secret_access_key="y",
     ).list_buckets()["Buckets"]
     assert settings.storage.url.removeprefix("s3://") in [bucket["Name"] for bucket in buckets]
-    with place.running("engine"), place.running("hooks"), place.running("gateway"):
+    with (
+        place.running("engine"),
+        place.running("hooks"),
+        place.running("registry"),
+        place.running("gateway"),
+    ):
         port = place.ports["8300"]
         ready, body = get(f"http://127.0.0.1:{port}/readyz")
         assert ready == 200, body

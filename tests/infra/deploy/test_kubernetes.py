@@ -207,7 +207,15 @@ def test_the_commands_are_those_that_are_run_in_the_tests(objects: list[Object])
             path = container["readinessProbe"]["httpGet"]["path"]
             checked = " ".join(health_check_of(services[name]))
             assert path in checked or path == "/readyz", name
-    always = {"gateway", "hooks", "migrate", "deployments", "prefect-server", "prefect-worker"}
+    always = {
+        "gateway",
+        "hooks",
+        "registry",
+        "migrate",
+        "deployments",
+        "prefect-server",
+        "prefect-worker",
+    }
     assert compared - {"engine"} == always
 
 
@@ -268,7 +276,7 @@ def test_nothing_may_talk_but_who_has_to(objects: list[Object]) -> None:
     for name, policy in policies.items():
         for rule in policy.get("ingress", []):
             if any("podSelector" not in there for there in rule["from"]):
-                assert name in ("gateway", "hooks")
+                assert name in ("gateway", "hooks", "registry")
 
 
 def test_vllm_serves_what_the_settings_say() -> None:

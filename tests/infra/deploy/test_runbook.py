@@ -42,6 +42,8 @@ def parse(words: list[str]) -> None:
     command: click.Command = main
     context = click.Context(main, info_name="nightschool")
     while isinstance(command, click.Group):
+        if not words and command.invoke_without_command:
+            break
         assert words, f"{context.command_path} alone does nothing"
         found = command.get_command(context, words[0])
         assert found is not None, f"no command {words[0]!r} in {context.command_path}"
