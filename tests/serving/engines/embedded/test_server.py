@@ -21,6 +21,7 @@ from aiohttp.test_utils import TestServer
 from infra.artifacts.base import read_base_shape
 from serving.engines.embedded.base_model import load_base_model
 from serving.engines.embedded.server import EmbeddedServer
+from tests.contracts.servers import free_port
 from tests.serving.engines.building import engine_process, make_adapter
 
 Named = list[tuple[str, Path]]
@@ -342,6 +343,6 @@ def test_busy_port_and_missing_model_give_one_clear_line(base: Path, tmp_path: P
         result = start("--model", str(base), "--port", str(port))
     assert result.returncode == 1
     assert f"127.0.0.1:{port} cannot be used" in result.stderr.splitlines()[-1]
-    result = start("--model", str(tmp_path))
+    result = start("--model", str(tmp_path), "--port", str(free_port()))
     assert result.returncode == 1
     assert str(tmp_path) in result.stderr.splitlines()[-1]
