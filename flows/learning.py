@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from flows.holding import hold
+from flows.holding import Busy, hold
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.database.events import list_events
@@ -78,7 +78,8 @@ def import_sources(context: Context, say: Say = lambda _: None) -> None:
             report = import_foreign(
                 context, source.format, source.location, tenant=source.tenant, say=_seldom(say)
             )
-        except ObjectStoreError as error:
+        except (Busy, ObjectStoreError) as error:
+            # An import by hand may be at it for long: neither it nor a store holds up a night.
             say(f"{source.location} could not be read, and is tried again next time: {error}")
             continue
         say(
