@@ -273,26 +273,24 @@ class Scope:
         Rewriting a part again gives the same again, because a value keeps its placeholder; so a known
         part is taken from memory.
         """
+        items = {key: value[key] if key == "messages" else [value[key]] for key in value}
+        data = {key: [packed(item) for item in items[key]] for key in value}
+        texts = [text for key in value for text in (packed(str(key)), *data[key])]
+        if any(text is None or b"<" in text for text in texts):
+            # Before anything is numbered: a later part may hold what an earlier one would be given.
+            self._reserve(value)
         parts: dict[Any, Any] = {}
-        reserved = False
         for key in constant_first(value):
-            if key == "messages":
-                items, depth = value[key], 2
-            else:
-                items, depth = [value[key]], 1
-            done = []
-            for item in items:
-                data = packed(item)
-                if data is not None and not reserved and b"<" in data:
-                    self._reserve(value)
-                    reserved = True
-                done.append(self._part(str(key), item, depth, data, run))
+            depth = 2 if key == "messages" else 1
+            done = [
+                self._part(str(key), item, depth, text, run)
+                for item, text in zip(items[key], data[key], strict=True)
+            ]
             parts[key] = done if key == "messages" else done[0]
         return {run.key(key): parts[key] for key in value}
 
     def _part(self, name: str, item: Any, depth: int, data: bytes | None, run: Rewriting) -> Any:
         if data is None:
-            self._reserve(item)
             return run.value(item, name, depth)
         anonymizer, known = self._anonymizer, (name, key_of(data))
         if anonymizer._clean.get(known):

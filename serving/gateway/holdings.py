@@ -157,7 +157,9 @@ class Holdings:
         for name in problems.refused - ready:
             self._retry_at[name] = now + RETRY_SECONDS
         for name, reason in problems.unfit.items():
-            self._unfit(name, reason)
+            # One replica that differs from the others is not the adapter's doing.
+            if name not in ready:
+                self._unfit(name, reason)
         self._ours |= ready
         self._waiting = {name: at for name, at in self._waiting.items() if name not in ready}
         # Routes may have changed meanwhile.

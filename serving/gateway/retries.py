@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 RETRIED_STATUSES = frozenset({502, 503, 504})
-"""Answers that say that nobody worked on the request."""
+"""Answers of a server that in most cases did not work on the request."""
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
 

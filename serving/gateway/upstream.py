@@ -28,6 +28,7 @@ _PASSED_BACK = (
     "openai-model",
 )
 CONNECT_SECONDS = 10.0
+CHAT = "/chat/completions"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Teacher:
         self, body: Mapping[str, Any], headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """A chat completion whose body is still to be read."""
-        return self.open("POST", "/chat/completions", orjson.dumps(body), headers)
+        return self.open("POST", CHAT, orjson.dumps(body), headers)
 
     @asynccontextmanager
     async def open(
@@ -129,17 +130,23 @@ class Teacher:
     async def _first_answer(
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
-        """The first answer that is one, or the last failure: asked again within the budget where
-        nobody worked on the request."""
+        """The first answer that is one, or the last failure: asked again within the budget.
+
+        What changes something on the teacher's server is sent again only where nobody can have worked
+        on it; a chat that was worked on twice costs twice and harms nobody.
+        """
         self._budget.called()
+        harmless = method == "GET" or path == CHAT or "idempotency-key" in headers
         for attempt in range(1, self.settings.retries + 1):
             try:
                 response = await self._send(method, path, data, headers)
-            except aiohttp.ClientConnectionError:
-                if not self._budget.take():
+            except aiohttp.ClientConnectionError as error:
+                unsent = isinstance(error, aiohttp.ClientConnectorError)
+                if not (harmless or unsent) or not self._budget.take():
                     raise
             else:
-                if response.status not in RETRIED_STATUSES or not self._budget.take():
+                retried = harmless and response.status in RETRIED_STATUSES
+                if not retried or not self._budget.take():
                     return response
                 response.close()
             await asyncio.sleep(pause_seconds(attempt))

@@ -67,6 +67,12 @@ class TestConsistency:
         late = scope().request({"a": ANN, "b": "<EMAIL_1>"})
         assert late == {"a": "<EMAIL_2>", "b": "<EMAIL_1>"}
 
+    def test_a_placeholder_in_a_later_message_is_not_given_to_an_earlier_one(self) -> None:
+        said = [f"write to {ANN}", "also <EMAIL_1> please"]
+        messages = [{"role": "user", "content": text} for text in said]
+        changed = scope().request({"messages": messages})["messages"]
+        assert [message["content"] for message in changed] == ["write to <EMAIL_2>", said[1]]
+
     def test_threads_agree(self) -> None:
         session = scope()
         values = [f"user{n}@example.com" for n in range(40)]

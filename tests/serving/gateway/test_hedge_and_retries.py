@@ -80,7 +80,7 @@ class Failing:
 
     def app(self) -> web.Application:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self.answer)
+        app.router.add_route("*", "/v1/{path:.+}", self.answer)
         return app
 
     async def answer(self, _: web.Request) -> web.Response:
@@ -117,6 +117,27 @@ async def test_only_what_nobody_worked_on_is_sent_again(
     statuses: list[int], settings: dict[str, Any], expected: tuple[int, int]
 ) -> None:
     assert await outcome(statuses, **settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "expected"),
+    [
+        ("POST", {}, (502, 1)),
+        ("DELETE", {}, (502, 1)),
+        ("POST", {"idempotency-key": "k"}, (200, 2)),
+        ("GET", {}, (200, 2)),
+    ],
+)
+async def test_what_changes_something_at_the_teacher_is_not_done_twice(
+    method: str, headers: dict[str, str], expected: tuple[int, int]
+) -> None:
+    server = Failing([502])
+    async with listening(server.app()) as url:
+        teacher = Teacher(TeacherSettings(url=f"{url}/v1"))
+        async with teacher.open(method, "/batches", None, headers) as response:
+            status = response.status
+        await teacher.close()
+    assert (status, server.asked) == expected
 
 
 async def test_nobody_there_is_asked_again_and_then_said() -> None:
