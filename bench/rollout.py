@@ -1,6 +1,6 @@
 """How often is a canary judged wrongly, and how many labels does a right verdict take?
 
-The product's decision code and the rules of other tools (``bench/rollout_rules.py``) on the same
+The product's decision code and the rules of other tools (``bench/support/rollout_rules.py``) on the same
 simulated sessions. Policy: one metric, quality, at its default share (55 %) of a declared 5 % for
 rollback, rolled back when worse by more than 1 point, promoted when not worse by 5 points or more.
 
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.rollout_rules import LOOK, NEVER, RULES, Seen, Setting
+from bench.support.rollout_rules import LOOK, NEVER, RULES, Seen, Setting
 from evaluators.metrics import EvidencePolicy
 from evaluators.simulation import Stream, Terms, Traffic, judge, simulate_shadow, streams
 

@@ -84,8 +84,6 @@ class Decision:
     canary_calls: int = 0
     canary_by_epoch: dict[str, int] = field(default_factory=dict)
     """Settled canary sessions per route version, for counting those of the present step."""
-    champion_by_epoch: dict[str, int] = field(default_factory=dict)
-    """With ``canary_by_epoch`` and the weights: the input of the sample-ratio test."""
     metrics: tuple[MetricDecision, ...] = ()
     disappeared: tuple[Name, ...] = ()
     """Metrics without a label in the latest canary sessions."""
@@ -178,7 +176,6 @@ def judge_canary(
         waiting=len(seen) - len(fed),
         canary_calls=sum(item.calls for item in canaries),
         canary_by_epoch=_by_epoch(canaries),
-        champion_by_epoch=_by_epoch(champions),
         metrics=metrics,
         disappeared=tuple(metric.name for metric in metrics if metric.disappeared),
         carried=carried,

@@ -47,9 +47,13 @@ _SHARED = {"prefect_server": "prefect", "ray_executor": "ray", "executor": "ray"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests stay together in one process, and the longest first, so that none is left at the end."""
     slow: set[str] = set()
+    groups: dict[Path, str] = {}
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        group = next((_SHARED[name] for name in fixtures if name in _SHARED), str(item.path))
+        for name in getattr(item, "fixturenames", ()):
+            if name in _SHARED:
+                groups[item.path] = _SHARED[name]
+    for item in items:
+        group = groups.get(item.path, str(item.path))
         item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("slow"):
             slow.add(group)

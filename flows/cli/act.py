@@ -89,7 +89,7 @@ def notify() -> None:
     """Slack and the other channels."""
 
 
-@notify.command("test")
+@notify.command("test", epilog="\b\nExample:\n  nightschool notify test")
 @click.pass_context
 @failing_clearly
 def test_message(ctx: click.Context) -> None:

@@ -41,7 +41,7 @@ def db() -> None:
     """The database: its schema, its backup."""
 
 
-@db.command()
+@db.command(epilog="\b\nExample:\n  nightschool db upgrade")
 @click.pass_context
 @failing_clearly
 def upgrade(ctx: click.Context) -> None:
@@ -52,7 +52,7 @@ def upgrade(ctx: click.Context) -> None:
     click.echo(f"{database}: revision {database.upgrade()}")
 
 
-@db.command()
+@db.command(epilog="\b\nExample:\n  nightschool db backup night.jsonl.zst")
 @click.argument("file", type=FILE)
 @click.pass_context
 @failing_clearly
@@ -65,7 +65,7 @@ def backup(ctx: click.Context, file: Path) -> None:
     click.echo(_told(f"{database}: written to {file}", backup.backup(database, file)))
 
 
-@db.command()
+@db.command(epilog="\b\nExample:\n  nightschool db restore night.jsonl.zst")
 @click.argument("file", type=FILE)
 @click.pass_context
 @failing_clearly

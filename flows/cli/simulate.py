@@ -122,7 +122,8 @@ def _traffic_and_terms(ctx: click.Context, given: dict[str, Any]) -> tuple[Any, 
         return getattr(rollout, name) if given[name] is None else given[name]
 
     margin = chosen("margin")
-    tolerated = margin if given["rollback_margin"] is None else given["rollback_margin"]
+    tolerated = chosen("rollback_margin")
+    tolerated = margin if tolerated is None else tolerated
     policy = EvidencePolicy(margin, chosen("alpha_bad"), chosen("alpha_good"))
     maturity = given["maturity_hours"]
     hours = rollout.maturity_seconds / 3600 if maturity is None else maturity

@@ -51,6 +51,7 @@ class Answering:
         settings: Settings,
         *,
         snapshot: Callable[[], Snapshot],
+        router: Callable[[], Router],
         anonymizer: Anonymizer,
         teacher: Teacher,
         small: SmallCalls,
@@ -83,20 +84,11 @@ class Answering:
         )
         # Sessions whose last text was broken off: their retry is the teacher's.
         self._aborted: OrderedDict[tuple[str, str], float] = OrderedDict()
-        self._router = Router(Snapshot())
-        self._routed_from: Snapshot | None = None
+        self._router = router
         self._redactor = ThreadPoolExecutor(2, thread_name_prefix="redactor")
 
     def close(self) -> None:
         self._redactor.shutdown(wait=False, cancel_futures=True)
-
-    def router(self) -> Router:
-        """The router over the present snapshot."""
-        snapshot = self._snapshot()
-        if self._routed_from is None or self._routed_from.tasks is not snapshot.tasks:
-            self._router = Router(snapshot)
-            self._routed_from = snapshot
-        return self._router
 
     async def try_small_model(
         self, call: Call, headers: Mapping[str, str], send: SendText | None = None
@@ -114,7 +106,7 @@ class Answering:
             TextTurnedBad: the caller has part of a text that must not be finished.
         """
         look = not self._small.too_long(call.chat.size_bytes)
-        router = self.router()
+        router = self._router()
         if look and router.leaves_to_teacher(call.chat.body, call.chat.tag):
             call.undecided = router
             return None
@@ -196,7 +188,7 @@ class Answering:
     def _names_ours(self, model: str, tenant: str) -> bool:
         """Whether a task or an adapter of that name may be known to the tenant. Another tenant's
         name goes on as it is, like any word that is nobody's: its answer must not tell them apart."""
-        task = self.router().named(model.partition("@")[0])
+        task = self._router().named(model.partition("@")[0])
         if task is None or task.tenant not in (None, tenant):
             return False
         return "@" not in model or model in self._snapshot().adapters()

@@ -134,6 +134,7 @@ class Gateway:
         self.answering = Answering(
             settings,
             snapshot=lambda: self.table.current,
+            router=lambda: self.table.router,
             anonymizer=self.anonymizer,
             teacher=self.teacher,
             small=self.small,
@@ -348,6 +349,7 @@ class Gateway:
         await asyncio.gather(self.audits.drain(DRAIN_SECONDS), self.shadows.drain(DRAIN_SECONDS))
         await self.holdings.stop()
         self._stopping.set()
+        self.kills.wake()
         await asyncio.to_thread(self.recorder.close)
         await asyncio.to_thread(self.shipper.stop, SHIP_AT_END_SECONDS)
         await asyncio.to_thread(self.table.stop)
@@ -362,7 +364,10 @@ class Gateway:
 
     def _deliver_kills(self) -> None:
         channels = channel_names(self.settings.notify)
-        while not self._stopping.wait(self.settings.gateway.refresh_seconds):
+        while True:
+            self.kills.wait(self.settings.gateway.refresh_seconds)
+            if self._stopping.is_set():
+                return
             try:
                 kills.deliver(self.kills, self._open_database, channels)
             except Exception as error:  # noqa: BLE001 - the registry is away: the kill holds here

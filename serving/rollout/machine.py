@@ -224,7 +224,8 @@ def _rollback(now_is: RolloutState, seen: Observation) -> Transition | None:
     def back(reason: str) -> Transition:
         return end("roll_back", "rolled_back", now_is.step, reason)
 
-    margin = now_is.policy.margin
+    policy = now_is.policy
+    margin = policy.margin if policy.rollback_margin is None else policy.rollback_margin
     if seen.kill is not None:
         return back(f"kill switch: {seen.kill or 'no reason given'}")
     if seen.verdict == "bad":

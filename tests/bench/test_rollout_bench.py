@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.rollout_rules import INTERVAL, NEVER, RULES, Seen, Setting
+from bench.support.rollout_rules import INTERVAL, NEVER, RULES, Seen, Setting
 
 ROOT = Path(__file__).parents[2]
 SETTING = Setting(margin=0.05, alpha=0.05, base_rate=0.9)

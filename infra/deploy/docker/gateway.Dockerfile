@@ -1,4 +1,4 @@
-# The gateway, the webhooks and the command line: the base install, without torch and Prefect.
+# The gateway, the webhooks, the registry and the command line: the base install, without torch and Prefect.
 #   docker build -f infra/deploy/docker/gateway.Dockerfile -t nightschool-gateway:0.1.0 .
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
