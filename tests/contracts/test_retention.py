@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 import threading
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from infra.database.garbage import BeingRemoved, find_mark, reserve
+from infra.database.garbage import STALE, BeingRemoved, find_mark, reserve
 from infra.database.open import Database
 from infra.objects.store import ObjectStore
 from serving.registry.errors import IllegalState, RegistryError, RolloutRefused
 from serving.registry.registry import Registry
+from serving.registry.retention import collecting
 from serving.registry.retention.collecting import collect
 from serving.rollout.policy import RolloutPolicy
 from tests.serving.registry.retention.shelves import (
@@ -269,6 +271,109 @@ def test_two_collectors_at_once_remove_each_thing_once(
     require_sound(registry, store)
 
 
+def write_again(registry: Registry, store: ObjectStore, location: str, now: datetime) -> None:
+    with registry.database.begin() as connection:
+        reserve(connection, location, now)
+    put_files(store, location)
+
+
+@pytest.mark.parametrize("stalled_at", ["manifest.json", "part.bin"])
+def test_a_run_that_stalled_deletes_nothing_that_was_written_again(
+    registry: Registry, store: ObjectStore, stalled_at: str
+) -> None:
+    place = f"datasets/mail/{digest('left')}"
+    put_files(store, place)
+    collect(registry.database, store, AT_ONCE, LATER)
+    told = []
+
+    def stall(step: str) -> None:
+        if step == f"delete {place}/{stalled_at}":
+            # Meanwhile another run takes the place over, and somebody writes the same again.
+            told.append(outcomes(collect(registry.database, store, AT_ONCE, over))[place])
+            write_again(registry, store, place, over)
+
+    at = LATER + DAY
+    over = at + STALE + timedelta(minutes=1)
+    done = outcomes(collect(registry.database, store, AT_ONCE, at, on_step=stall))
+    assert (told, done[place]) == (["removed"], "not now")
+    assert whole(store, place)
+
+
+class SlowStore:
+    """A store whose next deletion of a key takes as long as ``meanwhile`` does."""
+
+    def __init__(self, store: ObjectStore, key: str, meanwhile: Callable[[], None]) -> None:
+        self._store, self._key, self._meanwhile = store, key, meanwhile
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def delete(self, key: str) -> None:
+        if key == self._key:
+            self._meanwhile()
+        self._store.delete(key)
+
+
+def test_nobody_takes_over_or_writes_while_a_deletion_is_under_way(
+    registry: Registry, store: ObjectStore
+) -> None:
+    place = f"datasets/mail/{digest('left')}"
+    put_files(store, place)
+    collect(registry.database, store, AT_ONCE, LATER)
+    at = LATER + DAY
+    told = []
+
+    def others() -> None:
+        for wait in (timedelta(0), STALE / 2, STALE - timedelta(minutes=1)):
+            told.append(outcomes(collect(registry.database, store, AT_ONCE, at + wait))[place])
+            with pytest.raises(BeingRemoved):
+                write_again(registry, store, place, at + wait)
+
+    slow = SlowStore(store, f"{place}/part.bin", others)
+    assert outcomes(collect(registry.database, slow, AT_ONCE, at))[place] == "removed"
+    assert told == ["not now"] * 3
+    write_again(registry, store, place, at)
+    assert whole(store, place)
+
+
+def test_a_location_is_owned_from_when_its_turn_comes_not_from_when_the_run_began(
+    registry: Registry, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the last of a long run would be taken over, and written again, right after its turn came."""
+    place = f"datasets/mail/{digest('left')}"
+    put_files(store, place)
+    collect(registry.database, store, AT_ONCE, LATER)
+    began, late = datetime.now(UTC), timedelta(minutes=50)
+    monkeypatch.setattr(collecting, "utc_now", lambda: began)
+
+    def wait(step: str) -> None:
+        if step.startswith("condemn"):
+            monkeypatch.setattr(collecting, "utc_now", lambda: began + late)
+        if step.startswith("delete"):
+            with pytest.raises(BeingRemoved):
+                write_again(registry, store, place, LATER + DAY + late + timedelta(minutes=29))
+
+    done = collect(registry.database, store, AT_ONCE, LATER + DAY, on_step=wait)
+    assert outcomes(done)[place] == "removed"
+
+
+def test_a_deletion_that_may_have_been_sent_twice_leaves_the_place_condemned(
+    registry: Registry, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"datasets/mail/{digest('left')}"
+    put_files(store, place)
+    collect(registry.database, store, AT_ONCE, LATER)
+    monkeypatch.setattr(collecting, "SLOW_SECONDS", 0.0)
+    at = LATER + DAY
+    assert outcomes(collect(registry.database, store, AT_ONCE, at))[place] == "not now"
+    with pytest.raises(BeingRemoved):
+        write_again(registry, store, place, at + STALE / 2)
+    monkeypatch.undo()
+    collect(registry.database, store, AT_ONCE, at + STALE + timedelta(minutes=1))
+    write_again(registry, store, place, at + STALE)
+    assert whole(store, place)
+
+
 @pytest.mark.parametrize("step", range(8))
 def test_killed_before_any_effect_the_next_run_finishes(
     registry: Registry, store: ObjectStore, tmp_path: Path, step: int
@@ -288,8 +393,9 @@ def test_killed_before_any_effect_the_next_run_finishes(
     # condemn, three deletions and the note are five effects; later numbers find nothing to kill at.
     assert killed.returncode == (-signal.SIGKILL if step < 5 else 0), killed.stderr.decode()
     require_sound(registry, store)
-    for _ in range(2):
-        collect(registry.database, store, AT_ONCE, LATER)
+    # What the killed one condemned is taken over once nobody can be deleting there any more.
+    for wait in (STALE, STALE, 2 * STALE):
+        collect(registry.database, store, AT_ONCE, LATER + wait)
     assert not list(store.list(f"{old.location}/"))
     assert not list(store.list(f"datasets/mail/{old.dataset_digest}/"))
     for kept in (champion, newest):

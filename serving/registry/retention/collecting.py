@@ -4,7 +4,12 @@ A location goes in three steps, each a transaction of its own. *Marked*, it wait
 whoever needs it takes the mark off. *Condemned*, under the lock of its task and after the same decision
 was made anew on what the database says then: an adapter is retired in that transaction, so no route
 and no rollout can name it any more. Only then are objects deleted, and when they are gone the mark
-says *removed*. A run that is killed in between leaves a condemned location, which the next one finishes.
+says *removed*. A run that is killed in between leaves a condemned location, which a later one finishes.
+
+A run that is stalled, not dead, must not delete what was written again after another run took its place
+over. So a condemned mark is one run's own for ``STALE``; its owner begins no deletion after half of that
+time, asks the database before each whether the mark is still its own, and does not say *removed* when
+one took so long that it may have been sent twice. A deletion under way would have to take half an hour.
 """
 
 from __future__ import annotations
@@ -42,8 +47,11 @@ ACTOR = "retention"
 MANIFEST = "manifest.json"
 MIN_ORPHAN_GRACE = timedelta(hours=1)
 """What nobody knows yet may be what somebody is just writing."""
+SLOW_SECONDS = 10.0
+"""A deletion that took longer may have been tried more than once, and the first try may still arrive."""
 _TICK = timedelta(microseconds=1)
 
+Clock = Callable[[], datetime]
 Outcome = Literal["kept", "would go", "marked", "waiting", "removed", "not now"]
 
 
@@ -85,7 +93,12 @@ def collect(
 
     Raises ObjectStoreError, and what the database raises.
     """
+    offset = timedelta(0) if now is None else now - utc_now()
     now = now or utc_now()
+
+    def clock() -> datetime:
+        return utc_now() + offset  # a run may take long: what is owned is owned from that time on
+
     done = []
     for verdict in look(database, store, policy, now):
         if dry_run:
@@ -94,10 +107,10 @@ def collect(
             _unmark(database, verdict)
             outcome = "kept"
         else:
-            outcome = _take(database, store, policy, verdict, now, on_step)
+            outcome = _take(database, store, policy, verdict, now, clock, on_step)
         done.append(Done(verdict.kind, verdict.subject, outcome, verdict.why))
     if not dry_run:
-        done += _finish_others(database, store, {entry.what for entry in done}, now, on_step)
+        done += _finish_others(database, store, {entry.what for entry in done}, clock, on_step)
     return done
 
 
@@ -107,6 +120,7 @@ def _take(
     policy: Retention,
     verdict: Verdict,
     now: datetime,
+    clock: Clock,
     on_step: Callable[[str], None],
 ) -> Outcome:
     with database.begin() as connection:
@@ -123,23 +137,19 @@ def _take(
         return "not now"  # another run was faster
     on_step(f"condemn {verdict.location}")
     with database.begin() as connection:
-        condemned = _condemn(connection, mark, verdict, policy, now)
-    if condemned is None:
-        return "not now"
-    return _clear(database, store, condemned, now, on_step)
-
-
-def _condemn(
-    connection: Connection, mark: Mark, verdict: Verdict, policy: Retention, now: datetime
-) -> Mark | None:
-    """In one transaction: decide again on what is so now, retire, and condemn. None: not any more."""
-    if mark.state == "marked" and not _still_goes(connection, mark, verdict, policy, now):
-        return None
-    return _own(connection, mark, now)
+        if mark.state == "marked" and not _still_goes(connection, mark, verdict, policy, now):
+            return "not now"
+        owned = _own(connection, mark, clock())
+    return "not now" if owned is None else _clear(database, store, owned, clock, on_step)
 
 
 def _own(connection: Connection, mark: Mark, now: datetime) -> Mark | None:
-    """Condemn it in this run's name: whoever held it before, or was about to write there, finds out."""
+    """Condemn it in this run's name: whoever held it before, or was about to write there, finds out.
+
+    None: another run has it, or it is no longer as it was read.
+    """
+    if mark.state == "condemned" and now - mark.since < STALE:
+        return None
     since = max(now, mark.since + _TICK)
     if not move_mark(connection, mark, "condemned", since):
         return None
@@ -149,6 +159,7 @@ def _own(connection: Connection, mark: Mark, now: datetime) -> Mark | None:
 def _still_goes(
     connection: Connection, mark: Mark, verdict: Verdict, policy: Retention, now: datetime
 ) -> bool:
+    """Decide again on what is so now, under the task's lock, and retire. False: not any more."""
     task_id = _task_of(connection, mark)
     if task_id is None:
         return verdict.orphan
@@ -175,19 +186,24 @@ def _clear(
     database: Database,
     store: ObjectStore,
     mark: Mark,
-    now: datetime,
+    clock: Clock,
     on_step: Callable[[str], None],
 ) -> Outcome:
     """Delete what lies there, and note that it is gone. The mark is this run's own."""
-    deadline = time.monotonic() + STALE.total_seconds() / 2
     count = 0
+    slowest = 0.0
     for key in _keys(store, mark.location):
-        if time.monotonic() > deadline:
-            return "not now"  # after this nobody may be sure that the mark is still ours
         on_step(f"delete {key}")
+        if not _is_ours(database, mark, clock()):
+            return "not now"
+        started = time.monotonic()
         store.delete(key)
+        slowest = max(slowest, time.monotonic() - started)
         count += 1
+    if slowest > SLOW_SECONDS:
+        return "not now"  # it stays condemned until nothing of this run can arrive any more
     on_step(f"note {mark.location}")
+    now = clock()
     with database.begin() as connection:
         if not move_mark(connection, mark, "removed", now):
             return "not now"
@@ -203,11 +219,17 @@ def _clear(
     return "removed"
 
 
+def _is_ours(database: Database, mark: Mark, now: datetime) -> bool:
+    """Nobody took it over, nor may anybody before a deletion that begins now has come to its end."""
+    with database.read() as connection:
+        return now - mark.since < STALE / 2 and find_mark(connection, mark.location) == mark
+
+
 def _finish_others(
     database: Database,
     store: ObjectStore,
     seen: set[str],
-    now: datetime,
+    clock: Clock,
     on_step: Callable[[str], None],
 ) -> Iterator[Done]:
     """Condemned locations that no verdict speaks of any more: orphans whose manifest is gone."""
@@ -217,10 +239,10 @@ def _finish_others(
         if mark.subject in seen:
             continue
         with database.begin() as connection:
-            owned = _own(connection, mark, now)
+            owned = _own(connection, mark, clock())
         if owned is None:
             continue
-        outcome = _clear(database, store, owned, now, on_step)
+        outcome = _clear(database, store, owned, clock, on_step)
         yield Done(mark.kind, mark.subject, outcome, mark.why)
 
 
