@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from infra.artifacts.manifest import ArtifactError
 from infra.settings.serving import Engine
 from trainers.conversion import convert
 
-_FETCHED = ["config.json", "generation_config.json", "tokenizer*", "*.safetensors", "*.index.json"]
+_FETCHED = ["config.json", "generation_config.json", "tokenizer*", "chat_template*"]
+_FETCHED += ["*.safetensors", "*.index.json"]
 
 
 class BaseModelError(Exception):
@@ -135,20 +137,56 @@ def _packaged_file(name: str, model: PackagedModel) -> Path:
     return path
 
 
-def _from_hub(name: str, progress: Callable[[str], None]) -> Path:
+def _from_hub(name: str, progress: Callable[[str], None], folder: Path | None = None) -> Path:
+    """Into the folder, or the hub client's cache."""
     from huggingface_hub import snapshot_download
 
     identifier, _, revision = name.partition("@")
     progress(f"fetching {name} from the model hub, unless it is cached")
     try:
         return Path(
-            snapshot_download(identifier, revision=revision or None, allow_patterns=_FETCHED)
+            snapshot_download(
+                identifier,
+                revision=revision or None,
+                allow_patterns=_FETCHED,
+                local_dir=folder,
+            )
         )
     except Exception as error:  # the hub client raises many unrelated kinds
         raise BaseModelError(
             f"engine.base_model {name!r} could not be fetched from the model hub "
             f"({type(error).__name__}); download it to a folder and name that folder instead"
         ) from error
+
+
+def fetch_base(source: str, folder: Path, progress: Callable[[str], None] = print) -> None:
+    """Put a hub model's files into a folder that others read: whole or not at all, and once.
+
+    Any number of processes may ask at once; one that was killed is gone on with.
+
+    Args:
+        source: hub id, ``owner/name`` or ``owner/name@revision``.
+        folder: where its files are to be, for all who name it as ``engine.base_model``.
+
+    Raises BaseModelError.
+    """
+    if not HUB_ID.match(source) or source.startswith("."):
+        raise BaseModelError(f"{source!r} is no hub id: give owner/name or owner/name@revision")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder.parent / f".{folder.name}.lock"):
+        if folder.is_dir():
+            progress(f"{folder} is there already")
+            return
+        scratch = folder.parent / f".{folder.name}.partial"
+        _from_hub(source, progress, scratch)
+        try:
+            fingerprint(scratch)
+        except ArtifactError as error:
+            raise BaseModelError(f"{source} at the model hub is not whole: {error}") from error
+        shutil.rmtree(scratch / ".cache", ignore_errors=True)  # the hub client's notes
+        _flush(scratch)
+        scratch.rename(folder)
+        progress(f"{source} is in {folder}")
 
 
 @contextmanager
@@ -163,3 +201,11 @@ def _flush(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
+
+
+if __name__ == "__main__":
+    try:
+        fetch_base(sys.argv[1], Path(sys.argv[2]))
+    except (IndexError, BaseModelError) as problem:
+        told = "usage: python -m trainers.base_model OWNER/NAME FOLDER"
+        sys.exit(told if isinstance(problem, IndexError) else str(problem))

@@ -150,9 +150,7 @@ def _embedded_engine(settings: Settings, base_model: Path, python: str) -> Servi
         "--served-model-name": engine.base_model,
         "--host": host,
         "--port": port,
-        # Beyond what the routes may fill: a place for the judge's candidate, and one for an adapter
-        # that comes in while the one whose place it takes finishes its calls.
-        "--max-adapters": str(engine.max_adapters + 2),
+        "--max-adapters": str(engine.slots),
         "--max-rank": str(engine.max_rank),
         "--threads": str(engine.threads),
         "--batch-size": str(engine.batch_size),

@@ -221,6 +221,15 @@ class Engine(Section):
     batch_window_seconds: Seconds = Field(0.008, description="Embedded: time to gather a batch")
     threads: int = Field(1, ge=1, le=256, description="Embedded: CPU threads")
 
+    @property
+    def slots(self) -> int:
+        """Adapters that the engine itself must be able to hold.
+
+        Beyond what the routes may fill: a place for the judge's candidate, and one for an adapter that
+        comes in while the one whose place it takes finishes its calls.
+        """
+        return self.max_adapters + 2
+
 
 class Telemetry(Section):
     """OpenTelemetry traces of the gateway's calls. Names and numbers only, never what was said."""

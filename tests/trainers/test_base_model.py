@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from infra.artifacts.base import fingerprint, read_base_shape
 from infra.prompting.template import STOP, TURN
 from infra.settings.serving import Engine
+from tests.model_hub import model_hub
 from trainers.base_model import PACKAGED, BaseModelError, PackagedModel, prepare_base
 
 
@@ -76,3 +80,35 @@ def test_the_packaged_model_is_converted_once_and_answers(tmp_path: Path) -> Non
     text = tokenizer.decode(out)
     assert "Paris" in text
     assert text.endswith(STOP), "the model must know where its turn ends"
+
+
+def fetch(source: str, folder: Path, url: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: the hub's client reads its variables once."""
+    return subprocess.run(
+        [sys.executable, "-m", "trainers.base_model", source, str(folder)],
+        env={**os.environ, "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_hub_model_is_put_into_a_folder_whole_or_not_at_all(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shared" / "owner" / "model"
+    with model_hub("owner/model", tiny_base) as hub:
+        hub.broken.add("model.safetensors")
+        cut = fetch("owner/model", folder, hub.url)
+        assert cut.returncode == 1 and "could not be fetched" in cut.stderr
+        assert not folder.exists()
+        hub.broken.clear()
+        assert fetch("owner/model", folder, hub.url).returncode == 0
+        assert fingerprint(folder) == fingerprint(tiny_base)
+        assert not [path for path in folder.iterdir() if not path.is_file()]
+        before = list(hub.fetched)
+        assert fetch("owner/model", folder, hub.url).returncode == 0
+        assert hub.fetched == before, "what is there is not fetched again"
+        for bad in ("no-id", "../up", ""):
+            wrong = fetch(bad, folder, hub.url)
+            assert wrong.returncode == 1 and "is no hub id" in wrong.stderr

@@ -1,4 +1,4 @@
-# The gateway, the webhooks, the registry and the command line: the base install, without torch and Prefect.
+# The gateway, the webhooks, the registry and the command line: without torch and Prefect, with traces.
 #   docker build -f infra/deploy/docker/gateway.Dockerfile -t nightschool-gateway:0.1.0 .
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
@@ -9,7 +9,7 @@ RUN python -m venv /opt/venv
 COPY infra/constraints.txt infra/constraints.txt
 RUN /opt/venv/bin/pip install hatchling
 COPY . .
-RUN /opt/venv/bin/pip install --no-build-isolation . \
+RUN /opt/venv/bin/pip install --no-build-isolation '.[telemetry]' \
     && /opt/venv/bin/pip uninstall --yes hatchling pip
 
 FROM ${PYTHON_IMAGE}

@@ -79,11 +79,11 @@ class Place:
     def command(self, name: str) -> list[str]:
         return [self.here(word) for word in command_of(self.services[name])]
 
-    def once(self, name: str) -> str:
-        """Run a service that ends; what it said. Fails unless it ends well."""
+    def once(self, name: str, **more: str) -> str:
+        """Run a service that ends, with more variables; what it said. Fails unless it ends well."""
         done = subprocess.run(
             self.command(name),
-            env=self.environment(name),
+            env=self.environment(name) | more,
             cwd=self.state,
             capture_output=True,
             text=True,

@@ -31,7 +31,7 @@ EXAMPLE_VALUES = {
     "VLLM_MODEL": "",
     "HF_TOKEN": "",
 }
-_VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?+])([^}]*))?\}")
 
 
 class NotSet(Exception):
@@ -60,6 +60,8 @@ def _filled(value: Any, variables: Mapping[str, str]) -> Any:
         given = variables.get(name, "")
         if not given and operator == ":?":
             raise NotSet(name)
+        if operator == ":+":
+            return str(default) if given else ""
         return given or (default if operator == ":-" else "")
 
     return _VARIABLE.sub(fill, value)

@@ -17,6 +17,7 @@ from tests.infra.deploy.reading import (
     DEPLOY,
     EXAMPLE_VALUES,
     NotSet,
+    command_of,
     compose,
     dockerfile,
     environment_of,
@@ -27,7 +28,7 @@ from tests.infra.deploy.reading import (
 
 SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 OURS = [name for name, service in SERVICES.items() if is_ours(service)]
-ONCE = {"bucket", "migrate", "deployments"}
+ONCE = {"bucket", "migrate", "deployments", "base"}
 
 
 def test_it_is_valid_by_the_compose_specification() -> None:
@@ -79,21 +80,25 @@ def test_vllm_is_chosen_with_its_model() -> None:
     services = compose(chosen)["services"]
     for name in ("gateway", "prefect-worker"):
         engine = load_settings(None, environment_of(services[name])).engine
-        assert (engine.kind, engine.base_model) == ("vllm", "owner/model")
+        assert engine.kind == "vllm"
+        assert engine.base_model == "/var/lib/nightschool/shared/models/owner/model"
+        # It needs the base model's files to start, and nobody else brings them.
+        assert services[name]["depends_on"]["base"]["required"] is False
+    assert command_of(services["base"])[-2:] == ["owner/model", engine.base_model]
+    assert services["vllm"]["depends_on"].keys() == {"base"}
     command = services["vllm"]["command"]
-    assert "--model=owner/model" in command
-    assert f"--max-loras={engine.max_adapters + 1}" in command
+    assert f"--model={engine.base_model}" in command
+    assert f"--served-model-name={engine.base_model}" in command
+    assert f"--max-loras={engine.slots}" in command
     assert f"--max-lora-rank={engine.max_rank}" in command
-    assert services["vllm"]["profiles"] == ["vllm"]
+    assert services["vllm"]["profiles"] == services["base"]["profiles"] == ["vllm"]
     assert services["engine"]["profiles"] == ["embedded"]
 
 
 def test_only_gateway_and_judge_reach_an_engine() -> None:
     reach = {name for name, service in SERVICES.items() if "engine" in service["networks"]}
     assert reach == {"gateway", "prefect-worker", "engine", "vllm"}
-    assert set(SERVICES["vllm"]["networks"]) == {"engine", "hub"}
-    alone = {name for name, service in SERVICES.items() if "hub" in service["networks"]}
-    assert alone == {"vllm"}
+    assert set(SERVICES["vllm"]["networks"]) == {"engine"}
     for name in ("vllm", "engine", "postgres", "minio", "ray-head", "ray-worker"):
         assert "ports" not in SERVICES[name]
     internal = {
@@ -143,7 +148,7 @@ def test_the_engine_has_time_to_answer_what_it_began() -> None:
 
 
 def test_who_shares_adapters_shares_their_place() -> None:
-    for name in ("gateway", "prefect-worker", "ray-head", "ray-worker"):
+    for name in ("gateway", "prefect-worker", "ray-head", "ray-worker", "base"):
         assert "shared:/var/lib/nightschool/shared" in SERVICES[name]["volumes"], name
     for name in ("engine", "vllm"):
         assert "shared:/var/lib/nightschool/shared:ro" in SERVICES[name]["volumes"], name

