@@ -61,7 +61,10 @@ def addresses(settings: Settings) -> dict[str, str]:
     gateway, hooks, registry = settings.gateway, settings.hooks, settings.registry
     return {
         "prefect": f"{prefect_api_url(settings)}/health",
-        "engine": f"{settings.engine.url}/health",
+        **{
+            "engine" if number == 1 else f"engine {number}": f"{url}/health"
+            for number, url in enumerate(settings.engine.urls, 1)
+        },
         "gateway": f"http://{gateway.host}:{gateway.port}/healthz",
         "hooks": f"http://{hooks.host}:{hooks.port}/healthz",
         "registry": f"http://{registry.host}:{registry.port}/healthz",

@@ -156,6 +156,23 @@ class Scope:
         """``request``, with what was found: what ``fields`` takes, so that it need not look again."""
         return Redacted(*self._run(dict(request)))
 
+    @property
+    def busy(self) -> bool:
+        """Whether another thread works in this scope just now: whoever may not wait asks first."""
+        free = self._lock.acquire(blocking=False)
+        if free:
+            self._lock.release()
+        return not free
+
+    def redacted_now(self, request: Mapping[str, Any]) -> Redacted | None:
+        """The same, or None while another thread works in this scope: for who may not wait."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self.redacted(request)
+        finally:
+            self._lock.release()
+
     def record(self, record: Log) -> Log:
         """A log record without personal data; says by which policy and how much was found.
 

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import orjson
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
+from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationError
 
 from infra.calls.record import Checks, new_id
 
 MAX_ANSWER_CHARACTERS = 200_000
 MAX_KNOWN_SCHEMAS = 512
 CUT_OFF = "cut off at the token limit"
-# The default registry would fetch whatever URL a caller's schema refers to.
-_NO_FETCHING: Registry[Any] = Registry()
+MAX_KNOWN_SCHEMA_BYTES = 64 << 10
+"""A longer schema is compiled for each answer: what is remembered is bounded in bytes too."""
+# A caller's patterns are matched in linear time where they can be, and else given up after so many
+# steps: a pattern must not hold up the other callers.
+_PATTERNS = FancyRegexOptions(backtrack_limit=20_000)
 
 
 @dataclass(frozen=True)
@@ -144,27 +143,36 @@ def _schema(request: Mapping[str, Any]) -> Any:
 
 
 def _validator_of(schema: Any) -> Draft202012Validator:
+    """Raises ValueError for what is no JSON Schema, or refers to one elsewhere: nothing is fetched."""
     try:
         said = orjson.dumps(schema)
     except TypeError:  # whole numbers beyond 64 bits: nothing that comes often
-        return Draft202012Validator(schema, registry=_NO_FETCHING)
-    return _validator(said)
+        return _compiled(schema)
+    return _validator(said) if len(said) <= MAX_KNOWN_SCHEMA_BYTES else _compiled(schema)
 
 
 @lru_cache(maxsize=MAX_KNOWN_SCHEMAS)
 def _validator(schema: bytes) -> Draft202012Validator:
     """The same few schemas come with call after call. They are kept by what they say: a caller's
     object may change."""
-    return Draft202012Validator(orjson.loads(schema), registry=_NO_FETCHING)
+    return _compiled(orjson.loads(schema))
+
+
+def _compiled(schema: Any) -> Draft202012Validator:
+    return Draft202012Validator(schema, offline=True, pattern_options=_PATTERNS)
 
 
 def _schema_problem(value: Any, schema: Any) -> str | None:
     try:
-        _validator_of(schema).validate(value)
+        validator = _validator_of(schema)
+    except (ValueError, TypeError):
+        return "the caller's schema is not valid JSON Schema"
+    try:
+        validator.validate(value)
     except ValidationError as error:
         # The message quotes the value, which may be personal: name the rule and the place instead.
-        return f"breaks {error.validator} at {'/'.join(map(str, error.absolute_path)) or 'top'}"
-    except (SchemaError, Unresolvable, re.error, RecursionError, AttributeError, TypeError):
-        # The library does not check a schema before it uses it, so a broken one breaks anywhere.
-        return "the caller's schema is not valid JSON Schema"
+        where = "/".join(map(str, error.instance_path)) or "top"
+        return f"breaks {error.schema_path[-1] if error.schema_path else 'schema'} at {where}"
+    except ValueError:
+        return "cannot be checked against the caller's schema"
     return None

@@ -222,6 +222,11 @@ class Engine(Section):
     threads: int = Field(1, ge=1, le=256, description="Embedded: CPU threads")
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """Of every replica, each once."""
+        return tuple(dict.fromkeys((self.url, *self.replicas)))
+
+    @property
     def slots(self) -> int:
         """Adapters that the engine itself must be able to hold.
 

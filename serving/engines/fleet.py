@@ -50,6 +50,12 @@ class Problems:
     unfit: dict[str, str] = field(default_factory=dict)
     """Those of the refused that are wrong in themselves, to reason."""
 
+    def add(self, other: Problems, goal: Mapping[str, object]) -> None:
+        """What else stood in the way, of what is still a goal; what is known of now stays."""
+        self.reasons |= other.reasons
+        self.refused |= other.refused & goal.keys()
+        self.unfit |= {name: why for name, why in other.unfit.items() if name in goal}
+
 
 class Fleet:
     """An Engine over several. For one event loop.
@@ -68,6 +74,8 @@ class Fleet:
         self._timeout_seconds = timeout_seconds
         self._admin = asyncio.Lock()
         self._tending: dict[Replica, asyncio.Task[Problems]] = {}
+        self._late: set[Replica] = set()
+        """Whose tending was still going on when the last pass ended."""
 
     async def __aenter__(self) -> Fleet:
         return self
@@ -120,19 +128,20 @@ class Fleet:
             spare: what is left where it is although it is no part of the goal.
             patience_seconds: return after this long; a slow replica is tended on meanwhile.
         """
+        problems = Problems()
         for replica in self.replicas:
             task = self._tending.get(replica)
             if task is None or task.done():
+                if task is not None and replica in self._late:
+                    # It came to its end between two passes: nobody has heard what it found.
+                    problems.add(task.result(), goal)
                 self._tending[replica] = asyncio.create_task(self._tend(replica, goal, spare))
         done, late = await asyncio.wait(self._tending.values(), timeout=patience_seconds)
-        problems = Problems()
+        self._late = {replica for replica, task in self._tending.items() if task in late}
         for task in done:
-            problems.reasons |= task.result().reasons
-            problems.refused |= task.result().refused
-            problems.unfit |= task.result().unfit
-        for replica, task in self._tending.items():
-            if task in late:
-                problems.reasons[replica.engine.url] = "is slow to say or do what it was asked"
+            problems.add(task.result(), goal)
+        for replica in self._late:
+            problems.reasons[replica.engine.url] = "is slow to say or do what it was asked"
         return problems
 
     async def _tend(self, replica: Replica, goal: Mapping[str, Path], spare: Spare) -> Problems:

@@ -40,7 +40,7 @@ def open_engine(
                 max_rank=settings.max_rank,
                 trace_headers=trace_headers,
             )
-            for url in dict.fromkeys((settings.url, *settings.replicas))
+            for url in settings.urls
         ],
         timeout_seconds=timeout_seconds,
     )

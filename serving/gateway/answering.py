@@ -26,7 +26,7 @@ from serving.gateway.holdings import Holdings
 from serving.gateway.metrics import Metrics
 from serving.gateway.opinions import SecondOpinions
 from serving.gateway.options import beyond_small_model
-from serving.gateway.recorder import Recorder
+from serving.gateway.recorder import INLINE_BYTES, RECORD_BYTES, Recorder
 from serving.gateway.routes import AdapterRoute, Snapshot
 from serving.gateway.routing import MODEL_PREFIX, Router
 from serving.gateway.scopes import Scopes
@@ -36,8 +36,6 @@ from serving.gateway.upstream import Teacher
 
 OUR_MODEL = "nightschool"
 """The model name of a caller who wants whatever Night School thinks best."""
-INLINE_BYTES = 16 << 10
-"""Requests up to this size are anonymized in the event loop: a thread would cost more than it frees."""
 ABORTED_SECONDS = 60.0
 MAX_ABORTED = 10_000
 SendText = Callable[[str], Awaitable[None]]
@@ -162,14 +160,15 @@ class Answering:
     def meanwhile(self, call: Call) -> None:
         """What the caller's answer does not depend on, for the time that the teacher takes.
 
-        Cheap the second time. What fails here is tried again when the record is made.
+        Cheap the second time. Routing is done once. Anonymizing that fails here, or whose session is
+        being anonymized in a thread just then, is done when the record is made.
         """
         router, call.undecided = call.undecided, None
         if router is not None:
             call.routed = router.route(call.chat.body, None, call.tenant)
         if call.redacted is None and call.chat.size_bytes <= INLINE_BYTES:
             with contextlib.suppress(Exception):
-                call.redacted = self._scope(call).redacted(call.chat.logged())
+                call.redacted = self._scope(call).redacted_now(call.chat.logged())
 
     def teacher_body(self, call: Call, *, whole: bool = False) -> dict[str, Any]:
         """The request for the teacher; ``whole``: not streamed."""
@@ -324,18 +323,19 @@ class Answering:
         def make() -> StoredLine:
             return stored_fields(scope.fields(call.fields(teacher, small), call.redacted))
 
-        held = call.chat.size_bytes + call.answer_bytes + 4096
-        return self._recorder.put(make, held, provisional=provisional)
+        held = call.chat.size_bytes + call.answer_bytes + RECORD_BYTES
+        # A long request of the same session may be in a thread's hands: the loop does not wait for that.
+        return self._recorder.put(make, held, provisional=provisional, inline=not scope.busy)
 
     async def _redacted(self, call: Call) -> dict[str, Any]:
         """The request as the small model sees it. A long one in a thread."""
         if call.redacted is None:
-            make, request = self._scope(call).redacted, call.chat.logged()
+            scope, request = self._scope(call), call.chat.logged()
             if call.chat.size_bytes <= INLINE_BYTES:
-                call.redacted = make(request)
-            else:
+                call.redacted = scope.redacted_now(request)
+            if call.redacted is None:
                 loop = asyncio.get_running_loop()
-                call.redacted = await loop.run_in_executor(self._redactor, make, request)
+                call.redacted = await loop.run_in_executor(self._redactor, scope.redacted, request)
         return call.redacted.request
 
     def _scope(self, call: Call) -> Scope:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_KILLS = 1000
 LOAD_FAILURES = 3
 """So often in a row must the engine refuse an adapter before it counts as one that cannot be loaded."""
+_REFUSALS = "refusals to load it"
 CHAMPION = "champion:"
 """Before an adapter's name where a rollout's id stands: there is no rollout to stop."""
 
@@ -137,10 +139,18 @@ class KillSwitch:
         rollout, candidate = route.rollout_id, route.candidate
         if rollout is None or candidate is None:
             return None
-        found = self._count(rollout, "refusals to load it", True, False, LOAD_FAILURES)
+        found = self._count(rollout, _REFUSALS, True, False, LOAD_FAILURES)
         if found is None:
             return None
         return self._kill(rollout, route.id, candidate.name, f"load failure: {found}: {reason}")
+
+    def loaded(self, names: Collection[str], snapshot: Snapshot) -> None:
+        """The engine took these adapters: what it refused before is no row any more."""
+        if not self._streaks:
+            return
+        for task in snapshot.tasks:
+            if task.rollout_id and task.candidate is not None and task.candidate.name in names:
+                self._count(task.rollout_id, _REFUSALS, False, True, LOAD_FAILURES)
 
     def _count(self, key: str, what: str, failed: bool, passed: bool, limit: int) -> str | None:
         """One more of a kind, or the end of a row of them; in words once there are too many."""

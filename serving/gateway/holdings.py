@@ -49,6 +49,7 @@ class Holdings:
         max_bytes: of local copies; more are kept only while an engine lists them.
         unfit: hears, with the reason, of each time an adapter was refused for what it is: a storage
             or an engine that is not there is not the adapter's doing.
+        loaded: hears, at each pass, which adapters the engine has taken.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Holdings:
         grace_seconds: float = 30.0,
         max_bytes: int = 16 << 30,
         unfit: Callable[[str, str], None] = lambda _name, _reason: None,
+        loaded: Callable[[Collection[str]], None] = lambda _names: None,
     ) -> None:
         self._engine = engine
         self._open_store = open_store
@@ -69,6 +71,7 @@ class Holdings:
         self._folder = folder
         self._most = most
         self._unfit = unfit
+        self._loaded = loaded
         self._residence_seconds = residence_seconds
         self._grace_seconds = grace_seconds
         self._max_bytes = max_bytes
@@ -160,6 +163,7 @@ class Holdings:
             # One replica that differs from the others is not the adapter's doing.
             if name not in ready:
                 self._unfit(name, reason)
+        self._loaded(ready)
         self._ours |= ready
         self._waiting = {name: at for name, at in self._waiting.items() if name not in ready}
         # Routes may have changed meanwhile.

@@ -7,6 +7,7 @@ them than we do.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
-from serving.gateway.problems import GatewayError, bad_request
+from serving.gateway.problems import GatewayError, bad_request, too_large, too_slow
 
 MAX_DEPTH = 64
 MAX_MESSAGES = 10_000
@@ -61,6 +64,24 @@ class ChatRequest:
         if model is not None:
             body["model"] = model
         return body
+
+
+async def read_body(request: web.Request, limit_bytes: int, timeout_seconds: float) -> bytes:
+    """The whole body. Raises GatewayError: too large, too slow, or not what its head says."""
+    if (request.content_length or 0) > limit_bytes:
+        raise too_large(limit_bytes)
+    try:
+        # Nothing to wait for is the common case, and a timer is not free.
+        if request.content.is_eof():
+            return await request.read()
+        async with asyncio.timeout(timeout_seconds):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large(limit_bytes) from None
+    except (web.RequestPayloadError, BadHttpMessage):
+        raise bad_request("the body is not what its head says it is", "invalid_body") from None
+    except TimeoutError:
+        raise too_slow(timeout_seconds) from None
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

@@ -65,6 +65,14 @@ class Admission:
         self._tokens = tokens
         self._charged = charged
 
+    def weigh(self, size_bytes: int) -> None:
+        """Charge for the text once it was read, where its head did not tell how long it would be."""
+        if self._tokens is not None:
+            estimate = min(size_bytes / BYTES_PER_TOKEN, self._tokens.per_minute)
+            if estimate > self._charged:
+                self._tokens.take(estimate - self._charged)
+                self._charged = estimate
+
     def settle(self, response: Mapping[str, Any]) -> None:
         """Charge for the tokens that the call took, and give back what was charged too much."""
         if self._tokens is None:
@@ -88,6 +96,11 @@ class Admission:
                     f"{bucket.seconds_until(bucket.per_minute):.3f}s"
                 )
         return told
+
+
+def is_text(content_type: str) -> bool:
+    """Whether a body's length tells its tokens. That of sound and images sent as they are does not."""
+    return content_type.partition("/")[0] not in ("audio", "image", "video", "multipart")
 
 
 class RateLimits:

@@ -23,7 +23,10 @@ from serving.gateway.spool import Spool, SpoolError
 
 logger = logging.getLogger(__name__)
 
-INLINE_BYTES = 64 << 10
+INLINE_BYTES = 16 << 10
+"""Up to this size a call is anonymized in the event loop: a thread would cost more than it frees."""
+RECORD_BYTES = 4096
+"""What a record holds beside the texts of request and answer, roughly."""
 MAX_BACKLOG_BYTES = 128 << 20
 MAX_BACKLOG_RECORDS = 10_000
 ROOM_SECONDS = 10.0
@@ -89,18 +92,19 @@ class Recorder:
             raise log_unavailable() from None
 
     def put(
-        self, make: Make, size_bytes: int, *, provisional: bool = False
+        self, make: Make, size_bytes: int, *, provisional: bool = False, inline: bool = True
     ) -> asyncio.Future[bool]:
         """Anonymize and append, in order.
 
         Args:
             make: gives the anonymized record; may run in the recorder's thread.
             size_bytes: what the waiting record roughly holds in memory.
+            inline: whether ``make`` can be called here: it is short and waits for nobody.
 
         The future is True once a crash of this process cannot lose the record, False when it can never
         be written.
         """
-        if self._records == 0 and size_bytes <= INLINE_BYTES:
+        if inline and self._records == 0 and size_bytes <= INLINE_BYTES + RECORD_BYTES:
             done = self._try(make, provisional)
             if done is not None:
                 future: asyncio.Future[bool] = self._loop.create_future()

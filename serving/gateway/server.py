@@ -8,7 +8,6 @@ import threading
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMessage
 
 from infra.anonymize.anonymizer import Anonymizer
 from infra.database.open import Database, open_database
@@ -27,7 +26,7 @@ from serving.gateway.feedback import CallIndex, anonymized, read_feedback
 from serving.gateway.gauges import watch
 from serving.gateway.guard import KillSwitch
 from serving.gateway.holdings import Holdings
-from serving.gateway.intake import SessionNames, parse_object
+from serving.gateway.intake import SessionNames, parse_object, read_body
 from serving.gateway.keys import Caller, identify
 from serving.gateway.metrics import Metrics
 from serving.gateway.open_paths import Permission
@@ -36,14 +35,11 @@ from serving.gateway.passing import checked_path, pass_through
 from serving.gateway.problems import (
     CallerGone,
     GatewayError,
-    bad_request,
     log_unavailable,
     overloaded,
-    too_large,
-    too_slow,
 )
-from serving.gateway.rate_limits import Admission, RateLimits
-from serving.gateway.recorder import Recorder
+from serving.gateway.rate_limits import Admission, RateLimits, is_text
+from serving.gateway.recorder import RECORD_BYTES, Recorder
 from serving.gateway.refresh import RouteTable
 from serving.gateway.routes import Snapshot
 from serving.gateway.shipper import Shipper
@@ -114,6 +110,7 @@ class Gateway:
             grace_seconds=gateway.small_model_timeout_seconds + 2 * gateway.refresh_seconds,
             max_bytes=gateway.adapters_max_bytes,
             unfit=self._cannot_load,
+            loaded=lambda names: self.kills.loaded(names, self.table.current),
         )
         self.small = make_small_calls(self.engine, self.holdings, settings, self.tracing)
         self.teacher = make_teacher(settings, self.tracing)
@@ -194,7 +191,9 @@ class Gateway:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         caller, admission = self._admitted(request)
         body = await self._body(request)
-        if admission is None and self.tracing is None:
+        if admission is not None:
+            admission.weigh(len(body))  # a chat is text, whatever its head calls it
+        elif self.tracing is None:
             return await self.chat.handle(request, body, caller)
 
         def done(call: Call) -> None:
@@ -212,7 +211,7 @@ class Gateway:
         record, call = read_feedback(body, caller.tenant, self.calls)
         await self.recorder.room()
         make = anonymized(record, call, self.answering.scopes, self.anonymizer)
-        kept = self.recorder.put(make, len(raw) + 4096)
+        kept = self.recorder.put(make, len(raw) + RECORD_BYTES)
         await self.recorder.settled(kept)
         if kept.done() and not kept.result():
             raise log_unavailable()
@@ -243,9 +242,8 @@ class Gateway:
         caller = identify(request.headers, self.table.current.keys, gateway.require_key)
         if caller.key is None or not caller.key.limited:
             return caller, None
-        # Sound and images that are sent as they are have no tokens that their length would tell.
-        text = request.content_type in ("application/json", "application/octet-stream")
-        admission = self.limits.admit(caller, (request.content_length or 0) if text else 0)
+        length = request.content_length or 0
+        admission = self.limits.admit(caller, length if is_text(request.content_type) else 0)
         if admission is not None:
             request[_ADMISSION] = admission
         return caller, admission
@@ -261,21 +259,12 @@ class Gateway:
             response.headers.update(admission.headers(self.limits.clock()))
 
     async def _body(self, request: web.Request) -> bytes:
-        limit = self.settings.gateway.max_body_bytes
-        if (request.content_length or 0) > limit:
-            raise too_large(limit)
-        try:
-            # Nothing to wait for is the common case, and a timer is not free.
-            if request.content.is_eof():
-                return await request.read()
-            async with asyncio.timeout(self.settings.gateway.read_timeout_seconds):
-                return await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise too_large(limit) from None
-        except (web.RequestPayloadError, BadHttpMessage):
-            raise bad_request("the body is not what its head says it is", "invalid_body") from None
-        except TimeoutError:
-            raise too_slow(self.settings.gateway.read_timeout_seconds) from None
+        gateway = self.settings.gateway
+        raw = await read_body(request, gateway.max_body_bytes, gateway.read_timeout_seconds)
+        admission = request.get(_ADMISSION)
+        if admission is not None and is_text(request.content_type):
+            admission.weigh(len(raw))
+        return raw
 
     def _guarded(self, handler: Handler) -> Handler:
         """In-flight limit, every failure in OpenAI's shape, and a span where traces are wanted."""

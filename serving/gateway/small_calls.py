@@ -15,6 +15,7 @@ from serving.engines.protocol import EngineError, EngineRefused, EngineUnavailab
 from serving.gateway.cascade import Small, failed, judged, placeholders, refused_as_unsafe
 from serving.gateway.early import TextTurnedBad
 from serving.gateway.holdings import Holdings
+from serving.gateway.problems import CallerGone
 from serving.gateway.routes import AdapterRoute
 from serving.gateway.unsafe import UnsafeOutput
 from serving.small_model import Growing, SmallModel, answer_limit
@@ -47,7 +48,7 @@ class SmallCalls:
         """The adapter's answer to an anonymized request, judged; or why there is none.
 
         Args:
-            growing: hears a text while it is generated. Raises what that raises (TextTurnedBad).
+            growing: hears a text while it is generated. Raises what that raises (TextTurnedBad, CallerGone).
         """
         started = time.perf_counter()
         if self._under_way >= self._most:
@@ -66,8 +67,8 @@ class SmallCalls:
                     timeout_seconds=self._timeout_seconds,
                     growing=growing,
                 )
-        except TextTurnedBad:
-            self.breaker.succeeded()
+        except (TextTurnedBad, CallerGone):
+            self.breaker.succeeded()  # it was generating, whoever no longer listens
             raise
         except (EngineError, TimeoutError) as error:
             self._note(error)

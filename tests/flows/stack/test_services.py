@@ -40,3 +40,13 @@ def test_the_registry_is_part_of_the_stack_and_answers_readers(
             assert json.load(answer) == {"items": [], "next": None}
     assert not answers(service.ready_url)
     database.close()
+
+
+def test_every_replica_of_the_engine_is_asked_whether_it_is_well():
+    replicas = '["http://10.0.0.2:8302", "http://10.0.0.3:8302", "http://127.0.0.1:8302"]'
+    found = addresses(load_settings(None, {"NIGHTSCHOOL_ENGINE__REPLICAS": replicas}))
+    assert {name: url for name, url in found.items() if name.startswith("engine")} == {
+        "engine": "http://127.0.0.1:8302/health",
+        "engine 2": "http://10.0.0.2:8302/health",
+        "engine 3": "http://10.0.0.3:8302/health",
+    }

@@ -195,6 +195,36 @@ async def test_a_replica_that_hangs_holds_up_neither_calls_nor_the_tending_of_th
         os.kill(processes[0].pid, signal.SIGCONT)
 
 
+async def test_what_a_tending_found_between_two_passes_is_told_by_the_next(
+    fleet: Fleet, adapters: Named, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    name = adapters[0][0]
+    slow, _ = fleet.replicas
+    go = asyncio.Event()
+    listing = slow.engine.loaded
+
+    async def wait_first() -> object:
+        await go.wait()
+        return await listing()
+
+    slow.engine.loaded = wait_first  # type: ignore[method-assign, assignment]
+    first = await fleet.hold({name: broken}, nothing_spared, patience_seconds=2)
+    assert slow.engine.url in first.reasons, "it is slow"
+    go.set()
+    await until(lambda: fleet._tending[slow].done())
+    go.clear()  # from now on it is slow again, so that only the finished tending can tell
+    for replica in fleet.replicas:
+        replica.engine.loaded = wait_first  # type: ignore[method-assign, assignment]
+    second = await fleet.hold({name: broken}, nothing_spared, patience_seconds=0.2)
+    assert name in second.refused and name in second.reasons
+    # Told once, and nothing of what is no goal any more.
+    third = await fleet.hold({}, nothing_spared, patience_seconds=0.2)
+    assert name not in third.refused
+    go.set()
+
+
 async def test_a_stream_moves_before_its_first_word_and_never_after_until_nobody_is_left(
     mortals: list[EngineProcess], adapters: Named, base: Path
 ) -> None:

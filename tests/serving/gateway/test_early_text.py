@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from infra.database.open import Database
 from infra.objects.store import ObjectStore
+from infra.prompting.template import PRUNED
+from infra.settings.model import Settings
 from serving.gateway.early import EarlyText, TextTurnedBad, may_stream
+from serving.gateway.problems import CallerGone
+from serving.gateway.routes import AdapterRoute
+from serving.gateway.small_calls import SmallCalls
+from serving.small_model import Growing
 from tests.serving.gateway.conftest import Running, Start
 from tests.serving.gateway.upstreams import EngineServer, TeacherServer
 from tests.serving.gateway.world import add_adapter, add_task, chat, logged, ready, set_route
@@ -194,3 +200,26 @@ async def test_nothing_doubtful_is_released_or_continued(text: str, confidence: 
     if not text.startswith("{"):
         with pytest.raises(TextTurnedBad):
             await begun.grown(f"so far so good {text}", 5, confidence)
+
+
+class Generating:
+    """A small model whose text grows once."""
+
+    async def answer(self, _request: object, *, growing: Growing, **_: object) -> object:
+        await growing("on", 8, -0.1)
+        raise AssertionError("whoever listens was to raise")
+
+
+async def test_a_caller_that_leaves_during_early_text_is_no_failure_of_anybody(
+    settings: Settings,
+) -> None:
+    calls = SmallCalls(Generating(), None, settings)  # type: ignore[arg-type]
+    adapter = AdapterRoute("light@" + "1" * 16, "1" * 64, "x", PRUNED.to_dict(), -0.3)
+
+    async def gone(*_: object) -> None:
+        raise CallerGone
+
+    for _ in range(6):  # more often than the breaker has patience
+        with pytest.raises(CallerGone):
+            await calls.ask(adapter, chat("x"), gone)
+    assert calls.under_way == 0 and calls.breaker.allow()

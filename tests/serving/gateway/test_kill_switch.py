@@ -71,6 +71,17 @@ def test_an_adapter_that_is_refused_three_times_is_killed(switch: KillSwitch) ->
     assert switch.cannot_load(replace(ROUTE, candidate=None, rollout_id=None), "x") is None
 
 
+def test_refusals_with_a_successful_load_between_them_are_no_row(switch: KillSwitch) -> None:
+    snapshot = Snapshot(tasks=(ROUTE,))
+    for _ in range(2):
+        assert switch.cannot_load(ROUTE, "rank 64") is None
+    switch.loaded({OLD.name}, snapshot)  # another one's load says nothing
+    switch.loaded({NEW.name}, snapshot)
+    for _ in range(2):
+        assert switch.cannot_load(ROUTE, "rank 64") is None
+    assert switch.cannot_load(ROUTE, "rank 64") is not None
+
+
 def test_a_broken_champion_is_replaced_by_the_teacher_and_stays_so_until_it_is_off_its_route(
     switch: KillSwitch, tmp_path: Path
 ) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +33,9 @@ from serving.gateway.scopes import Scopes
 from serving.gateway.snapshot_file import SnapshotError, SnapshotFile, load_snapshot
 from serving.gateway.snapshot_rows import SnapshotReader
 from serving.gateway.streaming import Assembler, StreamProblem, chunks, completion
-from tests.serving.gateway.world import add_adapter, add_task, chat, open_rollout, set_route
+from tests.serving.gateway.conftest import Start
+from tests.serving.gateway.upstreams import TeacherServer
+from tests.serving.gateway.world import add_adapter, add_task, chat, open_rollout, set_route, until
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -277,3 +282,34 @@ def test_audits_are_sampled_by_the_calls_id() -> None:
     assert some == {i for i in ids if sampled(i, 0.3)}
     assert some <= {i for i in ids if sampled(i, 0.5)}
     assert not any(sampled(i, 0.0) for i in ids) and all(sampled(i, 1.0) for i in ids)
+
+
+async def test_a_session_whose_scope_is_at_work_in_a_thread_holds_up_nobody(
+    start: Start, teacher: TeacherServer
+) -> None:
+    async with start() as running:
+        status, _, _ = await running.ask(chat("first"), {"x-session-id": "s"})
+        assert status == 200
+        scope = running.gateway.answering.scopes.peek("default", "s")
+        assert scope is not None
+        held, enough = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with scope._lock:
+                held.set()
+                enough.wait(3)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        await asyncio.to_thread(held.wait, 3)
+        call = asyncio.create_task(running.ask(chat("second"), {"x-session-id": "s"}))
+        await until(lambda: len(teacher.asked) == 2)
+        began = time.monotonic()
+        while time.monotonic() - began < 0.5:
+            async with running.http.get(f"{running.url}/healthz") as answer:
+                assert answer.status == 200
+        # The answers so far came while the scope was held, not after.
+        assert thread.is_alive() and not enough.is_set()
+        enough.set()
+        assert (await call)[0] == 200
+        await asyncio.to_thread(thread.join, 3)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
+import orjson
 import pytest
 
 from infra.database.open import Database
@@ -180,6 +182,32 @@ async def test_tokens_of_streams_and_answers_are_charged(
         with pytest.raises(openai.RateLimitError) as error:
             await client.chat.completions.create(**chat("x"))
         assert error.value.type == "tokens"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "audio/mpeg"])
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_text_is_charged_however_it_is_sent(
+    start: Start, teacher: TeacherServer, database: Database, kind: str, chunked: bool
+) -> None:
+    """The teacher answers with an error, so the estimate is all that is ever charged."""
+    key = create_key(database, "acme", "call", "", tokens_per_minute=10_000)
+    teacher.mode = "refuse"
+    body = orjson.dumps(chat("x" * 8000))
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield body[:4000]
+        yield body[4000:]
+
+    head = {"Authorization": f"Bearer {key}", "Content-Type": kind}
+    async with start(require_key=True) as running:
+        await until(lambda: running.gateway.table.current.keys)
+        url = f"{running.url}/v1/chat/completions"
+        data = pieces() if chunked else body
+        async with running.http.post(url, data=data, headers=head) as answer:
+            assert answer.status == 400
+            left = int(answer.headers["x-ratelimit-remaining-tokens"])
+    charged = 10_000 - len(body) / 4
+    assert charged - 5 <= left < charged + 500
 
 
 async def test_a_refused_call_costs_no_body(
