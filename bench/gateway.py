@@ -10,7 +10,9 @@ targets take turns, so that other work on the machine falls on all alike.
 - full load: closed loop of 32 callers; calls per second, and per second of the processor's time that
   the gateway's process really used, which other work on the machine does not change.
 - half load: calls at random moments, half as many as the target's full load, in turns with the same
-  calls straight to the teacher; the difference of the percentiles is what the target adds.
+  calls straight to the teacher; the difference of the percentiles is what the target adds. Beside
+  it how long the gateway's threads were ready to run and had no core, per call: what the machine's
+  other work added. Where that is a good part of the latency, the latency says little of the gateway.
 - streams: 4 callers at a time; time to the first byte of the answer's body.
 - route changes: from the commit of a change to both of two gateways' answering by it.
 
@@ -29,7 +31,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,8 @@ class Measured:
     streams: Tally = field(default_factory=Tally)
     streams_direct: Tally = field(default_factory=Tally)
     rate: float = 0.0
+    half_spent: list[float] = field(default_factory=list)
+    half_waited: list[float] = field(default_factory=list)
     refused: int = 0
 
 
@@ -161,8 +165,14 @@ async def take_turns(
             await full_load(targets[name], whole[name], one, seconds)
         for name, one in found.items():
             one.rate = statistics.median(one.per_second) / 2
-            for tally, asked in ((one.half_direct, "direct"), (one.half, name)):
-                add(tally, await whole[asked].open_loop(one.rate, seconds, seed=turn))
+            add(one.half_direct, await whole["direct"].open_loop(one.rate, seconds, seed=turn))
+            program = targets[name].program
+            spent, waited = cpu_seconds(program), waited_seconds(program)
+            tally = await whole[name].open_loop(one.rate, seconds, seed=turn)
+            calls_made = max(1, len(tally.whole))
+            one.half_spent.append((cpu_seconds(program) - spent) / calls_made)
+            one.half_waited.append((waited_seconds(program) - waited) / calls_made)
+            add(one.half, tally)
         for name, one in found.items():
             for tally, asked in ((one.streams_direct, "direct"), (one.streams, name)):
                 add(tally, await streamed[asked].closed_loop(STREAM_CALLERS, seconds / 2))
@@ -192,6 +202,8 @@ def summary(one: Measured, slowest: Measured | None) -> dict[str, Any]:
         "calls_per_second": round(statistics.median(one.per_second)),
         "calls_per_core_second": round(per_core),
         "half_load_calls_per_second": round(one.rate),
+        "half_load_processor_milliseconds_per_call": milliseconds(one.half_spent),
+        "half_load_waited_for_a_core_milliseconds_per_call": milliseconds(one.half_waited),
         "added_milliseconds": added,
         "added_to_first_token_milliseconds_p50": round(first, 3),
         "refused": one.refused + one.half.refused + one.streams.refused,
@@ -200,6 +212,10 @@ def summary(one: Measured, slowest: Measured | None) -> dict[str, Any]:
         ratio = per_core / statistics.median(slowest.per_core_second)
         found["times_litellm_per_core"] = round(ratio, 1)
     return found
+
+
+def milliseconds(seconds: Sequence[float]) -> float:
+    return round(statistics.median(seconds) * 1000, 3)
 
 
 def at(seconds: Sequence[float], percent: int) -> float:
@@ -256,6 +272,16 @@ def cpu_seconds(program: Program) -> float:
         times.user + times.system
         for times in (one.cpu_times() for one in (parent, *parent.children(recursive=True)))
     )
+
+
+def waited_seconds(program: Program) -> float:
+    """How long the program's threads were ready to run and had no core; 0 where nobody counts it."""
+    parent, waited = psutil.Process(program.pid), 0
+    for process in (parent, *parent.children(recursive=True)):
+        for path in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+            with suppress(OSError):
+                waited += int(path.read_text().split()[1])
+    return waited / 1e9
 
 
 @contextmanager

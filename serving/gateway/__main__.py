@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
-import gc
 import logging
 import sys
 from pathlib import Path
@@ -20,9 +19,9 @@ import uvloop
 from infra.artifacts.manifest import ArtifactError
 from infra.settings.sources import SettingsError, load_settings
 from serving.gateway.http_server import serve
+from serving.gateway.pauses import keep_short
 
 SWITCH_SECONDS = 0.0005
-GARBAGE_THRESHOLD = 20_000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,9 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     # The recorder's thread computes; the event loop must not wait 5 ms for it each time.
     sys.setswitchinterval(SWITCH_SECONDS)
-    # A call makes no cycles to speak of, and a full collection is a pause for every caller.
-    gc.freeze()
-    gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
+    keep_short()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

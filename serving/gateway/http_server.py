@@ -16,6 +16,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from infra.settings.model import Settings
+from serving.gateway.pauses import collect_now_and_then, keep_short
 from serving.gateway.problems import GatewayError
 from serving.gateway.server import SERVER, Gateway
 
@@ -120,9 +121,12 @@ async def serve(settings: Settings) -> None:
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
+        keep_short()  # what start-up made stays for good
+        collecting = asyncio.create_task(collect_now_and_then(lambda: gateway.in_flight))
         print(f"gateway: serving on http://{host}:{port}", flush=True)
         await stop.wait()
         gateway.drain()
         await asyncio.sleep(settings.gateway.drain_notice_seconds)
+        collecting.cancel()
     finally:
         await runner.cleanup()

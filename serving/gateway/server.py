@@ -158,7 +158,7 @@ class Gateway:
             draining=lambda: self._draining,
             waiting=lambda: self.recorder.backlog + self.spool.count,
         )
-        watch(self, in_flight=lambda: self._in_flight)
+        watch(self, in_flight=lambda: self.in_flight)
 
     def _cannot_load(self, name: str, reason: str) -> None:
         """An adapter was refused, by its check or by the engine; a candidate does not get for ever."""
@@ -329,6 +329,11 @@ class Gateway:
     def drain(self) -> None:
         """The end is near: say so, and go on answering."""
         self._draining = True
+
+    @property
+    def in_flight(self) -> int:
+        """Calls under way."""
+        return self._in_flight
 
     async def _drain(self, _: web.Application) -> None:
         self.drain()

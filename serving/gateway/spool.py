@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator, Set
 from pathlib import Path
 from urllib.parse import unquote
@@ -42,6 +43,9 @@ from serving.gateway.spool_files import (
 )
 
 DEFAULT_MAX_BYTES = 4 << 30
+AT_ONCE = 64
+"""Lines that are read for shipping without a pause for the event loop: a fraction of a millisecond."""
+PAUSE_SECONDS = 0.001
 
 
 class SpoolError(Exception):
@@ -190,7 +194,8 @@ class Spool:
         if self._stuck is not None:
             number, carried = self._stuck
             if (self.folder / open_name(number)).exists():
-                entries = _settled(read_entries(self.folder / open_name(number)), carried)
+                found = read_entries(self.folder / open_name(number))
+                entries = _settled(_now_and_then(found), carried)
                 path = make_ready(self.folder, number, entries)
             self._stuck = None
             self.measure()
@@ -232,6 +237,15 @@ def _recover(folder: Path) -> None:
     for number, entries in left:
         mine = {entry.id: entry for entry in entries if latest[entry.id] == (number, entry.kind)}
         make_ready(folder, number, list(mine.values()))
+
+
+def _now_and_then(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """The same, with pauses: reading holds the interpreter, and the event loop is not to wait for
+    all of it."""
+    for number, entry in enumerate(entries, 1):
+        if number % AT_ONCE == 0:
+            time.sleep(PAUSE_SECONDS)
+        yield entry
 
 
 def _settled(entries: Iterator[Entry], carried: Set[str]) -> list[Entry]:

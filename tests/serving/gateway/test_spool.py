@@ -17,7 +17,7 @@ from infra.objects.directory import DirectoryStore
 from infra.objects.store import ObjectInfo, ObjectStoreError
 from serving.gateway import spool_files
 from serving.gateway.shipper import Shipper, ship_file
-from serving.gateway.spool import Spool, SpoolError
+from serving.gateway.spool import AT_ONCE, Spool, SpoolError
 from serving.gateway.spool_files import object_key, ready_files
 from tests.serving.gateway.world import calls, read_log
 
@@ -47,6 +47,20 @@ def crash(spool: Spool) -> None:
 def ship_all(spool: Spool, store: DirectoryStore) -> None:
     shipper = Shipper(spool, lambda: store, ship_seconds=1, ship_bytes=1 << 20)
     assert shipper.run_once(last=True)
+
+
+def test_reading_what_is_to_be_shipped_lets_the_event_loop_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("serving.gateway.spool.time.sleep", pauses.append)
+    store = DirectoryStore(tmp_path / "objects")
+    spool = Spool(tmp_path / "spool")
+    for number in range(3 * AT_ONCE + 1):
+        spool.append(stored(record(f"r{number}")))
+    ship_all(spool, store)
+    assert len(pauses) == 3 and 0 < min(pauses) == max(pauses) < 0.01
+    assert len(read_log(store)) == 3 * AT_ONCE + 1
 
 
 def test_records_come_out_as_they_went_in(tmp_path: Path) -> None:
