@@ -18,6 +18,8 @@ from infra.settings.bounds import (
     Text,
 )
 
+MIN_KEY_CHARACTERS = 32
+
 
 class Rollout(Section):
     """Bringing an adapter in, step by step."""
@@ -172,6 +174,21 @@ class Hooks(Section):
     max_body_bytes: int = Field(
         64 << 10, ge=256, le=1 << 20, description="A larger request is refused: 413"
     )
+    public_url: HttpUrl | None = Field(
+        None, description="Address of this service in links for people; None: http, host and port"
+    )
+    link_seconds: Seconds = Field(7 * 86400, description="How long a link to a report opens it")
+    keys: tuple[Annotated[SecretStr, Field(min_length=MIN_KEY_CHARACTERS)], ...] = Field(
+        (), max_length=5, description="Sign links and seal senders' secrets; the first signs"
+    )
+    key_file: Path = Field(
+        Path("var/hooks.key"), description="Where a key is kept if `keys` has none; made if need be"
+    )
+
+    @property
+    def address(self) -> str:
+        """Where people reach this service, without a closing slash."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
 
 
 class PrefectServer(Section):
