@@ -110,6 +110,27 @@ class Orchestrator:
         }
         return bool(self._ask("POST", "/flow_runs/filter", body))
 
+    def last_run(self, flow: str) -> dict[str, Any] | None:
+        """The deployment's newest run that began: id, name, state, start and end. Raises as ``start``."""
+        body = {
+            "deployments": {"name": {"any_": [flow]}},
+            "flow_runs": {"start_time": {"is_null_": False}},
+            "sort": "START_TIME_DESC",
+            "limit": 1,
+        }
+        found = self._ask("POST", "/flow_runs/filter", body)
+        if not found:
+            return None
+        names = {"id": "id", "name": "name", "state": "state_type"}
+        return {ours: found[0].get(theirs) for ours, theirs in names.items()} | {
+            "started": found[0].get("start_time"),
+            "ended": found[0].get("end_time"),
+        }
+
+    def version(self) -> str:
+        """Of the server. Raises OrchestratorDown, OrchestratorRefused."""
+        return str(self._ask("GET", "/admin/version"))
+
     def task_runs(self, run_id: str) -> list[dict[str, Any]]:
         """The task runs of a flow run: name, state_type, total_run_time (seconds)."""
         body = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
