@@ -33,6 +33,7 @@ from flows.wiring import Context
 from infra.anonymize.anonymizer import Anonymizer
 from infra.calls.record import new_id
 from infra.database.open import DatabaseError
+from infra.database.patience import answers_within
 from infra.objects.store import ObjectMissing, ObjectStoreError
 from infra.settings.operating import HookSender
 from infra.signed_links import LinkInvalid, LinkSigner
@@ -53,6 +54,7 @@ REPORT_LINK = "report"
 BODY_SECONDS = 10.0
 START_SECONDS = 3.0
 """So long an answer waits for its flow run; it goes on without."""
+DATABASE_SECONDS = 10.0
 THREADS = 8
 MAX_SENDERS = 10_000
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -274,7 +276,13 @@ class HookServer:
         return web.Response(body=data, content_type=kind, headers=_REPORT_HEADERS)
 
     async def _run(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+        """In a thread; a database that neither answers nor closes costs the sender a 503, not for ever."""
+
+        def patient() -> Any:
+            with answers_within(DATABASE_SECONDS):
+                return call(*arguments)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, patient)
 
     async def _background(self, _: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(self._keep_carrying())
