@@ -34,9 +34,6 @@ from trainers.executors.protocol import Executor
 from trainers.ingest.ingest import IngestReport
 from trainers.plan import Plan, PlannedRun
 
-NOW_SECONDS = 4 * 3600
-"""A night asked for by hand has this long, whatever the time of day."""
-
 
 class NightFailed(Exception):
     """Some task could not be brought to an end; the others were."""
@@ -55,8 +52,10 @@ def discover_task() -> list[TaskSummary]:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="plan")
-def plan_task(tasks: list[TaskSummary], only: str | None, by_hand: bool, drill: bool) -> Plan:
-    deadline = utc_now() + timedelta(seconds=NOW_SECONDS) if by_hand else None
+def plan_task(
+    tasks: list[TaskSummary], only: str | None, within_hours: float | None, drill: bool
+) -> Plan:
+    deadline = None if within_hours is None else utc_now() + timedelta(hours=within_hours)
     with open_context() as context:
         return plan_night(context, tasks, only=only, deadline=deadline, drill=drill)
 
@@ -115,6 +114,7 @@ def night(
     by_hand: bool = False,
     drill: bool = False,
     gate_override: str | None = None,
+    within_hours: float = 4.0,
 ) -> dict[str, Any]:
     """Learn from the logs and bring in what is good enough.
 
@@ -124,6 +124,7 @@ def night(
         by_hand: Ignore the configured night window and start now.
         drill: Train a deliberately bad adapter on shuffled answers, for a drill.
         gate_override: A reason to let adapters past a gate that did not pass.
+        within_hours: How long training may take when it is started by hand.
     """
     logger = get_run_logger()
     with (
@@ -138,7 +139,7 @@ def night(
             ingested.quarantined,
         )
         tasks = discover_task()
-        plan = plan_task(tasks, only, by_hand or drill, drill)
+        plan = plan_task(tasks, only, within_hours if by_hand or drill else None, drill)
         _show_plan(plan)
         drifts = [drift_task.submit(run) for run in plan.runs]
         executor = open_executor(context.settings.training) if plan.runs else None

@@ -36,6 +36,15 @@ class OrchestratorBusy(OrchestratorDown):
 class OrchestratorRefused(Exception):
     """Prefect answered with an error: unknown deployment, wrong parameters, wrong credentials."""
 
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def final(self) -> bool:
+        """Whether asking again in the same words can never help: the parameters are wrong."""
+        return self.status in (400, 409, 422)
+
 
 @dataclass(frozen=True)
 class FlowRun:
@@ -92,6 +101,36 @@ class Orchestrator:
             return False
         return True
 
+    def under_way(self, flow: str) -> bool:
+        """Whether a run of this deployment is about to start or running. Raises as ``start``."""
+        body = {
+            "deployments": {"name": {"any_": [flow]}},
+            "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
+            "limit": 1,
+        }
+        return bool(self._ask("POST", "/flow_runs/filter", body))
+
+    def last_run(self, flow: str) -> dict[str, Any] | None:
+        """The deployment's newest run that began: id, name, state, start and end. Raises as ``start``."""
+        body = {
+            "deployments": {"name": {"any_": [flow]}},
+            "flow_runs": {"start_time": {"is_null_": False}},
+            "sort": "START_TIME_DESC",
+            "limit": 1,
+        }
+        found = self._ask("POST", "/flow_runs/filter", body)
+        if not found:
+            return None
+        names = {"id": "id", "name": "name", "state": "state_type"}
+        return {ours: found[0].get(theirs) for ours, theirs in names.items()} | {
+            "started": found[0].get("start_time"),
+            "ended": found[0].get("end_time"),
+        }
+
+    def version(self) -> str:
+        """Of the server. Raises OrchestratorDown, OrchestratorRefused."""
+        return str(self._ask("GET", "/admin/version"))
+
     def task_runs(self, run_id: str) -> list[dict[str, Any]]:
         """The task runs of a flow run: name, state_type, total_run_time (seconds)."""
         body = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
@@ -132,7 +171,9 @@ class Orchestrator:
             said = error.read(2000).decode(errors="replace")
             if error.code >= 500:
                 raise OrchestratorBusy(f"Prefect failed ({error.code}) on {path}: {said}") from None
-            raise OrchestratorRefused(f"Prefect refused {path} ({error.code}): {said}") from None
+            raise OrchestratorRefused(
+                f"Prefect refused {path} ({error.code}): {said}", error.code
+            ) from None
         except (urllib.error.URLError, OSError, ValueError) as error:
             raise OrchestratorDown(
                 f"no Prefect server answers at {self._api} ({error}): start one with nightschool up"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ from typing import Any
 from evaluators.drift import DriftSummary, report
 from flows.wiring import Context
 from infra.prompting.template import PRUNED, render_answer, render_prompt
+from infra.signed_links import LinkSigner
+from infra.signing_keys import SigningKeyError, signing_keys
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,15 @@ def drift_report(context: Context, dataset: DatasetVersion) -> DriftReport:
 
 
 def report_url(context: Context, key: str) -> str:
+    """A link that opens this report for ``hooks.link_seconds``; without a key it asks for one."""
     hooks = context.settings.hooks
-    return f"http://{hooks.host}:{hooks.port}/{key}"
+    try:
+        token = LinkSigner(signing_keys(hooks)).make("report", key, hooks.link_seconds)
+    except SigningKeyError as error:
+        # A night is not stopped by a link: the report opens with an API key.
+        logger.warning("the link to %s is not signed: %s", key, error)
+        return f"{hooks.address}/{key}"
+    return f"{hooks.address}/{key}?link={token}"
 
 
 def rows(examples: Sequence[Example]) -> list[dict[str, Any]]:

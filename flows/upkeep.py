@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from pydantic import Field
 
 from flows.holding import Busy, hold
 from flows.housekeeping import housekeep
@@ -90,31 +91,42 @@ def housekeeping(dry_run: bool = False) -> dict[str, int]:
 
 
 @flow(name="retrain", flow_run_name="retrain {task}: {reason}", timeout_seconds=12 * 3600)
-def retrain(task: str | None = None, reason: str = "by hand") -> dict[str, Any]:
+def retrain(
+    task: str | None = None,
+    reason: str = "by hand",
+    within_hours: Annotated[float, Field(gt=0, le=24)] = 4.0,
+    asked_by: str = "prefect",
+) -> dict[str, Any]:
     """Train one task (or all) now, judge it, and open its rollout.
 
     Args:
         task: The id of a task; empty for all.
         reason: Why; shown in the run's name.
+        within_hours: How long training may take; what is not done by then waits for a night.
+        asked_by: Who wants it.
     """
-    return night(reason=f"retrain, {reason}", only=task, by_hand=True)
+    get_run_logger().info("asked for by %s", asked_by)
+    return night(reason=f"retrain, {reason}", only=task, by_hand=True, within_hours=within_hours)
 
 
 @flow(name="rollback", flow_run_name="roll back {task}: {reason}", timeout_seconds=300)
-def rollback(task: str, reason: str = "by hand", to: str | None = None) -> str:
+def rollback(
+    task: str, reason: str = "by hand", to: str | None = None, asked_by: str = "prefect"
+) -> str:
     """Put the previous champion, or the teacher, back.
 
     Args:
         task: The id of a task; `nightschool tasks` lists them.
         reason: Why; shown in the run's name and kept in the events.
         to: An earlier champion, or teacher; empty for the previous one.
+        asked_by: Who wants it; kept in the events.
     """
     with open_context() as context:
         route = take_back(
             context.registry,
             task,
             to,
-            actor="prefect",
+            actor=asked_by[:100],
             why=reason,
             channels=tuple(context.channels),
         )

@@ -81,6 +81,7 @@ def settings(tmp_path: Path) -> Settings:
             "engine": {"models": tmp_path / "models"},
             "training": {"runs": tmp_path / "runs"},
             "prefect": {"home": tmp_path / "prefect"},
+            "hooks": {"key_file": tmp_path / "hooks.key"},
         }
     )
 

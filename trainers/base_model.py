@@ -91,6 +91,21 @@ def prepare_base(
     return BaseModel(folder.resolve(), digest, name)
 
 
+def is_prepared(settings: Engine) -> bool:
+    """Whether ``prepare_base`` would find the base model on this disk, without making or fetching it."""
+    name = settings.base_model
+    if name in PACKAGED:
+        return converted_folder(settings.models, name, PACKAGED[name].sha256).is_dir()
+    if Path(name).is_dir():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    identifier, _, revision = name.partition("@")
+    return isinstance(
+        try_to_load_from_cache(identifier, "config.json", revision=revision or None), str
+    )
+
+
 def _packaged(
     name: str, model: PackagedModel, models: Path, progress: Callable[[str], None]
 ) -> Path:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 
 import click
 
-from flows.cli.common import FAILED, JSON_OPTION, context_of, fail, failing_clearly, show
+from flows.cli.common import (
+    AS_OPTION,
+    FAILED,
+    JSON_OPTION,
+    context_of,
+    fail,
+    failing_clearly,
+    show,
+)
 
 
 @click.command(
@@ -21,10 +28,13 @@ from flows.cli.common import FAILED, JSON_OPTION, context_of, fail, failing_clea
     "Default: the previous champion.",
 )
 @click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
+@AS_OPTION
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
-def rollback(ctx: click.Context, task: str, to: str | None, why: str, as_json: bool) -> None:
+def rollback(
+    ctx: click.Context, task: str, to: str | None, why: str, actor: str, as_json: bool
+) -> None:
     """Take back what was brought in last for TASK: an open canary, else the champion.
 
     Every gateway follows within a second. A rejected adapter is never rolled out again.
@@ -38,7 +48,7 @@ def rollback(ctx: click.Context, task: str, to: str | None, why: str, as_json: b
             context.registry,
             task,
             to,
-            actor=os.environ.get("USER", "operator"),
+            actor=actor,
             why=why,
             channels=tuple(context.channels),
         )
@@ -52,16 +62,28 @@ def rollback(ctx: click.Context, task: str, to: str | None, why: str, as_json: b
 @click.command(epilog="\b\nExamples:\n  nightschool retrain invoice-fields\n  nightschool retrain")
 @click.argument("task", required=False)
 @click.option("--why", default="by hand", show_default=True)
+@AS_OPTION
 @click.pass_context
 @failing_clearly
-def retrain(ctx: click.Context, task: str | None, why: str) -> None:
+def retrain(ctx: click.Context, task: str | None, why: str, actor: str) -> None:
     """Ask Prefect to train TASK (or all tasks) now; prints the flow run's address."""
     from flows.stack.services import prefect_ui_url
+    from infra.database.events import record_event
 
     with context_of(ctx) as context:
         if task is not None:
             context.registry.task(task)
-        run = context.orchestrator().start("retrain", {"task": task, "reason": why})
+        wanted = {"task": task, "reason": why, "asked_by": actor}
+        run = context.orchestrator().start("retrain", wanted)
+        with context.database.begin() as connection:
+            record_event(
+                connection,
+                actor=actor,
+                what="retrain.asked",
+                subject=task or "all",
+                why=why,
+                evidence={"flow_run": run.id},
+            )
         click.echo(f"{prefect_ui_url(context.settings)}/runs/flow-run/{run.id}")
 
 

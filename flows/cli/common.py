@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +41,8 @@ KNOWN_ERRORS = {
     "trainers.executors.protocol.ExecutorError": FAILED,
     "flows.kept_evidence.EvidenceDamaged": FAILED,
     "flows.holding.Busy": FAILED,
+    "flows.hooks.secrets.SecretError": FAILED,
+    "infra.signing_keys.SigningKeyError": FAILED,
     "flows.night.NightFailed": FAILED,
     "flows.orchestrator.OrchestratorDown": FAILED,
     "flows.orchestrator.OrchestratorRefused": FAILED,
@@ -46,6 +50,31 @@ KNOWN_ERRORS = {
 }
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
+
+
+def who_acts() -> str:
+    """The person at this machine, ``user@host``; at most 100 characters."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"[:100]
+
+
+def _actor(_: click.Context, __: click.Parameter, given: str) -> str:
+    if not 0 < len(given.strip()) <= 100:
+        raise click.BadParameter("a name has 1 to 100 characters")
+    return given
+
+
+AS_OPTION = click.option(
+    "--as",
+    "actor",
+    default=who_acts,
+    show_default="user@host",
+    callback=_actor,
+    help="Who does this; kept with the event.",
+)
 
 
 def settings_of(ctx: click.Context) -> Settings:

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from flows.cli.common import JSON_OPTION, USAGE, context_of, fail, failing_clearly, show
+from flows.cli.common import (
+    AS_OPTION,
+    JSON_OPTION,
+    USAGE,
+    context_of,
+    fail,
+    failing_clearly,
+    show,
+)
 
 NONE = "none"
 
@@ -89,16 +97,24 @@ def keys() -> None:
 )
 @click.option("--label", default="", help="What the key is for.")
 @_limits
+@AS_OPTION
 @click.pass_context
 @failing_clearly
-def create_key(ctx: click.Context, tenant: str, role: Any, label: str, **limits: Any) -> None:
+def create_key(
+    ctx: click.Context, tenant: str, role: Any, label: str, actor: str, **limits: Any
+) -> None:
     """Create a key and print it, once: only its hash is kept."""
     from serving.registry import keys as api_keys
 
     with context_of(ctx) as context:
         try:
             key = api_keys.create_key(
-                context.database, tenant=tenant, role=role, label=label, **_given(limits)
+                context.database,
+                tenant=tenant,
+                role=role,
+                label=label,
+                actor=actor,
+                **_given(limits),
             )
         except ValueError as error:
             fail(str(error), USAGE)
@@ -138,9 +154,10 @@ def list_keys(ctx: click.Context, as_json: bool) -> None:
 )
 @click.argument("start_of_hash")
 @_limits
+@AS_OPTION
 @click.pass_context
 @failing_clearly
-def limit_key(ctx: click.Context, start_of_hash: str, **limits: Any) -> None:
+def limit_key(ctx: click.Context, start_of_hash: str, actor: str, **limits: Any) -> None:
     """Change the limits of the key whose hash starts so; `none` takes one away.
 
     Gateways follow within a second.
@@ -152,7 +169,7 @@ def limit_key(ctx: click.Context, start_of_hash: str, **limits: Any) -> None:
         fail("say which limit to change: see nightschool keys limit --help", USAGE)
     with context_of(ctx) as context:
         try:
-            key = api_keys.limit_key(context.database, start_of_hash, changes)
+            key = api_keys.limit_key(context.database, start_of_hash, changes, actor=actor)
         except ValueError as error:
             fail(str(error), USAGE)
         now = ", ".join(f"{name} {getattr(key, name) or NONE}" for name in changes)
@@ -161,12 +178,13 @@ def limit_key(ctx: click.Context, start_of_hash: str, **limits: Any) -> None:
 
 @keys.command("revoke")
 @click.argument("start_of_hash")
+@AS_OPTION
 @click.pass_context
 @failing_clearly
-def revoke_key(ctx: click.Context, start_of_hash: str) -> None:
+def revoke_key(ctx: click.Context, start_of_hash: str, actor: str) -> None:
     """Revoke the key whose hash starts so. Gateways refuse it within a second."""
     from serving.registry import keys as api_keys
 
     with context_of(ctx) as context:
-        key = api_keys.revoke_key(context.database, start_of_hash)
+        key = api_keys.revoke_key(context.database, start_of_hash, actor=actor)
         click.echo(f"revoked {key.id} of {key.tenant}")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import click
 
 from flows.cli.common import JSON_OPTION, context_of, failing_clearly, show
@@ -81,34 +78,3 @@ def events(ctx: click.Context, subject: str | None, limit: int, as_json: bool) -
             for event in context.registry.events(subject, limit)
         ]
     show(rows, as_json, "Nothing has happened yet.")
-
-
-@click.command(epilog="\b\nExample:\n  nightschool status --json")
-@JSON_OPTION
-@click.pass_context
-@failing_clearly
-def status(ctx: click.Context, as_json: bool) -> None:
-    """What runs on this machine, who answers each task, and what is being rolled out."""
-    from flows.stack.processes import answers
-    from flows.stack.services import addresses
-
-    with context_of(ctx) as context:
-        found: dict[str, dict[str, Any]] = {
-            "services": {
-                name: {"url": url, "up": answers(url)}
-                for name, url in addresses(context.settings).items()
-            },
-            "champions": {route.task_id: route.champion for route in context.registry.routes()},
-            "open_rollouts": {
-                rollout.adapter: rollout.state for rollout in context.registry.rollouts("open")
-            },
-        }
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-        return
-    for name, service in found["services"].items():
-        click.echo(f"{name:<9} {'up' if service['up'] else 'down':<5} {service['url']}")
-    for title in ("champions", "open_rollouts"):
-        click.echo(f"{title.replace('_', ' ')}: {len(found[title])}")
-        for key, value in found[title].items():
-            click.echo(f"  {key}: {value}")

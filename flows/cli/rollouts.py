@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
 from importlib import import_module
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.cli.common import FAILED, JSON_OPTION, context_of, failing_clearly, show
+from flows.cli.common import AS_OPTION, FAILED, JSON_OPTION, context_of, failing_clearly, show
 
 if TYPE_CHECKING:
     from flows.replaying import Replayed
@@ -152,10 +151,11 @@ def _order(name: Order, summary: str, details: str) -> None:
     )
     @click.argument("rollout_id", metavar="ID")
     @click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
+    @AS_OPTION
     @JSON_OPTION
     @click.pass_context
     @failing_clearly
-    def command(ctx: click.Context, rollout_id: str, why: str, as_json: bool) -> None:
+    def command(ctx: click.Context, rollout_id: str, why: str, actor: str, as_json: bool) -> None:
         from infra.calls.record import utc_now
         from infra.notify.outbox import deliver
         from serving.rollout.orders import give_order
@@ -165,7 +165,7 @@ def _order(name: Order, summary: str, details: str) -> None:
                 context.registry,
                 _named(context, rollout_id).id,
                 name,
-                actor=os.environ.get("USER", "operator"),
+                actor=actor,
                 why=why,
                 channels=tuple(context.channels),
             )

@@ -40,6 +40,7 @@ def demo_variables(
         "engine.max_answer_tokens": 96,
         "engine.threads": 2,
         "hooks.port": ports["hooks"],
+        "hooks.key_file": folder / "hooks.key",
         "hooks.secrets": f'{{"{SENDER}": "whsec_{secret}"}}',
         "notify.slack_webhook_url": f"http://127.0.0.1:{ports['slack']}/services/demo",
         "registry.port": ports["registry"],

@@ -7,8 +7,6 @@ import logging
 from aiohttp import web
 
 from flows.hooks.app import HookServer
-from flows.hooks.receipts import Receipts
-from flows.stack.services import prefect_ui_url
 from flows.wiring import open_context
 
 
@@ -16,14 +14,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     with open_context() as context:
         hooks = context.settings.hooks
-        server = HookServer(
-            hooks,
-            Receipts(context.database),
-            context.store,
-            context.orchestrator(),
-            prefect_ui_url(context.settings),
+        server = HookServer(context)
+        web.run_app(
+            server.application(), host=hooks.host, port=hooks.port, print=None, access_log=None
         )
-        web.run_app(server.application(), host=hooks.host, port=hooks.port, print=None)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, func, or_, select, update
 
-from infra.calls.record import utc_now
+from infra.calls.record import new_id, utc_now
+from infra.database.events import record_event
 from infra.database.open import Database
-from infra.database.tables import webhook_receipts
+from infra.database.tables import webhook_receipts as table
 from infra.database.writes import insert_if_absent
 
 MAX_KEPT = 100
+MAX_BATCH = 1000
+ACTS = frozenset({"retrain", "rollback"})
+"""What is noted among the events: it changes what is learned or who answers."""
+
+
+class Conflicting(Exception):
+    """The same id came before with other content."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +32,27 @@ class Receipt:
     hook: str
     body: Mapping[str, Any]
     state: str
-    """kept (not done yet), started, failed"""
+    """kept (not done yet), started, done, ignored, failed"""
     flow_run_id: str | None
     detail: str
     received: datetime
+    digest: str | None = None
+    batch: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the message among those of all senders."""
+        return f"{self.sender}:{self.message_id}"
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "id": self.message_id,
+            "sender": self.sender,
             "hook": self.hook,
             "state": self.state,
             "flow_run_id": self.flow_run_id,
             "detail": self.detail,
+            "received": self.received.isoformat(),
         }
 
 
@@ -45,48 +62,137 @@ class Receipts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def take(self, sender: str, message_id: str, hook: str, body: Mapping[str, Any]) -> Receipt:
-        """Keep a message, or return what became of it if it came before."""
-        row = {
+    def take(
+        self,
+        sender: str,
+        message_id: str,
+        hook: str,
+        body: Mapping[str, Any],
+        *,
+        digest: str = "",
+        state: str = "kept",
+        detail: str = "",
+    ) -> tuple[Receipt, bool]:
+        """Keep a message, or return what became of it if it came before; whether it is new.
+
+        Raises Conflicting: it came before with another digest or for another hook.
+        """
+        row: dict[str, Any] = {
             "sender": sender,
             "message_id": message_id,
             "hook": hook,
             "body": dict(body),
-            "state": "kept",
+            "state": state,
             "flow_run_id": None,
-            "detail": "",
+            "detail": detail,
             "received": utc_now(),
+            "digest": digest or None,
+            "batch": None,
         }
         with self._database.begin() as connection:
-            insert_if_absent(connection, webhook_receipts, row)
-        receipt = self.find(sender, message_id)
-        assert receipt is not None
-        return receipt
+            new = insert_if_absent(connection, table, row)
+            if new and hook in ACTS and state == "kept":
+                record_event(
+                    connection,
+                    actor=f"webhook:{sender}"[:100],
+                    what=f"{hook}.asked",
+                    subject=body.get("task") or "all",
+                    why=str(body.get("reason") or "asked for by webhook"),
+                    evidence={"message": message_id},
+                    time=row["received"],
+                )
+        if new:
+            return Receipt(**row), True
+        found = self.find(sender, message_id)
+        assert found is not None
+        if found.hook != hook or (digest and found.digest and found.digest != digest):
+            raise Conflicting(f"the id {message_id[:80]} came before with other content")
+        return found, False
 
     def find(self, sender: str, message_id: str) -> Receipt | None:
-        table = webhook_receipts
-        query = select(table).where(table.c.sender == sender, table.c.message_id == message_id)
-        with self._database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else Receipt(**row._mapping)
+        found = self._read(table.c.sender == sender, table.c.message_id == message_id)
+        return found[0] if found else None
 
-    def kept(self) -> list[Receipt]:
+    def named(self, message_id: str) -> list[Receipt]:
+        """Of every sender that used this id."""
+        return self._read(table.c.message_id == message_id)
+
+    def kept(self, hook: str | None = None) -> list[Receipt]:
         """What waits to be done, oldest first; at most ``MAX_KEPT``."""
-        table = webhook_receipts
-        query = (
-            select(table).where(table.c.state == "kept").order_by(table.c.received).limit(MAX_KEPT)
+        return self._read(
+            table.c.state == "kept", *([table.c.hook == hook] if hook is not None else [])
         )
+
+    def count_kept(self) -> dict[str, tuple[int, datetime]]:
+        """Hook to how many wait, and since when the oldest does."""
+        query = (
+            select(table.c.hook, func.count(), func.min(table.c.received))
+            .where(table.c.state == "kept")
+            .group_by(table.c.hook)
+        )
+        with self._database.read() as connection:
+            return {hook: (count, since) for hook, count, since in connection.execute(query)}
+
+    def settle(
+        self, receipts: Sequence[Receipt], state: str, detail: str, run_id: str | None = None
+    ) -> None:
+        """Record what became of kept messages; one already settled stays as it is."""
+        same = [
+            and_(table.c.sender == one.sender, table.c.message_id == one.message_id)
+            for one in receipts
+        ]
+        if same:
+            self._change(or_(*same), state=state, detail=detail[:1000], flow_run_id=run_id)
+
+    def settle_batch(self, batch: str, detail: str) -> None:
+        self._change(table.c.batch == batch, state="done", detail=detail)
+
+    def give_up(self, before: datetime, detail: str) -> int:
+        """Settle as failed what was received before then and still waits; how many."""
+        return self._change(table.c.received < before, state="failed", detail=detail)
+
+    def batches(self) -> dict[str, list[Receipt]]:
+        """Kept feedback in batches, each closed for ever once it was made: what a kill left, and a new one.
+
+        A batch keeps its rows whoever asks, so storing it again writes the same object.
+        """
+        free = (
+            select(table.c.sender, table.c.message_id)
+            .where(table.c.state == "kept", table.c.hook == "feedback", table.c.batch.is_(None))
+            .order_by(table.c.received)
+            .limit(MAX_BATCH)
+        )
+        batch = new_id()
+        with self._database.begin() as connection:
+            rows = connection.execute(free).all()
+            for start in range(0, len(rows), MAX_KEPT):
+                some = rows[start : start + MAX_KEPT]
+                same = [
+                    and_(table.c.sender == row.sender, table.c.message_id == row.message_id)
+                    for row in some
+                ]
+                connection.execute(
+                    update(table).where(or_(*same), table.c.batch.is_(None)).values(batch=batch)
+                )
+            query = (
+                select(table)
+                .where(table.c.state == "kept", table.c.batch.is_not(None))
+                .order_by(table.c.batch, table.c.received, table.c.sender, table.c.message_id)
+                .limit(4 * MAX_BATCH)
+            )
+            found: dict[str, list[Receipt]] = {}
+            for row in connection.execute(query):
+                found.setdefault(row.batch, []).append(Receipt(**row._mapping))
+        if sum(map(len, found.values())) >= 4 * MAX_BATCH and len(found) > 1:
+            found.popitem()  # perhaps cut short
+        return found
+
+    def _read(self, *where: Any) -> list[Receipt]:
+        query = select(table).where(*where).order_by(table.c.received).limit(MAX_KEPT)
         with self._database.read() as connection:
             return [Receipt(**row._mapping) for row in connection.execute(query)]
 
-    def settle(self, receipt: Receipt, state: str, detail: str, run_id: str | None = None) -> None:
-        """Record what became of a kept message; a message already settled stays as it is."""
-        table = webhook_receipts
-        statement = (
-            update(table)
-            .where(table.c.sender == receipt.sender, table.c.message_id == receipt.message_id)
-            .where(table.c.state == "kept")
-            .values(state=state, detail=detail[:1000], flow_run_id=run_id)
-        )
+    def _change(self, *where: Any, **values: Any) -> int:
+        statement = update(table).where(*where, table.c.state == "kept").values(**values)
         with self._database.begin() as connection:
-            connection.execute(statement)
+            return connection.execute(statement).rowcount

@@ -212,10 +212,24 @@ webhook_receipts = Table(
     Column("message_id", String(200), primary_key=True),
     Column("hook", String(64), nullable=False),
     Column("body", JSON, nullable=False),
-    Column("state", String(16), nullable=False),  # kept started failed
+    Column("state", String(16), nullable=False),  # kept started done ignored failed
     Column("flow_run_id", String(64)),
     Column("detail", Text, nullable=False),
     Column("received", _time, nullable=False),
+    Column("digest", String(64)),  # of what was sent: the same id with other content is refused
+    Column("batch", String(64), index=True),  # what is stored in one log object
+    Index("ix_webhook_receipts_state_received", "state", "received"),
+)
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("sender", String(100), primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),  # 0 or 1: two at most
+    Column("id", String(16), nullable=False),
+    Column("sealed", Text, nullable=False),  # encrypted under [hooks] keys
+    Column("created", _time, nullable=False),
+    Column("expires", _time),  # null: until it is rotated or revoked
 )
 
 api_keys = Table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -17,6 +17,8 @@ from infra.settings.bounds import (
     Share,
     Text,
 )
+
+MIN_KEY_CHARACTERS = 32
 
 
 class Rollout(Section):
@@ -161,17 +163,103 @@ class Notify(Section):
     timeout_seconds: Seconds = Field(10, description="Longest wait for a channel's answer")
 
 
+HookName = Literal["retrain", "rollback", "feedback", "objects"]
+SenderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,100}$")]
+
+
+class HookSender(Section):
+    """Who sends webhooks, how they are signed, and what they may ask for."""
+
+    scheme: Literal["standard", "github", "hmac"] = Field(
+        "standard",
+        description="standard: Standard Webhooks; github: X-Hub-Signature-256; hmac: as told below",
+    )
+    hooks: tuple[HookName, ...] = Field(
+        ("retrain", "rollback", "feedback", "objects"),
+        min_length=1,
+        max_length=4,
+        description="What it may ask for",
+    )
+    tenant: Text = Field("default", description="Whose calls its feedback is about")
+    task: Text | None = Field(
+        None, description="github: the task that its events retrain; None: all tasks"
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=1_000_000, description="None: that of all senders"
+    )
+    signature_header: HeaderName = Field("x-signature", description="hmac: where the signature is")
+    timestamp_header: HeaderName | None = Field(
+        None,
+        description="hmac: where seconds since 1970 are; then `<seconds>.<body>` is signed, else "
+        "the body alone",
+    )
+    algorithm: Literal["sha256", "sha512"] = Field("sha256", description="hmac: the hash")
+    encoding: Literal["hex", "base64"] = Field("hex", description="hmac: of the signature")
+    prefix: str = Field(
+        "", max_length=20, description="hmac: what stands before it, such as sha256="
+    )
+
+
 class Hooks(Section):
-    """Signed webhooks in."""
+    """Signed webhooks in, reports out."""
 
     host: Host = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(8303, description="Port to listen on")
-    secrets: dict[str, SecretStr] = Field(
-        default_factory=dict, max_length=1000, description="Sender name to whsec_... secret"
+    public_url: HttpUrl | None = Field(
+        None, description="Address of this service in links for people; None: http, host and port"
+    )
+    senders: dict[SenderName, HookSender] = Field(
+        default_factory=dict,
+        max_length=1000,
+        description="Sender name to `{scheme, hooks, tenant, task, requests_per_minute}`, and for "
+        "the scheme hmac `{signature_header, timestamp_header, algorithm, encoding, prefix}`; one "
+        "that is not named signs by Standard Webhooks and may ask for all",
+    )
+    secrets: dict[
+        SenderName, Annotated[tuple[SecretStr, ...], Field(min_length=1, max_length=2)]
+    ] = Field(
+        default_factory=dict,
+        max_length=1000,
+        description="Sender name to its secret, or to two while one takes over; `nightschool hooks "
+        "secrets` keeps them in the database instead",
+    )
+    requests_per_minute: int = Field(
+        600, ge=1, le=1_000_000, description="Of one sender, at each receiver; beyond this: 429"
     )
     max_body_bytes: int = Field(
         64 << 10, ge=256, le=1 << 20, description="A larger request is refused: 413"
     )
+    max_kept: int = Field(
+        50_000, ge=1, le=1_000_000, description="Messages that may wait for Prefect; then 503"
+    )
+    keep_seconds: Seconds = Field(
+        86400, description="What could not be started by then is given up: it asks for long ago"
+    )
+    objects_seconds: float = Field(
+        60, ge=0, le=86400, description="New log objects are gathered so long for one ingest"
+    )
+    link_seconds: Seconds = Field(7 * 86400, description="How long a link to a report opens it")
+    keys: tuple[Annotated[SecretStr, Field(min_length=MIN_KEY_CHARACTERS)], ...] = Field(
+        (), max_length=5, description="Sign links and seal senders' secrets; the first signs"
+    )
+    key_file: Path = Field(
+        Path("var/hooks.key"), description="Where a key is kept if `keys` has none; made if need be"
+    )
+
+    @property
+    def address(self) -> str:
+        """Where people reach this service, without a closing slash."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    @field_validator("secrets", mode="before")
+    @classmethod
+    def _one_secret_is_enough(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: (one,) if isinstance(one, str | SecretStr) else one for name, one in value.items()
+        }
 
 
 class PrefectServer(Section):

@@ -99,12 +99,17 @@ def anonymized(
     def make() -> StoredLine:
         if scope is not None:
             return stored(scope.record(record))
-        changed = anonymizer.scope().record(record)
-        if changed.correction != record.correction:
-            changed = changed.model_copy(update={"correction": None})
-        return stored(changed)
+        return stored(without_session(record, anonymizer))
 
     return make
+
+
+def without_session(record: FeedbackRecord, anonymizer: Anonymizer) -> FeedbackRecord:
+    """Anonymized where the placeholders of its call are not known: see ``anonymized``."""
+    changed = anonymizer.scope().record(record)
+    if changed.correction != record.correction:
+        changed = changed.model_copy(update={"correction": None})
+    return changed
 
 
 def _check_correction(correction: Any) -> None:

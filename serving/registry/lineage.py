@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import Connection, or_, select
@@ -175,18 +176,47 @@ def task_history(
     Args:
         before: only events with a lower id.
     """
-    query = (
-        select(events)
-        .where(
+    return find_events(connection, task=task_id, before=before, limit=limit)
+
+
+def find_events(
+    connection: Connection,
+    *,
+    task: str | None = None,
+    actor: str | None = None,
+    what: str | None = None,
+    since: datetime | None = None,
+    before: int | None = None,
+    limit: int = 1000,
+) -> list[Event]:
+    """The newest ``limit`` events of all that is asked for; newest first.
+
+    Args:
+        task: of this task, its adapters and its rollouts.
+        what: a kind, or with a dot at the end all whose name begins so.
+        since: not before this time.
+        before: only events with a lower id.
+    """
+    query = select(events).order_by(events.c.id.desc()).limit(min(limit, MAX_HISTORY))
+    if task is not None:
+        own_adapters = select(adapters.c.name).where(adapters.c.task_id == task)
+        own_rollouts = select(rollouts.c.id).where(rollouts.c.task_id == task)
+        query = query.where(
             or_(
-                events.c.subject == task_id,
-                events.c.subject.in_(select(adapters.c.name).where(adapters.c.task_id == task_id)),
-                events.c.subject.in_(select(rollouts.c.id).where(rollouts.c.task_id == task_id)),
+                events.c.subject == task,
+                events.c.subject.in_(own_adapters),
+                events.c.subject.in_(own_rollouts),
             )
         )
-        .order_by(events.c.id.desc())
-        .limit(min(limit, MAX_HISTORY))
-    )
+    if actor is not None:
+        query = query.where(events.c.actor == actor)
+    if what is not None:
+        whole = events.c.what == what
+        query = query.where(
+            events.c.what.startswith(what, autoescape=True) if what.endswith(".") else whole
+        )
+    if since is not None:
+        query = query.where(events.c.time >= since)
     if before is not None:
         query = query.where(events.c.id < before)
     return [Event(**row._mapping) for row in connection.execute(query)]

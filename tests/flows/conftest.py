@@ -37,6 +37,7 @@ def prefect_world(
         "NIGHTSCHOOL_DATABASE__URL": f"sqlite:///{folder}/nightschool.db",
         **prefect_server.settings,
         "NIGHTSCHOOL_HOOKS__PORT": str(free_port()),
+        "NIGHTSCHOOL_HOOKS__KEY_FILE": str(folder / "hooks.key"),
         "NIGHTSCHOOL_HOOKS__SECRETS": '{"tests": "whsec_bmlnaHQgc2Nob29s"}',
     }
     before = dict(os.environ)

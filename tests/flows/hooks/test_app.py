@@ -1,25 +1,43 @@
+"""The receiver over real HTTP: who is let in, what is kept, what is done, exactly once."""
+
 from __future__ import annotations
 
+import asyncio
 import json
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from pydantic import SecretStr
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from sqlalchemy import update
 from standardwebhooks import Webhook
 
-from flows.hooks.app import HookServer, Refused, parsed_body
+from flows.hooks.app import HOOKS, HookServer
+from flows.hooks.messages import wish
+from flows.hooks.openapi import document
 from flows.hooks.receipts import Receipts
-from flows.orchestrator import Orchestrator
-from infra.calls.record import new_id
+from flows.hooks.senders import Refused
+from flows.reporting import report_url
+from flows.wiring import Context, open_context
+from infra.calls.codec import parse_line, read_lines
+from infra.calls.record import FeedbackRecord, new_id
 from infra.database.open import Database, open_database
-from infra.objects.store import ObjectStore
-from infra.settings.operating import Hooks
+from infra.database.tables import webhook_receipts
+from infra.settings.model import Settings
+from infra.settings.operating import HookSender
+from serving.registry.keys import create_key
 from tests.flows.conftest import PrefectWorld
 from tests.prefect_server import free_port
+from tests.serving.registry.world import add_task
 
 SECRET = "whsec_bmlnaHQgc2Nob29s"
 
@@ -38,67 +56,260 @@ def signed(body: bytes, message_id: str, *, secret: str = SECRET, age_seconds: f
     ("hook", "body", "reason"),
     [
         ("retrain", b"not json", "not JSON"),
+        ("retrain", b"[" * 100_000, "not JSON"),
         ("retrain", b"[1]", "JSON object"),
         ("retrain", b'{"task": 5}', "id of a task"),
+        ("retrain", b'{"task": "\\u0000"}', "id of a task"),
+        ("retrain", b'{"reason": "\\ud83d"}', "reason must be"),
         ("retrain", b'{"tsk": "x"}', "unknown fields: tsk"),
+        ("retrain", b'{"parameters": {"gate_override": "mine"}}', "gate_override"),
+        ("retrain", b'{"parameters": [1]}', "an object of at most"),
         ("rollback", b"{}", "needs the id of a task"),
+        ("rollback", b'{"task": "all"}', "needs the id of a task"),
     ],
 )
 def test_a_body_that_is_not_understood_is_refused_with_the_reason(hook, body, reason):
     with pytest.raises(Refused, match=reason):
-        parsed_body(hook, body)
+        wish(hook, HookSender(), {}, body, [])
+
+
+@contextmanager
+def context_with(settings: Settings, **hooks: Any) -> Iterator[Context]:
+    hooks = {"secrets": {"ci": SECRET}, "keys": ["k" * 40], **hooks}
+    changed = settings.model_dump() | {"hooks": hooks}
+    if changed["prefect"]["api_url"] is None:
+        changed["prefect"]["api_url"] = f"http://127.0.0.1:{free_port()}/api"
+    with open_context(Settings.model_validate(changed)) as context:
+        yield context
 
 
 @pytest.fixture
-def receiver(database: Database, store: ObjectStore) -> HookServer:
-    """A receiver whose Prefect server is down."""
-    return HookServer(
-        Hooks(secrets={"ci": SecretStr(SECRET)}),
-        Receipts(database),
-        store,
-        Orchestrator(f"http://127.0.0.1:{free_port()}/api"),
-        "http://prefect.example",
-    )
+def receiving(settings: Settings, database: Database) -> Iterator[Context]:
+    """What a receiver has whose Prefect server is down, and a task."""
+    add_task(database, "invoices")
+    with context_with(settings) as context:
+        yield context
 
 
-async def test_unsigned_forged_and_stale_messages_are_refused(receiver: HookServer):
+def client_of(context: Context) -> TestClient:
+    return TestClient(TestServer(HookServer(context).application()))
+
+
+async def test_unsigned_forged_and_stale_messages_are_refused(receiving: Context):
     body = b'{"task": "invoices"}'
-    async with TestClient(TestServer(receiver.application())) as client:
+    async with client_of(receiving) as client:
         for headers in (
             {},
             signed(body, "m1", secret="whsec_b3RoZXI="),
             signed(body, "m1", age_seconds=600),
+            signed(body, "m1", age_seconds=-600),
             signed(b'{"task": "other"}', "m1"),
+            {**signed(body, "m1"), "webhook-id": "m2"},
+            {**signed(body, "m1"), "webhook-timestamp": "nan"},
+            {**signed(body, "m1"), "webhook-signature": "v1"},
         ):
             answer = await client.post("/hooks/retrain", data=body, headers=headers)
-            assert answer.status == 401
+            assert answer.status == 401, headers
         assert (await client.post("/hooks/nothing", data=body)).status == 404
+    assert Receipts(receiving.database).kept() == []
 
 
-async def test_with_prefect_down_a_message_is_kept_once(receiver: HookServer, database: Database):
+async def test_an_oversized_message_and_one_that_is_no_text_are_refused(receiving: Context):
+    async with client_of(receiving) as client:
+        for body, status in ((b"x" * (65 << 10), 413), (b"\xff\xfe", 401)):
+            answer = await client.post("/hooks/retrain", data=body)
+            assert (answer.status, answer.content_type) == (status, "application/json")
+            assert "error" in await answer.json()
+
+
+async def test_with_prefect_down_a_message_is_kept_once_and_says_so(receiving: Context):
     body = b'{"task": "invoices", "reason": "new prices"}'
-    async with TestClient(TestServer(receiver.application())) as client:
-        for _ in range(2):
+    async with client_of(receiving) as client:
+        for repeat in (False, True):
             answer = await client.post("/hooks/retrain", data=body, headers=signed(body, "m1"))
-            assert answer.status == 202
-            assert (await answer.json())["state"] == "kept"
-    kept = Receipts(database).kept()
+            said = await answer.json()
+            assert (answer.status, said["state"], said["duplicate"]) == (202, "kept", repeat)
+            assert "Prefect does not answer" in said["detail"]
+        other = b'{"task": "invoices", "reason": "something else"}'
+        answer = await client.post("/hooks/retrain", data=other, headers=signed(other, "m1"))
+        assert answer.status == 409
+        answer = await client.post(
+            "/hooks/retrain", data=b'{"task": "no"}', headers=signed(b'{"task": "no"}', "m2")
+        )
+        assert (answer.status, "no" in (await answer.json())["error"]) == (404, True)
+    kept = Receipts(receiving.database).kept()
     assert [(item.message_id, item.body["task"]) for item in kept] == [("m1", "invoices")]
+    events = [e for e in receiving.registry.events("invoices") if e.what == "retrain.asked"]
+    assert [(event.actor, event.why) for event in events] == [("webhook:ci", "new prices")]
 
 
-async def test_reports_are_served_and_nothing_else_is(receiver: HookServer, store: ObjectStore):
-    store.put("reports/drift/a/drift.html", b"<html>drift</html>")
-    store.put("logs/v1/secret.jsonl", b"secret")
-    async with TestClient(TestServer(receiver.application())) as client:
-        page = await client.get("/reports/drift/a/drift.html")
-        assert (page.status, page.content_type) == (200, "text/html")
-        for path in (
-            "/reports/none.html",
-            "/reports/../logs/v1/secret.jsonl",
-            "/reports/%2e%2e/logs/v1/secret.jsonl",
-            "/logs/v1/secret.jsonl",
+async def test_what_waits_too_long_is_given_up(receiving: Context):
+    receipts = Receipts(receiving.database)
+    receipts.take("ci", "old", "rollback", {"task": "invoices", "reason": "x"})
+    receipts.take("ci", "new", "rollback", {"task": "invoices", "reason": "x"})
+    with receiving.database.begin() as connection:
+        connection.execute(
+            update(webhook_receipts)
+            .where(webhook_receipts.c.message_id == "old")
+            .values(received=datetime.now(UTC) - timedelta(days=2))
+        )
+    HookServer(receiving).carrier.carry_out()
+    old, new = receipts.find("ci", "old"), receipts.find("ci", "new")
+    assert old is not None and new is not None
+    assert (old.state, new.state) == ("failed", "kept") and "send it anew" in old.detail
+
+
+async def test_a_sender_is_slowed_down_and_asks_only_for_what_it_may(settings, database):
+    senders = {"ci": {"requests_per_minute": 3, "hooks": ["objects"]}}
+    with context_with(settings, senders=senders) as context:
+        async with client_of(context) as client:
+            body = b'{"Event": "s3:TestEvent"}'
+            statuses = []
+            for n in range(4):
+                answer = await client.post(
+                    "/hooks/objects", data=body, headers=signed(body, f"m{n}")
+                )
+                statuses.append(answer.status)
+            assert statuses == [202, 202, 202, 429]
+            assert 1 <= int(answer.headers["Retry-After"]) <= 20
+            answer = await client.post("/hooks/retrain", data=b"{}", headers=signed(b"{}", "r"))
+            assert answer.status == 403
+            # A forger does not use up what the sender may.
+            assert (await client.post("/hooks/objects", data=body)).status == 401
+
+
+async def test_too_many_that_wait_are_refused_until_there_is_room(settings, database):
+    with context_with(settings, max_kept=1) as context:
+        server = HookServer(context)
+        async with TestClient(TestServer(server.application())) as client:
+            assert (
+                await client.post("/hooks/retrain", data=b"{}", headers=signed(b"{}", "a"))
+            ).status == 202
+            await asyncio.to_thread(server.carrier.carry_out)
+            answer = await client.post("/hooks/retrain", data=b"{}", headers=signed(b"{}", "b"))
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "30")
+
+
+async def test_keys_do_as_far_as_their_role_goes(receiving: Context):
+    keys = {
+        role: create_key(receiving.database, "shop", role, role) for role in ("call", "operate")
+    }
+    said = json.dumps({"call_id": new_id(), "score": 1})
+    async with client_of(receiving) as client:
+
+        async def post(role: str, hook: str, body: str, **headers: str) -> int:
+            headers["Authorization"] = f"Bearer {keys.get(role, 'ns_unknown')}"
+            return (await client.post(f"/hooks/{hook}", data=body, headers=headers)).status
+
+        assert await post("nobody", "feedback", said) == 401
+        assert await post("call", "feedback", said) == 202
+        assert await post("call", "retrain", "{}") == 403
+        assert await post("operate", "retrain", "{}", **{"Idempotency-Key": "once"}) == 202
+        assert await post("operate", "retrain", "{}", **{"Idempotency-Key": "once"}) == 202
+        assert await post("operate", "feedback", said) == 202
+    assert [r.message_id for r in Receipts(receiving.database).kept("retrain")] == ["once"]
+
+
+async def test_feedback_reaches_the_log_once_and_without_personal_data(receiving: Context):
+    call_id, server = new_id(), HookServer(receiving)
+    body = json.dumps(
+        {"call_id": call_id, "score": 0.5, "label": "write to ann@example.com"}
+    ).encode()
+    async with TestClient(TestServer(server.application())) as client:
+        for _ in range(2):
+            answer = await client.post("/hooks/feedback", data=body, headers=signed(body, "f1"))
+            assert answer.status == 202
+        for wrong in (
+            {"call_id": "x", "score": 1},
+            {"call_id": call_id},
+            {"call_id": call_id, "score": 2},
         ):
-            assert (await client.get(path)).status == 404
+            body = json.dumps(wrong).encode()
+            answer = await client.post("/hooks/feedback", data=body, headers=signed(body, new_id()))
+            assert answer.status in (400, 404)
+        with receiving.database.read() as connection:
+            assert "ann@" not in str(connection.execute(webhook_receipts.select()).all())
+        server.carrier.carry_out()
+        # A kill between storing and settling: it is done again, and is the same object.
+        with receiving.database.begin() as connection:
+            connection.execute(update(webhook_receipts).values(state="kept"))
+        server.carrier.carry_out()
+    (stored,) = receiving.store.list("logs/")
+    with receiving.store.open(stored.key) as stream:
+        (found,) = [parse_line(line.content) for line in read_lines(stream)]
+    assert isinstance(found, FeedbackRecord)
+    assert (found.call_id, found.score, "ann@" in str(found.label)) == (call_id, 0.5, False)
+    receipt = Receipts(receiving.database).find("ci", "f1")
+    assert receipt is not None and (receipt.state, receipt.detail) == ("done", stored.key)
+
+
+async def test_status_is_told_to_the_sender_and_to_operators_only(receiving: Context):
+    body = b"{}"
+    operate = create_key(receiving.database, "shop", "operate", "")
+    call = create_key(receiving.database, "shop", "call", "")
+    async with client_of(receiving) as client:
+        said = await (
+            await client.post("/hooks/retrain", data=body, headers=signed(body, "m 1"))
+        ).json()
+        url = said["status_url"].removeprefix(receiving.settings.hooks.address)
+
+        async def status(headers: dict[str, str], where: str = url) -> int:
+            answer = await client.get(where, headers=headers)
+            text = await answer.json()
+            assert answer.status != 200 or text["state"] == "kept"
+            return answer.status
+
+        assert await status(signed(b"m 1", new_id())) == 200
+        assert await status({"Authorization": f"Bearer {operate}"}) == 200
+        assert await status({"Authorization": f"Bearer {operate}"}, url.partition("?")[0]) == 200
+        assert await status({"Authorization": f"Bearer {call}"}) == 404
+        assert await status({}) == 401
+        assert await status(signed(b"another", new_id())) == 401
+        assert await status(signed(b"m2", new_id()), "/hooks/status/m2") == 404
+
+
+async def test_reports_open_by_their_link_or_to_an_operators_key(receiving: Context):
+    receiving.store.put("reports/drift/a/drift.html", b"<html>drift</html>")
+    receiving.store.put("reports/drift/b/drift.html", b"<html>other</html>")
+    receiving.store.put("logs/v1/secret.jsonl", b"secret")
+    keys = {role: create_key(receiving.database, "shop", role, "") for role in ("call", "admin")}
+    address = receiving.settings.hooks.address
+    link = report_url(receiving, "reports/drift/a/drift.html").removeprefix(address)
+    async with client_of(receiving) as client:
+        page = await client.get(link)
+        assert (page.status, page.content_type) == (200, "text/html")
+        assert page.headers["Content-Security-Policy"].startswith("sandbox")
+        for path, key, status in (
+            ("/reports/drift/a/drift.html", None, 401),
+            ("/reports/drift/a/drift.html", "call", 403),
+            ("/reports/drift/a/drift.html", "admin", 200),
+            (link[:-1], None, 403),
+            (link.replace("/a/", "/b/"), "admin", 403),
+            ("/reports/none.html", "admin", 404),
+            ("/reports/../logs/v1/secret.jsonl", "admin", 404),
+            ("/reports/%2e%2e/logs/v1/secret.jsonl", "admin", 404),
+            ("/logs/v1/secret.jsonl", "admin", 404),
+        ):
+            headers = {"Authorization": f"Bearer {keys[key]}"} if key else {}
+            assert (await client.get(path, headers=headers)).status == status, path
+
+
+async def test_the_document_is_openapi_and_names_what_is_served(receiving: Context):
+    found = document()
+    OpenAPIV31SpecValidator(found).validate()
+    server = HookServer(receiving)
+    served = {route.resource.canonical for route in server.application().router.routes()}
+    described = set(found["paths"]) - {f"/hooks/{hook}" for hook in HOOKS} | {"/hooks/{hook}"}
+    assert served == described and {f"/hooks/{hook}" for hook in HOOKS} <= set(found["paths"])
+    async with client_of(receiving) as client:
+        assert (await (await client.get("/openapi.json")).json()) == found
+        for message, status in ((signed(b"{}", "m1"), "202"), ({}, "401")):
+            answer = await client.post("/hooks/retrain", data=b"{}", headers=message)
+            assert str(answer.status) == status
+            shape = found["paths"]["/hooks/retrain"]["post"]["responses"][status]
+            schema = shape["content"]["application/json"]["schema"]
+            whole = {**schema, "components": found["components"]}
+            Draft202012Validator(whole).validate(await answer.json())
 
 
 def send(world: PrefectWorld, hook: str, value: dict[str, Any], message_id: str) -> tuple[int, Any]:
@@ -116,17 +327,107 @@ def send(world: PrefectWorld, hook: str, value: dict[str, Any], message_id: str)
         return error.code, json.load(error)
 
 
+def known_task(world: PrefectWorld) -> str:
+    """A task to which nothing happens: it has nobody to roll back from."""
+    database = open_database(world.settings.database)
+    task = f"task-{new_id()[-8:]}"
+    add_task(database, task)
+    database.close()
+    return task
+
+
 def test_a_signed_message_starts_one_flow_run_in_a_real_prefect(
     prefect_world: PrefectWorld, deployed: None
 ):
-    message_id = new_id()
-    status, first = send(prefect_world, "rollback", {"task": "nothing"}, message_id)
+    message_id, task = new_id(), known_task(prefect_world)
+    status, first = send(prefect_world, "rollback", {"task": task}, message_id)
     assert (status, first["state"]) == (202, "started")
-    _, again = send(prefect_world, "rollback", {"task": "nothing"}, message_id)
+    _, again = send(prefect_world, "rollback", {"task": task}, message_id)
     assert again["flow_run_id"] == first["flow_run_id"]
     receipts = Receipts(open_database(prefect_world.settings.database))
     stored = receipts.find("tests", message_id)
     assert stored is not None
     assert stored.flow_run_id == first["flow_run_id"]
-    # The run itself ends in a clear error, for there is no such task.
+    # The run itself ends in a clear error, for there is nothing to roll back.
     assert prefect_world.orchestrator.run(first["flow_run_id"]).id == first["flow_run_id"]
+
+
+def test_parameters_that_the_flow_does_not_take_fail_at_once(
+    prefect_world: PrefectWorld, deployed: None
+):
+    message_id, task = new_id(), known_task(prefect_world)
+    wrong = {"task": task, "parameters": {"within_hours": "long"}}
+    status, said = send(prefect_world, "retrain", wrong, message_id)
+    assert (status, said["state"]) == (422, "failed")
+    assert "within_hours" in said["detail"]
+
+
+@contextmanager
+def reachable(port: int, target: str) -> Iterator[None]:
+    """The session's Prefect server answers at that port too, until the end of the block."""
+    argv = [sys.executable, "-m", "bench.support.relay", str(port), target]
+    relay = subprocess.Popen(argv)
+    try:
+        yield
+    finally:
+        relay.kill()
+        relay.wait()
+
+
+def test_prefect_is_away_and_comes_back_and_each_message_runs_once(
+    prefect_world: PrefectWorld, deployed: None, settings: Settings, database: Database
+):
+    add_task(database, "invoices")
+    api = prefect_world.orchestrator._api
+    target = api.removesuffix("/api").rpartition(":")[2]
+    own = free_port()
+    changed = settings.model_copy(
+        update={
+            "prefect": settings.prefect.model_copy(
+                update={"api_url": f"http://127.0.0.1:{own}/api"}
+            )
+        }
+    )
+    with context_with(changed) as context:
+        server, receipts = HookServer(context), Receipts(context.database)
+        ids = [new_id() for _ in range(3)]
+        for message_id in ids:
+            receipts.take("ci", message_id, "rollback", {"task": "invoices", "reason": "drill"})
+        server.carrier.carry_out()
+        assert server.carrier.prefect_is_down and len(receipts.kept()) == 3
+        with reachable(own, target):
+            deadline = time.monotonic() + 60
+            while receipts.kept():
+                assert time.monotonic() < deadline, "kept messages were not started"
+                server.carrier.carry_out()
+                time.sleep(0.2)
+            found = [receipts.find("ci", message_id) for message_id in ids]
+            runs = {one.flow_run_id for one in found if one is not None}
+            assert len(runs) == 3 and None not in runs
+            # A receiver that was killed before it could note the run asks again: the same run.
+            with context.database.begin() as connection:
+                connection.execute(update(webhook_receipts).values(state="kept", flow_run_id=None))
+            server.carrier.carry_out()
+        again = [receipts.find("ci", message_id) for message_id in ids]
+        assert {one.flow_run_id for one in again if one is not None} == runs
+        assert not server.carrier.prefect_is_down
+
+
+def test_new_objects_start_one_ingest(
+    prefect_world: PrefectWorld, deployed: None, settings: Settings, database: Database
+):
+    api = prefect_world.settings.prefect
+    changed = settings.model_copy(update={"prefect": api})
+    with context_with(changed, objects_seconds=0) as context:
+        receipts = Receipts(context.database)
+        for n in range(5):
+            receipts.take("ci", f"{new_id()}-{n}", "objects", {"objects": 1})
+        server = HookServer(context)
+        deadline = time.monotonic() + 90
+        ids = [receipt.message_id for receipt in receipts.kept()]
+        while receipts.kept():
+            assert time.monotonic() < deadline, "the ingest was not started"
+            server.carrier.carry_out()
+            time.sleep(0.2)
+        runs = {one.flow_run_id for one in (receipts.find("ci", given) for given in ids) if one}
+        assert len(runs) == 1 and None not in runs

@@ -27,6 +27,7 @@ EXAMPLE_VALUES = {
     "TEACHER_MODEL": "teacher",
     "TEACHER_KEY": "teacher-key",
     "HOOK_SECRETS": '{"ci": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}',
+    "HOOK_KEY": "7" * 64,
     "SLACK_WEBHOOK_URL": "",
     "VLLM_MODEL": "",
     "HF_TOKEN": "",

@@ -87,7 +87,7 @@ class TestPrecedence:
             }
         )
         assert loaded.rollout.steps == (0.2, 0.4)
-        assert loaded.hooks.secrets == {"ci": SecretStr("whsec_x")}
+        assert loaded.hooks.secrets == {"ci": (SecretStr("whsec_x"),)}
         assert loaded.anonymizer.keep_kinds == ("EMAIL",)
         assert loaded.training.last_layers == 4
         assert loaded.teacher.api_key is None
