@@ -7,6 +7,7 @@ import logging
 from aiohttp import web
 
 from flows.hooks.app import HookServer
+from flows.hooks.links import action_pages
 from flows.hooks.receipts import Receipts
 from flows.stack.services import prefect_ui_url
 from flows.wiring import open_context
@@ -23,7 +24,9 @@ def main() -> None:
             context.orchestrator(),
             prefect_ui_url(context.settings),
         )
-        web.run_app(server.application(), host=hooks.host, port=hooks.port, print=None)
+        application = server.application()
+        action_pages(context).register(application)
+        web.run_app(application, host=hooks.host, port=hooks.port, print=None)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ class Rollout(Section):
         "queue", description="A new adapter ends the open rollout of its task, or waits for it"
     )
     approval: bool = Field(
-        False, description="A person must agree (`nightschool rollouts approve`) to a promotion"
+        False,
+        description="A person must agree to a promotion; `nightschool tasks set` says so of one task",
     )
     approval_seconds: Seconds = Field(
         86400, description="Longest wait for that person; then the champion stays"
@@ -154,7 +155,21 @@ class Watch(Section):
 class Notify(Section):
     """Messages to people."""
 
-    slack_webhook_url: SecretStr | None = Field(None, description="Slack incoming webhook")
+    slack_webhook_url: SecretStr | None = Field(
+        None, description="Slack incoming webhook: messages are added, and never edited"
+    )
+    slack_token: SecretStr | None = Field(
+        None, description="Slack bot token, xoxb-..., instead: threads, and edits"
+    )
+    slack_channel: str | None = Field(
+        None,
+        pattern=r"^[CGD][A-Z0-9]{2,30}$",
+        description="Id of the bot's channel, C..., as its details in Slack show it",
+    )
+    slack_api_url: HttpUrl = Field("https://slack.com/api/", description="Slack's Web API")
+    apprise: tuple[SecretStr, ...] = Field(
+        (), max_length=50, description="Addresses of other channels, as Apprise writes them"
+    )
     webhook_url: Text | None = Field(None, description="Generic signed webhook")
     webhook_secret: SecretStr | None = Field(None, description="whsec_..., Standard Webhooks")
     max_attempts: int = Field(
@@ -178,6 +193,9 @@ class Hooks(Section):
         None, description="Address of this service in links for people; None: http, host and port"
     )
     link_seconds: Seconds = Field(7 * 86400, description="How long a link to a report opens it")
+    action_link_seconds: Seconds = Field(
+        3 * 86400, description="How long a link to approve, pause or roll back may do so"
+    )
     keys: tuple[Annotated[SecretStr, Field(min_length=MIN_KEY_CHARACTERS)], ...] = Field(
         (), max_length=5, description="Sign links and seal senders' secrets; the first signs"
     )
