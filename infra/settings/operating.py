@@ -61,8 +61,7 @@ class Rollout(Section):
         "queue", description="A new adapter ends the open rollout of its task, or waits for it"
     )
     approval: bool = Field(
-        False,
-        description="A person must agree to a promotion; `nightschool tasks set` says so of one task",
+        False, description="A person must agree (`nightschool rollouts approve`) to a promotion"
     )
     approval_seconds: Seconds = Field(
         86400, description="Longest wait for that person; then the champion stays"
