@@ -15,7 +15,6 @@ from flows.kept_evidence import keep
 from flows.observing import observe
 from flows.wiring import Context
 from infra.calls.record import CallRecord, utc_now
-from infra.notify.outbox import deliver
 from infra.objects.store import ObjectStoreError
 from serving.engines.protocol import EngineError
 from serving.registry.records import Rollout
@@ -71,11 +70,7 @@ class Tender:
                 if (after.state, after.step) != (rollout.state, rollout.step):
                     moved.append(after)
         self._log.forget_all_but([rollout.id for rollout in rollouts])
-        deliver(
-            context.database,
-            context.channels,
-            max_attempts=context.settings.notify.max_attempts,
-        )
+        context.deliver_messages()
         return Tended(len(rollouts), tuple(moved))
 
     def observe(self, rollout: Rollout, loaded: bool) -> Observation:

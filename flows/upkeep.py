@@ -18,8 +18,6 @@ from flows.rollout_picture import keep_picture
 from flows.tending import Tender
 from flows.watching import watch_tasks
 from flows.wiring import Context, open_context
-from infra.calls.record import utc_now
-from infra.notify.outbox import deliver
 from infra.objects.store import ObjectStoreError
 from serving.registry.records import Rollout
 from serving.rollout.controller import rollback as take_back
@@ -67,7 +65,7 @@ def watch() -> list[str]:
         drifted = watch_tasks(context)
         for task_id, share in drifted.items():
             logger.warning("%s drifted: %.0f %% of its columns", task_id, 100 * share)
-        deliver(context.database, context.channels, utc_now())
+        context.deliver_messages()
     return sorted(drifted)
 
 
@@ -130,7 +128,7 @@ def rollback(
             why=reason,
             channels=tuple(context.channels),
         )
-        deliver(context.database, context.channels, utc_now())
+        context.deliver_messages()
     return route.champion
 
 

@@ -39,8 +39,6 @@ def rollback(
 
     Every gateway follows within a second. A rejected adapter is never rolled out again.
     """
-    from infra.calls.record import utc_now
-    from infra.notify.outbox import deliver
     from serving.rollout.controller import rollback as take_back
 
     with context_of(ctx) as context:
@@ -52,7 +50,7 @@ def rollback(
             why=why,
             channels=tuple(context.channels),
         )
-        deliver(context.database, context.channels, utc_now())
+        context.deliver_messages()
     if as_json:
         click.echo(json.dumps(route.to_json()))
     else:

@@ -156,8 +156,6 @@ def _order(name: Order, summary: str, details: str) -> None:
     @click.pass_context
     @failing_clearly
     def command(ctx: click.Context, rollout_id: str, why: str, actor: str, as_json: bool) -> None:
-        from infra.calls.record import utc_now
-        from infra.notify.outbox import deliver
         from serving.rollout.orders import give_order
 
         with context_of(ctx) as context:
@@ -169,7 +167,7 @@ def _order(name: Order, summary: str, details: str) -> None:
                 why=why,
                 channels=tuple(context.channels),
             )
-            deliver(context.database, context.channels, utc_now())
+            context.deliver_messages()
         if as_json:
             click.echo(json.dumps({"id": after.id, "state": _state(after), "reason": after.reason}))
         else:

@@ -7,6 +7,7 @@ import logging
 from aiohttp import web
 
 from flows.hooks.app import HookServer
+from flows.hooks.links import action_pages
 from flows.wiring import open_context
 
 
@@ -14,10 +15,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     with open_context() as context:
         hooks = context.settings.hooks
-        server = HookServer(context)
-        web.run_app(
-            server.application(), host=hooks.host, port=hooks.port, print=None, access_log=None
-        )
+        application = HookServer(context).application()
+        action_pages(context).register(application)
+        # No access log: the links carry their token in the address.
+        web.run_app(application, host=hooks.host, port=hooks.port, print=None, access_log=None)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ tasks = Table(
     Column("name", String(200), nullable=False),
     Column("state", String(16), nullable=False),  # observed candidate specialized retired
     Column("policy", String(16), nullable=False),  # specialize shadow teacher
+    Column("approval", String(16)),  # auto approve; null: as the settings say
     Column("tag", String(200)),  # an explicit tag always wins
     Column("signature", String(64), nullable=False, index=True),
     Column("centroid", JSON, nullable=False),  # unit vector, list of floats
@@ -203,6 +204,17 @@ outbox = Table(
     Column("delivered", _time),
     UniqueConstraint("key", "channel"),
     Index("ix_outbox_state_next", "state", "next_attempt"),
+)
+
+message_threads = Table(
+    "message_threads",
+    metadata,
+    Column("channel", String(64), primary_key=True),  # the chat's id of the conversation
+    Column("name", String(200), primary_key=True),
+    Column("place", String(64), nullable=False),  # of its first message, as the chat names it
+    Column("keys", JSON, nullable=False),  # of the messages that the first one has taken in
+    Column("steps", JSON, nullable=False),  # their titles
+    Column("updated", _time, nullable=False),
 )
 
 webhook_receipts = Table(

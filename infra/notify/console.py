@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import TextIO
 
 from infra.notify.message import DeliveryFailed, Message
@@ -14,7 +15,7 @@ class ConsoleChannel:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, tried_since: datetime | None = None) -> None:
         try:
             print(plain_text(message), file=self._stream or sys.stderr, flush=True)
         except (OSError, ValueError) as error:
@@ -24,6 +25,8 @@ class ConsoleChannel:
 def plain_text(message: Message) -> str:
     """The message in lines, without characters that a terminal would act upon."""
     lines = [f"* {message.title}", f"  {message.what}"]
+    if message.exposed:
+        lines.append(f"  {message.exposed}")
     if message.why:
         lines.append(f"  why: {message.why}")
     if message.evidence:

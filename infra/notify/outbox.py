@@ -2,7 +2,8 @@
 
 So a crash loses none, and the same key is one message however often it is written. Delivery is at
 least once: killed between the receiver's answer and our note of it, a message is sent again, with
-the same id. Messages of one topic and channel are delivered in the order they were written; one
+the same id. The channel is told that it may be the second time: one that can look at its receiver
+finds the first. Messages of one topic and channel are delivered in the order they were written; one
 channel's trouble touches no other.
 """
 
@@ -121,7 +122,7 @@ def _drain(
         row = _claim(database, name, clock or utc_now(), claim_seconds)
         if row is None:
             break
-        failure = _send(channel, row.body)
+        failure = _send(channel, row)
         result = _settle(database, row, failure, clock or utc_now(), max_attempts)
         total += result
         if failure is not None and not failure.permanent:
@@ -167,13 +168,14 @@ def _claim(
     return None
 
 
-def _send(channel: Channel, body: Mapping[str, Any]) -> DeliveryFailed | None:
+def _send(channel: Channel, row: Row[Any]) -> DeliveryFailed | None:
     try:
-        message = Message.from_dict(body)
+        message = Message.from_dict(row.body)
     except ValueError as error:
         return DeliveryFailed(f"the stored message cannot be read: {error}", permanent=True)
     try:
-        channel.send(message)
+        # A try that was cut off left its count behind, and one that timed out may have arrived.
+        channel.send(message, row.created if row.attempts > 1 else None)
     except DeliveryFailed as failure:
         return failure
     except Exception as error:  # noqa: BLE001 - a channel's own fault must not stop the others

@@ -40,7 +40,7 @@ class WebhookChannel:
         self._timeout_seconds = timeout_seconds
         self._opener = build_opener(_NoRedirects)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, tried_since: datetime | None = None) -> None:
         now = datetime.now(UTC)
         body = json.dumps(
             {"type": message.topic, "timestamp": now.isoformat(), "data": message.to_dict()},

@@ -154,7 +154,21 @@ class Watch(Section):
 class Notify(Section):
     """Messages to people."""
 
-    slack_webhook_url: SecretStr | None = Field(None, description="Slack incoming webhook")
+    slack_webhook_url: SecretStr | None = Field(
+        None, description="Slack incoming webhook: messages are added, and never edited"
+    )
+    slack_token: SecretStr | None = Field(
+        None, description="Slack bot token, xoxb-..., instead: threads, and edits"
+    )
+    slack_channel: str | None = Field(
+        None,
+        pattern=r"^[CGD][A-Z0-9]{2,30}$",
+        description="Id of the bot's channel, C..., as its details in Slack show it",
+    )
+    slack_api_url: HttpUrl = Field("https://slack.com/api/", description="Slack's Web API")
+    apprise: tuple[SecretStr, ...] = Field(
+        (), max_length=50, description="Addresses of other channels, as Apprise writes them"
+    )
     webhook_url: Text | None = Field(None, description="Generic signed webhook")
     webhook_secret: SecretStr | None = Field(None, description="whsec_..., Standard Webhooks")
     max_attempts: int = Field(
@@ -240,6 +254,9 @@ class Hooks(Section):
         60, ge=0, le=86400, description="New log objects are gathered so long for one ingest"
     )
     link_seconds: Seconds = Field(7 * 86400, description="How long a link to a report opens it")
+    action_link_seconds: Seconds = Field(
+        3 * 86400, description="How long a link to approve, pause or roll back may do so"
+    )
     keys: tuple[Annotated[SecretStr, Field(min_length=MIN_KEY_CHARACTERS)], ...] = Field(
         (), max_length=5, description="Sign links and seal senders' secrets; the first signs"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -150,6 +151,8 @@ def open_rollout(
     for rollout in open_ones:
         if rollout.adapter == adapter:
             return rollout
+    if task.approval is not None:
+        policy = replace(policy, approval=task.approval == "approve")
     if task.policy == "teacher":
         raise RolloutRefused(f"task {task_id} is set to be answered by the teacher only")
     problem = policy.unreachable()

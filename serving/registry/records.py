@@ -18,6 +18,7 @@ __all__ = [
     "Adapter",
     "AdapterState",
     "AnswerLineage",
+    "ApprovalPolicy",
     "DatasetLineage",
     "DatasetVersion",
     "Event",
@@ -32,6 +33,7 @@ __all__ = [
 TEACHER = "teacher"
 """The champion of a task that no adapter answers: always a valid target of a rollback."""
 
+ApprovalPolicy = Literal["auto", "approve"]
 AdapterState = Literal["registered", "rejected", "retired"]
 
 
@@ -41,6 +43,8 @@ class Task:
     name: str
     state: str
     policy: TaskPolicy
+    approval: ApprovalPolicy | None
+    """Whether a person agrees to its promotions; None: as ``[rollout] approval`` says."""
     tag: str | None
     signature: str
     centroid: tuple[float, ...]

@@ -24,6 +24,7 @@ from serving.registry.records import (
     Adapter,
     AdapterState,
     AnswerLineage,
+    ApprovalPolicy,
     DatasetLineage,
     DatasetVersion,
     Lineage,
@@ -66,15 +67,40 @@ class Registry:
         """Say how far a task may go. Raises UnknownTask, ValueError for another policy."""
         if policy not in ("specialize", "shadow", "teacher"):
             raise ValueError(f"a task's policy is specialize, shadow or teacher, not {policy!r}")
+        changes = {"policy": policy}
+        return self._change_task(task_id, changes, "task.policy", actor, why, now)
+
+    def set_task_approval(
+        self,
+        task_id: str,
+        approval: ApprovalPolicy | None,
+        *,
+        actor: str,
+        why: str,
+        now: datetime | None = None,
+    ) -> Task:
+        """Whether a person agrees to the promotions of rollouts opened from now on; None: as set up.
+
+        Raises UnknownTask, ValueError for another value.
+        """
+        if approval not in ("auto", "approve", None):
+            raise ValueError(f"a task's approval is auto or approve, not {approval!r}")
+        changes = {"approval": approval}
+        return self._change_task(task_id, changes, "task.approval", actor, why, now)
+
+    def _change_task(
+        self,
+        task_id: str,
+        changes: dict[str, Any],
+        what: str,
+        actor: str,
+        why: str,
+        now: datetime | None,
+    ) -> Task:
         with self.database.begin() as connection:
+            current = task_rows.read_task(connection, task_id, lock=True)
             return task_rows.change_task(
-                connection,
-                task_rows.read_task(connection, task_id, lock=True),
-                {"policy": policy},
-                what="task.policy",
-                actor=actor,
-                why=why,
-                now=now or utc_now(),
+                connection, current, changes, what=what, actor=actor, why=why, now=now or utc_now()
             )
 
     # Data sets, adapters, scorecards

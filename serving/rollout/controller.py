@@ -118,6 +118,7 @@ def rollback(
     why: str,
     now: datetime | None = None,
     channels: Sequence[str] = (),
+    only: str | None = None,
 ) -> Route:
     """Take back what was brought in last, at once and without asking any lease; the route after it.
 
@@ -130,13 +131,17 @@ def rollback(
 
     A rejected adapter is never rolled out again.
 
+    Args:
+        only: take back this adapter and no other, for who decided it some time ago.
+
     Raises:
         UnknownTask.
-        NothingToRollBack: the teacher answers and no candidate is open, or ``to`` answers already.
+        NothingToRollBack: the teacher answers and no candidate is open, or ``to`` answers already; or
+            what was brought in last is not ``only``.
         RouteInvalid: ``to`` never answered this task, or was rejected.
     """
     if to is None:
-        return _take_back(registry, task_id, "last", None, actor, why, now, channels)
+        return _take_back(registry, task_id, "last", only, actor, why, now, channels)
     return _take_back(registry, task_id, "to", to, actor, why, now, channels)
 
 
@@ -241,6 +246,10 @@ def _take_back_once(
 ) -> Route:
     candidate = route.candidate
     past = past_champions(connection, task.id)
+    if which == "last" and name not in (None, candidate or route.champion):
+        raise NothingToRollBack(
+            f"{name} is not what was brought in last in {task.id}: {candidate or route.champion} is"
+        )
     if which == "to":
         assert name is not None
         name = resolve(name, [route.champion, *past])

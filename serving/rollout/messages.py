@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from infra.notify.message import Message
+from infra.notify.message import Action, Doing, Message
 from serving.registry.records import TEACHER, Rollout, Route
 from serving.rollout.machine import Transition
 
 _TITLES = {
+    "shadow": "Shadow started",
     "canary": "Canary started",
+    "raise": "Canary raised",
     "promote": "Adapter promoted",
     "roll_back": "Adapter rolled back",
     "give_up": "Rollout ended inconclusive",
@@ -21,6 +23,8 @@ _TITLES = {
     "approve": "Promotion approved",
 }
 _WHAT = {
+    "shadow": "{adapter} answers beside the champion of task {task}; no caller sees its answers.",
+    "raise": "{adapter} is shown to more callers of task {task}.",
     "pause": "{adapter} was taken off the sessions of task {task}; it stays loaded.",
     "resume": "{adapter} goes on where it was in task {task}.",
     "ask": "{adapter} was shown as good as the champion of task {task}; a person must agree.",
@@ -28,6 +32,19 @@ _WHAT = {
 }
 _ORDERS = {"pause": "resume", "resume": "pause", "ask": "approve", "approve": "abort"}
 """The next order that makes sense: what undoes it, or for a question what answers it."""
+_PROGRESS = frozenset({"shadow", "raise"})
+"""Nobody need be called for these; who reads along sees them."""
+_ACTIONS: Mapping[str, tuple[Doing, ...]] = {
+    "shadow": ("pause", "abort"),
+    "canary": ("pause", "rollback"),
+    "raise": ("pause", "rollback"),
+    "resume": ("pause", "rollback"),
+    "pause": ("resume", "abort", "rollback"),
+    "ask": ("approve", "abort", "rollback"),
+    "approve": ("pause", "rollback"),
+    "promote": ("rollback",),
+}
+"""What makes sense next."""
 _MAY_COME_AGAIN = frozenset({"pause", "resume", "ask", "approve"})
 
 
@@ -48,11 +65,14 @@ def rollout_message(
         key=key,
         topic=f"task:{rollout.task_id}",
         title=f"{title}: {rollout.task_id}",
-        what=f"{_what(rollout, transition)} {exposure(after)}",
+        what=_what(rollout, transition),
+        exposed=exposure(after),
         why=transition.reason,
         evidence=_numbers(evidence),
-        link="",
         undo=_undo(rollout, transition),
+        actions=tuple(Action(doing, rollout.id) for doing in _ACTIONS.get(transition.kind, ())),
+        thread=f"rollout:{rollout.id}",
+        progress=transition.kind in _PROGRESS,
     )
 
 
@@ -65,10 +85,9 @@ def champion_message(before: Route, after: Route, why: str) -> Message:
         key=f"route:{after.task_id}:{after.version}:rolled_back",
         topic=f"task:{after.task_id}",
         title=f"Champion rolled back: {after.task_id}",
-        what=f"{before.champion} no longer answers task {after.task_id}. {exposure(after)}",
+        what=f"{before.champion} no longer answers task {after.task_id}.",
+        exposed=exposure(after),
         why=why,
-        evidence={},
-        link="",
         undo=undo,
     )
 
@@ -107,7 +126,9 @@ def _undo(rollout: Rollout, transition: Transition) -> str:
             if transition.kind in ("pause", "ask")
             else ""
         )
-    if transition.kind in ("canary", "promote"):
+    if transition.kind == "shadow":
+        return f"nightschool rollouts abort {rollout.id}"
+    if transition.kind in ("canary", "raise", "promote"):
         return f"nightschool rollback {rollout.task_id}"
     if transition.kind == "roll_back":
         return "a rejected adapter is never retried; `nightschool night` trains a new one"

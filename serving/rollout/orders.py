@@ -57,3 +57,13 @@ def give_order(
             if attempt == ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
+
+
+def obstacle(registry: Registry, rollout_id: str, what: Order, now: datetime) -> str | None:
+    """Why this order could not be carried out now; None when it could. Raises UnknownRollout."""
+    with registry.database.read() as connection:
+        rollout = read_rollout(connection, rollout_id)
+        task = read_task(connection, rollout.task_id)
+        state = read_state(connection, rollout, read_route(connection, task.id), task, now)
+    transition = order(state, what, "", now)
+    return transition if isinstance(transition, str) else None

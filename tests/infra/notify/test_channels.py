@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+from infra.database.open import Database
+from infra.notify.block_kit import blocks, fallback
 from infra.notify.console import ConsoleChannel
+from infra.notify.everywhere import AppriseChannel, channel_name
 from infra.notify.message import DeliveryFailed, Message
 from infra.notify.open import open_channels
-from infra.notify.slack import SlackChannel, blocks, fallback
+from infra.notify.slack import SlackChannel
 from infra.notify.webhook import WebhookChannel
 from infra.settings.operating import Notify
 from tests.contracts.servers import free_port
@@ -232,24 +235,38 @@ def test_a_closed_console_is_a_failure_and_no_crash() -> None:
 
 
 class TestOpening:
-    def test_the_console_is_always_there(self) -> None:
-        assert list(open_channels(Notify())) == ["console"]
+    def test_the_console_is_always_there(self, database: Database) -> None:
+        assert list(open_channels(Notify(), database)) == ["console"]
 
-    def test_all_of_them(self) -> None:
-        with receiver() as slack, receiver() as other:
+    def test_all_of_them(self, database: Database) -> None:
+        with receiver() as slack, receiver() as other, receiver() as third:
+            address = third.url.replace("http://", "json://")
             channels = open_channels(
                 Notify(
                     slack_webhook_url=SecretStr(slack.url),
                     webhook_url=other.url,
                     webhook_secret=SecretStr(SECRET),
-                )
+                    apprise=(SecretStr(address),),
+                ),
+                database,
             )
-            for name in ("slack", "webhook"):
-                channels[name].send(MESSAGE)
-        assert len(slack.requests) == len(other.requests) == 1
+            assert list(channels) == ["console", "slack", "webhook", channel_name(address)]
+            for channel in channels.values():
+                channel.send(MESSAGE)
+        assert len(slack.requests) == len(other.requests) == len(third.requests) == 1
+        sent = json.loads(third.requests[0][1])
+        assert sent["title"] == MESSAGE.title
+        assert MESSAGE.what in sent["message"] and MESSAGE.undo in sent["message"]
+
+    def test_an_address_of_apprise_that_refuses_is_a_failure(self) -> None:
+        with receiver((500, {}, b"no")) as other:
+            channel = AppriseChannel(other.url.replace("http://", "json://"))
+            with pytest.raises(DeliveryFailed, match="did not take it") as caught:
+                channel.send(MESSAGE)
+        assert "verysecret" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("settings", "message"),
+        ("notify", "message"),
         [
             (Notify(webhook_url="http://x"), "always signed"),
             (Notify(webhook_url="http://x", webhook_secret=SecretStr("whsec_!")), "base64"),
@@ -257,9 +274,11 @@ class TestOpening:
             (Notify(slack_webhook_url=SecretStr("verysecret")), "https"),
         ],
     )
-    def test_what_cannot_work_is_said_at_the_start(self, settings: Notify, message: str) -> None:
+    def test_what_cannot_work_is_said_at_the_start(
+        self, notify: Notify, message: str, database: Database
+    ) -> None:
         with pytest.raises(ValueError, match=message) as caught:
-            open_channels(settings)
+            open_channels(notify, database)
         assert "verysecret" not in str(caught.value)
 
 

@@ -27,7 +27,7 @@ class Recorder:
         self.fail = fail
         self._lock = Lock()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, tried_since: datetime | None = None) -> None:
         failure = self.fail(message)
         if failure is not None:
             raise failure
@@ -106,11 +106,11 @@ def test_a_hanging_channel_does_not_hold_up_the_others(each_database: Database) 
     release, arrived = Event(), Event()
 
     class Hanging:
-        def send(self, message: Message) -> None:
+        def send(self, message: Message, tried_since: datetime | None = None) -> None:
             release.wait(60)
 
     class Well:
-        def send(self, message: Message) -> None:
+        def send(self, message: Message, tried_since: datetime | None = None) -> None:
             arrived.set()
 
     write(each_database, "1", channels="hanging,well")

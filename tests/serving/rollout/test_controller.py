@@ -118,11 +118,17 @@ def test_from_pending_to_champion(each_registry: Registry) -> None:
     assert len({route.salt for route in routes[:4]}) == 1, "one salt for the whole rollout"
     chain_is_whole(registry)
     said = messages(registry)
-    assert [body["title"] for body in said] == ["Canary started: mail", "Adapter promoted: mail"]
+    assert [(body["title"], body["progress"]) for body in said] == [
+        ("Shadow started: mail", True),
+        ("Canary started: mail", False),
+        ("Canary raised: mail", True),
+        ("Adapter promoted: mail", False),
+    ]
+    assert {body["thread"] for body in said} == {f"rollout:{rollout.id}"}
     assert {body["topic"] for body in said} == {"task:mail"}, "one task's messages keep their order"
-    assert f"{adapter.name} answers 10% of the sessions" in said[0]["what"]
-    assert f"Now: {adapter.name} answers all sessions." in said[1]["what"]
-    assert said[1]["undo"] == "nightschool rollback mail"
+    assert f"{adapter.name} answers 10% of the sessions" in said[1]["exposed"]
+    assert f"Now: {adapter.name} answers all sessions." in said[3]["exposed"]
+    assert said[3]["undo"] == "nightschool rollback mail"
     assert said[1]["evidence"]["canary_sessions"] == 30
     assert said[1]["evidence"]["e_good"] == 3.0
     # Tending what has ended observes nothing and changes nothing.
@@ -158,7 +164,7 @@ def test_a_bad_verdict_takes_the_canary_off_and_keeps_the_champion(
     last = messages(registry)[-1]
     assert last["title"] == "Adapter rolled back: mail"
     assert last["why"] == ended.reason
-    assert f"Now: {champion.adapter} answers all sessions." in last["what"]
+    assert f"Now: {champion.adapter} answers all sessions." in last["exposed"]
     chain_is_whole(registry)
     # Terminal for the digest, and the task rests.
     with pytest.raises(RolloutRefused, match="never retried"):
@@ -320,7 +326,7 @@ def test_rolling_back_champions_walks_back_to_the_teacher(each_registry: Registr
         rollback(registry, "mail", now=later(4), **BY)
     said = [body for body in messages(registry) if "rolled back" in body["title"]]
     assert len(said) == 3
-    assert "Now: the teacher answers all sessions." in said[-1]["what"]
+    assert said[-1]["exposed"] == "Now: the teacher answers all sessions."
     chain_is_whole(registry)
     # The task rests after a champion's rollback as after a canary's.
     fresh = add_adapter(registry, "mail", 4)

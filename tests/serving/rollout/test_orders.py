@@ -248,7 +248,7 @@ def test_people_are_told_what_happened_what_is_exposed_and_how_to_undo_it(
     with registry.database.read() as connection:
         told = [dict(row.body) for row in connection.execute(outbox.select().order_by("id"))]
     titles = [body["title"] for body in told]
-    assert titles[1:] == [
+    assert titles[2:] == [
         f"{title}: mail"
         for title in (
             "Rollout paused",
@@ -260,13 +260,13 @@ def test_people_are_told_what_happened_what_is_exposed_and_how_to_undo_it(
             "Rollout aborted",
         )
     ]
-    paused, resumed, asked = told[1], told[2], told[5]
-    assert "Now: the teacher answers all sessions." in paused["what"]
+    paused, resumed, asked = told[2], told[3], told[6]
+    assert "Now: the teacher answers all sessions." in paused["exposed"]
     assert paused["undo"].startswith(f"nightschool rollouts resume {rollout.id} by ")
-    assert f"{rollout.adapter} answers 10% of the sessions" in resumed["what"]
+    assert f"{rollout.adapter} answers 10% of the sessions" in resumed["exposed"]
     assert "30 canary sessions (30 with a label)" in asked["why"]
     assert asked["undo"].startswith(f"nightschool rollouts approve {rollout.id}")
-    assert "nothing to undo" in told[7]["undo"]
+    assert "nothing to undo" in told[8]["undo"]
 
 
 # A message of the kill switch that comes late
