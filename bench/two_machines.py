@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
@@ -76,16 +76,16 @@ class Kill:
 
 
 PLAN = (
-    Kill("first", "== day one", 0.3),
-    Kill("second", "== day one", 1.0),
-    Kill("postgres", "== day one", 1.7),
-    Kill("store", "== day one", 2.4),
+    Kill("first", "== day one", 0.5),
+    Kill("postgres", "== day one", 2),
+    Kill("store", "== day one", 3),
     Kill("prefect", "ingested"),
     Kill("ray-worker", "training", 1),
     Kill("flows", "test:"),
-    Kill("engine", "== day two", 4),
-    Kill("hooks", "== day two", 6),
-    Kill("registry", "== day two", 8),
+    Kill("second", "== day two", 1),
+    Kill("engine", "== day two", 6),
+    Kill("hooks", "== day two", 8),
+    Kill("registry", "== day two", 10),
     Kill("ray-head", "== drill", 25),
 )
 
@@ -102,8 +102,11 @@ class TwoMachines:
         self._settings = settings
         self._lock = threading.Lock()
         self.programs: dict[str, Program] = {}
+        self._started = False
         port = settings.gateway.port
-        self.gateways = [f"http://{machine.address}:{port}/v1" for machine in (first, second)]
+        self.gateways: Sequence[str] = [
+            f"http://{machine.address}:{port}/v1" for machine in (first, second)
+        ]
 
     def start(self, answers: Mapping[str, object]) -> None:
         (self._folder / "teacher.json").write_text(json.dumps(answers))
@@ -111,9 +114,12 @@ class TwoMachines:
             program.start(wait=False)
         for program in self.programs.values():
             program.await_answer()
+        self._started = True
 
     def check(self) -> None:
         with self._lock:
+            if not self._started:
+                return
             for program in self.programs.values():
                 if not program.running:
                     program.start(wait=False)
@@ -122,7 +128,7 @@ class TwoMachines:
         with self._lock:
             self.programs[name].kill()
             time.sleep(DOWN_SECONDS)
-            self.programs[name].start(wait=False)
+            self.programs[name].start()
 
     def close(self) -> None:
         with self._lock:
@@ -140,7 +146,7 @@ class TwoMachines:
             port = PORT_BASE + {"teacher": 1, "slack": 5}[name]
             argv = [python, "-m", module, option, str(file), "--host", self._host]
             argv += ["--port", str(port)]
-            self._add(name, argv, lambda port=port: serves(f"http://{self._host}:{port}/health"))
+            self._add(name, argv, _serving(f"http://{self._host}:{port}/health"))
         ray = [str(Path(python).with_name("ray")), "start", "--block", "--num-cpus=1"]
         ray += ["--object-store-memory=100000000", "--disable-usage-stats"]
         head = [*ray, "--head", f"--port={RAY}", "--include-dashboard=false"]
@@ -163,8 +169,7 @@ class TwoMachines:
             argv.append(f"--node-ip-address={machine.address}")
         environment = dict(service.environment) if service else {}
         environment["NIGHTSCHOOL_GATEWAY__HOST"] = machine.address
-        url = service.ready_url if service else None
-        answers = (lambda: serves(url)) if url else (lambda: True)
+        answers = _serving(service.ready_url if service else None)
         self._add(name, machine.command(argv), answers, environment)
 
     def _add(
@@ -177,6 +182,10 @@ class TwoMachines:
         self.programs[name] = Program(
             name, argv, logs=self._folder / "log", answers=answers, environment=environment
         )
+
+
+def _serving(url: str | None) -> Callable[[], bool]:
+    return lambda: url is None or serves(url)
 
 
 class Killer(threading.Thread):

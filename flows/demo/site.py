@@ -53,7 +53,7 @@ class OneMachine:
         self._settings = settings
         self._stack = stack
         self._say = say
-        self.gateways = [f"http://127.0.0.1:{self._ports['gateway']}/v1"]
+        self.gateways: Sequence[str] = [f"http://127.0.0.1:{self._ports['gateway']}/v1"]
 
     def start(self, answers: Mapping[str, object]) -> None:
         files = {"teacher": self._folder / "teacher.json", "slack": self._folder / "slack.jsonl"}
