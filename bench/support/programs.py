@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import psycopg
 
+from bench.support.machines import Machine
 from tests.contracts.servers import as_user, free_port, postgres_binaries, unprivileged_user
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -170,12 +171,13 @@ class Postgres(Program):
 
     Args:
         folder: exists, and may be entered by every user.
+        machine: where it runs; None: here, for callers on this machine.
 
     Raises:
         FileNotFoundError: no PostgreSQL is installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, machine: Machine | None = None) -> None:
         binaries = postgres_binaries()
         if binaries is None:
             raise FileNotFoundError("no PostgreSQL found: run infra/deploy/install-test-servers.sh")
@@ -196,36 +198,38 @@ class Postgres(Program):
             cwd=home,
             **as_user(owner),  # type: ignore[call-overload]
         )
+        self.host = machine.address if machine else "127.0.0.1"
+        if machine:
+            with (data / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all samenet trust\n")
         options = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self.host,
             "port": self.port,
             "unix_socket_directories": "",
             # A killed process loses nothing of what it wrote; only a power cut would.
             "fsync": "off",
             "max_connections": 60,
         }
+        command = [str(binaries / "postgres"), "-D", str(data)]
+        command += [f"--{key}={value}" for key, value in options.items()]
         super().__init__(
             "postgres",
-            [
-                str(binaries / "postgres"),
-                "-D",
-                str(data),
-                *(f"--{key}={value}" for key, value in options.items()),
-            ],
+            machine.command(command, self.user) if machine else command,
             logs=home,
             answers=self._takes_connections,
-            user=as_user(owner),
+            user=None if machine else as_user(owner),
         )
 
     def new_database(self, name: str) -> str:
         """Create an empty database; its SQLAlchemy URL."""
         with psycopg.connect(self._conninfo("postgres"), autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{name}"'.encode())
-        return f"postgresql+psycopg://{self.user}@127.0.0.1:{self.port}/{name}"
+        return f"postgresql+psycopg://{self.user}@{self.host}:{self.port}/{name}"
 
     def _conninfo(self, database: str) -> str:
         return (
-            f"host=127.0.0.1 port={self.port} user={self.user} dbname={database} connect_timeout=2"
+            f"host={self.host} port={self.port} user={self.user} dbname={database} "
+            "connect_timeout=2"
         )
 
     def _takes_connections(self) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from openai import APIError, AsyncOpenAI
+import httpx
+from openai import APIConnectionError, APIError, AsyncOpenAI, InternalServerError
 
 from evaluators.scoring import score_answer
 from flows.demo.traffic import TrafficCall, TrafficSession
@@ -65,7 +66,7 @@ class Tally:
 
 
 async def play(
-    base_url: str,
+    gateways: Sequence[str],
     sessions: Iterable[TrafficSession],
     *,
     concurrency: int,
@@ -74,27 +75,36 @@ async def play(
     """Play the sessions, ``concurrency`` agents at a time, each agent's calls in order.
 
     Args:
-        base_url: the gateway's address ending in /v1.
+        gateways: their addresses ending in /v1. Calls go round them, and a call that fails at one
+            is made at the next, as behind a load balancer.
         on_call: told the tally after every call.
     """
     tally = Tally()
     waiting = asyncio.Semaphore(concurrency)
     async with AsyncOpenAI(
-        base_url=base_url, api_key="demo", timeout=CALL_SECONDS, max_retries=2
+        base_url=gateways[0], api_key="demo", timeout=CALL_SECONDS, max_retries=2
     ) as client:
+        clients = [client.with_options(base_url=address) for address in gateways]
 
-        async def agent(session: TrafficSession) -> None:
+        async def agent(first: int, session: TrafficSession) -> None:
             async with waiting:
                 for number, call in enumerate(session.calls):
-                    await _ask(client, session, call, tally, stream=number % 4 == 3)
+                    start = (first + number) % len(clients)
+                    turn = clients[start:] + clients[:start]
+                    await _ask(turn, session, call, tally, stream=number % 4 == 3)
                     on_call(tally)
 
-        await asyncio.gather(*(agent(session) for session in sessions))
+        await asyncio.gather(*(agent(*numbered) for numbered in enumerate(sessions)))
     return tally
 
 
 async def _ask(
-    client: AsyncOpenAI, session: TrafficSession, call: TrafficCall, tally: Tally, *, stream: bool
+    clients: Sequence[AsyncOpenAI],
+    session: TrafficSession,
+    call: TrafficCall,
+    tally: Tally,
+    *,
+    stream: bool,
 ) -> None:
     request: dict[str, Any] = {"model": "teacher", "messages": call.messages}
     if call.tools:
@@ -102,13 +112,20 @@ async def _ask(
     if call.response_format:
         request["response_format"] = call.response_format
     headers = {"x-session-id": session.session_id}
-    try:
-        answer = await client.chat.completions.with_raw_response.create(
-            **request, stream=stream, extra_headers=headers
-        )
-        parsed: Any = answer.parse()
-        message = await _assembled(parsed) if stream else parsed.choices[0].message.model_dump()
-    except APIError:
+    for client in clients:
+        try:
+            answer = await client.chat.completions.with_raw_response.create(
+                **request, stream=stream, extra_headers=headers
+            )
+            parsed: Any = answer.parse()
+            message = await _assembled(parsed) if stream else parsed.choices[0].message.model_dump()
+            break
+        except (APIConnectionError, InternalServerError, httpx.HTTPError):
+            continue
+        except APIError:
+            tally.failed += 1
+            return
+    else:
         tally.failed += 1
         return
     agreement = score_answer(call.answer, message, request).correct

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -17,17 +16,17 @@ from typing import Any
 
 from flows.demo import summary as summaries
 from flows.demo.player import Tally, play
-from flows.demo.settings import demo_ports, demo_variables
+from flows.demo.settings import demo_variables
+from flows.demo.site import OneMachine, Site
 from flows.demo.stages import DemoFailed, PlayProgress, Stages, follow
 from flows.demo.traffic import TrafficSession, sessions
 from flows.orchestrator import FlowRun, OrchestratorDown
 from flows.reporting import report_url
-from flows.stack.processes import Stack, StackError, require_free_ports
-from flows.stack.services import Service, prefect_ui_url, services
+from flows.stack.processes import Stack, StackError
+from flows.stack.services import prefect_ui_url
 from flows.wiring import Context, open_context
-from infra.database.open import open_database
+from infra.settings.model import Settings
 from infra.settings.sources import load_settings
-from trainers.base_model import prepare_base
 from trainers.discover import assignments
 
 MARKER = ".nightschool-demo"
@@ -52,6 +51,8 @@ class Pace:
     """Kinds of traffic; None for all."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Settings on top of the demo's own, by dotted key."""
+    night_tries: int = 1
+    """A night that does not complete is asked for again, so often in all."""
 
 
 def play_demo(
@@ -71,8 +72,9 @@ def play_demo(
             del os.environ[name]
         os.environ.update(demo_variables(folder, port_base, seed, pace.settings))
         with Stack(folder / "log", stages.say) as stack:
-            demo = Demo(folder, port_base, seed, pace, stages, stack)
-            status = demo.play()
+            settings = load_settings()
+            site = OneMachine(folder, port_base, settings, stack, stages.say)
+            status = Demo(folder, seed, pace, stages, site, settings).play()
             if keep_running:
                 stages.say("The stack keeps running; Ctrl-C stops it.")
                 while True:
@@ -91,16 +93,23 @@ class Demo:
     """The stages in order; what one learns the next needs."""
 
     def __init__(
-        self, folder: Path, port_base: int, seed: int, pace: Pace, stages: Stages, stack: Stack
+        self,
+        folder: Path,
+        seed: int,
+        pace: Pace,
+        stages: Stages,
+        site: Site,
+        settings: Settings,
     ) -> None:
         self._folder = folder
-        self._ports = demo_ports(port_base)
         self._seed = seed
         self._pace = pace
         self._stages = stages
-        self._stack = stack
-        self._settings = load_settings()
-        self._captured = Tally()
+        self._site = site
+        self._settings = settings
+        self.captured = Tally()
+        self.asked_again = 0
+        """Nights beyond the first that it took."""
         self._day_two = Tally()
         self._batches = 0
         self._reports: list[str] = []
@@ -125,37 +134,13 @@ class Demo:
             return self._sum_up(context, bad)
 
     def _start(self) -> None:
-        folder, stages = self._folder, self._stages
-        edges = [
-            self._edge("teacher", "the teacher's recorded answers", "--answers", "teacher.json"),
-            self._edge("slack", "a local end of Slack's webhook", "--file", "slack.jsonl"),
-        ]
-        # Before the long conversion: a busy port must not cost a newcomer a minute.
-        stack = [*edges, *services(self._settings, base_model=folder)]
-        require_free_ports(stack)
-        open_database(self._settings.database).upgrade()
-        base = prepare_base(self._settings.engine, stages.say)
         answers = {
             call.key: call.answer
             for batch in range(1 + self._pace.max_batches + self._pace.drill_batches)
             for session in self._sessions(batch)
             for call in session.calls
         }
-        (folder / "teacher.json").write_text(json.dumps(answers))
-        self._stack.start([*edges, *services(self._settings, base_model=base.folder)])
-
-    def _edge(self, name: str, what: str, option: str, file: str) -> Service:
-        module = {"teacher": "flows.demo.teacher", "slack": "flows.demo.slack_inbox"}[name]
-        port = self._ports[name]
-        argv = (sys.executable, "-m", module, option, str(self._folder / file))
-        return Service(
-            name,
-            what,
-            (*argv, "--port", str(port)),
-            "127.0.0.1",
-            port,
-            f"http://127.0.0.1:{port}/health",
-        )
+        self._site.start(answers)
 
     def _sessions(self, batch: int) -> list[TrafficSession]:
         """Batch 0 is day one; the others are day two's, each of new texts."""
@@ -165,9 +150,9 @@ class Demo:
     def _day_one(self, context: Context) -> None:
         traffic = self._sessions(0)
         total = sum(len(session.calls) for session in traffic)
-        self._captured.merge(self._play(traffic, "day one", total))
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self._captured.by_kind.items())
-        self._stages.say(f"   {self._captured.calls} calls: {kinds}")
+        self.captured.merge(self._play(traffic, "day one", total))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.captured.by_kind.items())
+        self._stages.say(f"   {self.captured.calls} calls: {kinds}")
         self._await_deployments(context)
 
     def _night(self, context: Context, parameters: dict[str, Any]) -> None:
@@ -200,7 +185,7 @@ class Demo:
             ends = time.monotonic() + self._pace.batch_seconds
             tally = self._play(traffic, "day two", None)
             into.merge(tally)
-            self._captured.merge(tally)
+            self.captured.merge(tally)
             if self._batches % 4 == 0:
                 self._stages.say(
                     f"   {into.calls} calls, {into.small_share:.0%} by the small model"
@@ -237,13 +222,25 @@ class Demo:
         pointer = assignments.latest(context.database)
         members = assignments.read(context.store, pointer) if pointer else {}
         kinds = Counter(
-            self._captured.call_kinds[call]
+            self.captured.call_kinds[call]
             for call, owner in members.items()
-            if owner == task and call in self._captured.call_kinds
+            if owner == task and call in self.captured.call_kinds
         )
         return kinds.most_common(1)[0][0]
 
     def _run(self, context: Context, flow: str, parameters: dict[str, Any]) -> FlowRun:
+        for left in reversed(range(self._pace.night_tries)):
+            try:
+                return self._run_once(context, flow, parameters)
+            except DemoFailed as error:
+                if not left:
+                    raise
+                # What it has done is kept: the next one does the rest.
+                self.asked_again += 1
+                self._stages.say(f"   {error}: asking for it again")
+        raise AssertionError("no tries")
+
+    def _run_once(self, context: Context, flow: str, parameters: dict[str, Any]) -> FlowRun:
         orchestrator = context.orchestrator()
         run = orchestrator.start(flow, parameters)
         ui = prefect_ui_url(self._settings)
@@ -253,23 +250,23 @@ class Demo:
             run,
             self._stages.say,
             limit_seconds=NIGHT_LIMIT_SECONDS,
-            alive=self._stack.check,
+            alive=self._site.check,
         )
 
     def _await_deployments(self, context: Context) -> None:
         orchestrator = context.orchestrator()
         deadline = time.monotonic() + DEPLOYED_SECONDS
         while not orchestrator.has_deployment("rollback"):
-            self._stack.check()
+            self._site.check()
             if time.monotonic() > deadline:
                 raise DemoFailed(f"the flows were not deployed: see {self._folder}/log/flows.log")
             time.sleep(1)
 
     def _play(self, traffic: Iterable[TrafficSession], what: str, total: int | None) -> Tally:
-        self._stack.check()
+        self._site.check()
         tally = asyncio.run(
             play(
-                f"http://127.0.0.1:{self._ports['gateway']}/v1",
+                self._site.gateways,
                 traffic,
                 concurrency=AGENTS,
                 on_call=PlayProgress(self._stages.say, what, total),
@@ -285,10 +282,10 @@ class Demo:
         links = {
             "prefect": prefect_ui_url(self._settings),
             "evidently": self._reports[0] if self._reports else "",
-            "gateway": f"http://127.0.0.1:{self._ports['gateway']}/v1",
+            "gateway": self._site.gateways[0],
         }
         found = summaries.summarize(
-            context, self._captured, self._day_two, self._stages.seconds, links
+            context, self.captured, self._day_two, self._stages.seconds, links
         )
         file = self._folder / "summary.json"
         summaries.write(found, file)

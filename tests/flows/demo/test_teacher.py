@@ -26,7 +26,10 @@ async def server(traffic):
 async def test_agents_get_the_recorded_answers_streamed_or_not(server, traffic):
     heard: list[int] = []
     tally = await play(
-        str(server.make_url("/v1")), traffic, concurrency=4, on_call=lambda t: heard.append(t.calls)
+        [str(server.make_url("/v1"))],
+        traffic,
+        concurrency=4,
+        on_call=lambda t: heard.append(t.calls),
     )
     assert tally.failed == 0
     assert tally.calls == sum(len(session.calls) for session in traffic) == heard[-1]
