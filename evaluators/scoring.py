@@ -13,15 +13,15 @@ call, it is the token F1. Nothing here raises on an answer, however broken: a wr
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from evaluators.tool_calls import match_calls
+from evaluators.values import BROKEN, Message, calls_of, canonical, read_json, text_of
 from infra.prompting.answers import check_answer
-from infra.prompting.template import content_text
 
 Kind = Literal["tool_call", "structured", "label", "text"]
 
@@ -33,8 +33,6 @@ _TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
 )
 
-Message = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class CallScore:
@@ -44,8 +42,9 @@ class CallScore:
     correct: float
     """0 to 1; 1.0 is the full match."""
     stages: dict[str, float]
-    """Each 0 to 1. Tool calls: called, parsed, name, keys, values (or called, words where none was
-    right). Structured: parsed, schema_valid, fields, exact. Label: exact. Text: exact, f1."""
+    """Each 0 to 1. Tool calls: called, parsed, name, keys, values, normalized (or called, words where
+    none was right). Structured: parsed, schema_valid, fields, exact. Label: exact. Text: exact, f1.
+    Further scorers add theirs."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,23 +70,23 @@ def score_answer(
         return _score_calls(expected, got, request)
     if kind == "structured":
         return _score_structured(expected, got, request)
-    right, said = _text(expected), _text(got)
-    exact = float(got is not None and not _calls(got) and right.casefold() == said.casefold())
+    right, said = text_of(expected), text_of(got)
+    exact = float(got is not None and not calls_of(got) and right.casefold() == said.casefold())
     if kind == "label":
         return CallScore("label", exact, {"exact": exact})
-    f1 = 0.0 if got is None or _calls(got) else token_f1(right, said)
+    f1 = 0.0 if got is None or calls_of(got) else token_f1(right, said)
     return CallScore("text", f1, {"exact": exact, "f1": f1})
 
 
 def answer_kind(expected: Message, request: Mapping[str, Any]) -> Kind:
     """What kind of answer is right for this request."""
-    if _calls(expected) or request.get("tools"):
+    if calls_of(expected) or request.get("tools"):
         return "tool_call"
     form = request.get("response_format")
     if isinstance(form, Mapping) and form.get("type") in ("json_schema", "json_object"):
         return "structured"
-    text = _text(expected)
-    if text[:1] in ("{", "[") and isinstance(_json(text), dict | list):
+    text = text_of(expected)
+    if text[:1] in ("{", "[") and isinstance(read_json(text), dict | list):
         return "structured"
     short = len(text) <= MAX_LABEL_CHARACTERS and len(text.split()) <= MAX_LABEL_WORDS
     return "label" if short and "\n" not in text and text[-1:] not in (".", "!", "?") else "text"
@@ -106,86 +105,32 @@ def token_f1(expected: str, got: str) -> float:
 
 
 def _score_calls(expected: Message, got: Message | None, request: Mapping[str, Any]) -> CallScore:
-    right, made = _calls(expected), _calls(got)
-    called = float(got is not None and bool(right) == bool(made))
+    right, made = calls_of(expected), calls_of(got)
     if not right:
-        words = token_f1(_text(expected), _text(got)) if called else 0.0
+        called = float(got is not None and not made)
+        words = token_f1(text_of(expected), text_of(got)) if called else 0.0
         return CallScore("tool_call", words, {"called": called, "words": words})
-    wanted, given = ([_read_call(call) for call in calls] for calls in (right, made))
-    parsed = sum(arguments is not None for _, arguments in given) / len(given) if given else 0.0
-    stages = {
-        "called": called,
-        "parsed": parsed,
-        "name": _overlap([name for name, _ in wanted], [name for name, _ in given]),
-        "keys": _overlap(map(_keys, wanted), map(_keys, given)),
-        "values": _overlap(map(_values, wanted), map(_values, given)),
-    }
+    stages = match_calls(expected, got, request)
     return CallScore("tool_call", float(stages["values"] == 1.0), stages)
 
 
 def _score_structured(
     expected: Message, got: Message | None, request: Mapping[str, Any]
 ) -> CallScore:
-    value = _json(_text(got)) if got is not None and not _calls(got) else _BROKEN
-    if value is _BROKEN:
+    # Anything under tool_calls, however odd its shape, is no answer in JSON.
+    said_so = got is not None and not got.get("tool_calls")
+    value = read_json(text_of(got)) if said_so else BROKEN
+    if value is BROKEN:
         return CallScore("structured", 0.0, dict.fromkeys(_STRUCTURED_STAGES, 0.0))
     valid = float(check_answer(got or {}, request).passed)
-    right = _json(_text(expected))
-    exact = float(right is not _BROKEN and canonical(value) == canonical(right))
-    fields = exact or (0.0 if right is _BROKEN else _f1(_fields(right), _fields(value)))
+    right = read_json(text_of(expected))
+    exact = float(right is not BROKEN and canonical(value) == canonical(right))
+    fields = exact or (0.0 if right is BROKEN else _f1(_fields(right), _fields(value)))
     stages = {"parsed": 1.0, "schema_valid": valid, "fields": fields, "exact": exact}
     return CallScore("structured", float(exact == 1.0 and valid == 1.0), stages)
 
 
 _STRUCTURED_STAGES = ("parsed", "schema_valid", "fields", "exact")
-_BROKEN = object()
-
-
-def canonical(value: Any) -> str:
-    """A JSON value as text that is equal exactly when the values are: 1 equals 1.0, not true."""
-    return json.dumps(_plain_numbers(value), sort_keys=True, ensure_ascii=True)
-
-
-def _plain_numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain_numbers(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def _calls(message: Message | None) -> list[Any]:
-    calls = (message or {}).get("tool_calls")
-    return calls if isinstance(calls, list) else []
-
-
-def _read_call(call: Any) -> tuple[str, dict[str, Any] | None]:
-    """A call's name and arguments; None where they are not a JSON object."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping):
-        return "", None
-    arguments = function.get("arguments")
-    if not isinstance(arguments, dict):
-        arguments = _json(str(arguments or "{}"))
-    return str(function.get("name", "")), arguments if isinstance(arguments, dict) else None
-
-
-def _keys(call: tuple[str, dict[str, Any] | None]) -> Hashable:
-    name, arguments = call
-    return object() if arguments is None else (name, frozenset(arguments))
-
-
-def _values(call: tuple[str, dict[str, Any] | None]) -> Hashable:
-    name, arguments = call
-    return object() if arguments is None else (name, canonical(arguments))
-
-
-def _overlap(wanted: Iterable[Hashable], given: Iterable[Hashable]) -> float:
-    """Share of calls that match as a multiset; a call too many costs as much as one too few."""
-    right, said = Counter(wanted), Counter(given)
-    return (right & said).total() / max(right.total(), said.total(), 1)
 
 
 def _f1(right: Counter[Any], said: Counter[Any]) -> float:
@@ -207,16 +152,3 @@ def _fields(value: Any) -> Counter[tuple[str, str]]:
         else:
             found[path, canonical(item)] += 1
     return found
-
-
-def _text(message: Message | None) -> str:
-    return content_text((message or {}).get("content")).strip()
-
-
-def _json(text: str) -> Any:
-    try:
-        value = json.loads(text)
-        canonical(value)
-    except (ValueError, RecursionError):
-        return _BROKEN
-    return value

@@ -19,14 +19,20 @@ from evaluators.calibration import calibrate_outcomes
 from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, decide
 from evaluators.replay import Answerer, Outcome, replay
 from evaluators.scorecard import make_scorecard
-from evaluators.served import gate_rows, serve
+from evaluators.served import Served, gate_rows, serve
 from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
 from infra.objects.store import ObjectExists, ObjectMissing
 from infra.prompting.template import FULL, PromptFormat
 from serving.engines.protocol import Engine, EngineError, EngineUnavailable
 from serving.small_model import SmallAnswer, SmallModel
-from trainers.data_sets.versions import DatasetVersion, Example, read_split
+from trainers.data_sets.versions import (
+    DatasetCorrupt,
+    DatasetVersion,
+    Example,
+    find_dataset,
+    read_split,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +101,7 @@ async def _judge(
     form = PromptFormat.from_dict(manifest.format)
     validation = read_split(context.store, dataset, "validation")[: gate.max_test_rows]
     test = read_split(context.store, dataset, "test")[: gate.max_test_rows]
+    earlier = earlier_tests(context, dataset, test, say)
     async with context.engine() as engine:
         name = manifest.name
         # Gateways leave an adapter alone that no route has named: it may be under judgement.
@@ -106,6 +113,10 @@ async def _judge(
                 context, adapter, validation, say, f"{name}: validation"
             )
             rows = await _replay(context, adapter, test, say, f"{name}: test")
+            earlier_rows = {
+                digest: await _replay(context, adapter, rows_, say, f"{name}: earlier test")
+                for digest, rows_ in earlier.items()
+            }
             base_rows = await _base_outcomes(
                 context,
                 manifest.base_digest,
@@ -117,15 +128,28 @@ async def _judge(
         finally:
             if loaded_here:
                 await _unload(engine, name)
-    _require_answers([*calibration_rows, *rows, *base_rows])
-    champion, incumbent = await _incumbent(context, manifest.task_id, manifest.name, test, say)
+    asked_before = [row for outcomes in earlier_rows.values() for row in outcomes]
+    _require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
+    champion, incumbent = await _incumbent(
+        context, manifest.task_id, manifest.name, {dataset.digest: test, **earlier}, say
+    )
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
     shown_from = math.inf if threshold.value is None else threshold.value
     evidence = GateEvidence(
         candidate=manifest.name,
         incumbent=incumbent,
-        rows=gate_rows(rows, shown_from, champion=champion, base=base_rows),
+        rows=gate_rows(
+            rows,
+            shown_from,
+            champion=champion[dataset.digest] if champion else None,
+            base=base_rows,
+        ),
+        earlier={
+            digest: gate_rows(outcomes, shown_from, champion=champion[digest] if champion else None)
+            for digest, outcomes in earlier_rows.items()
+        },
         calibration=threshold.to_dict(),
+        tries=1 + tries_before(context, manifest.task_id, manifest.name, incumbent),
     )
     result = decide(GatePolicy.from_settings(gate), evidence)
     served = serve(rows, shown_from)
@@ -160,6 +184,49 @@ def teacher_score(examples: Sequence[Example]) -> float:
     return sum(example.source != "correction" for example in examples) / max(1, len(examples))
 
 
+def earlier_tests(
+    context: Context, dataset: DatasetVersion, test: Sequence[Example], say: Say = lambda _: None
+) -> dict[str, list[Example]]:
+    """Test examples of the task's data sets before this one, by digest: what must not be unlearned.
+
+    Those that this test has already are left out. They may be in this training: nothing that was
+    right once must get lost, learned again or not. A set that was cleared away is not asked.
+    """
+    gate = context.settings.gate
+    known = {example.call_id for example in test}
+    versions = context.registry.datasets(dataset.task_id)
+    digests = [version.digest for version in versions]
+    if dataset.digest in digests:
+        versions = versions[: digests.index(dataset.digest)]
+    found: dict[str, list[Example]] = {}
+    for version in reversed(versions):
+        if len(found) >= gate.earlier_sets:
+            break
+        try:
+            rows = read_split(context.store, find_dataset(context.store, version.location), "test")
+        except (ObjectMissing, DatasetCorrupt) as error:
+            say(f"the earlier test {version.digest[:12]} is not asked: {error}")
+            continue
+        fresh = [row for row in rows if row.call_id not in known][: gate.max_earlier_rows]
+        known |= {row.call_id for row in fresh}
+        if fresh:
+            found[version.digest] = fresh
+    return found
+
+
+def tries_before(context: Context, task_id: str, candidate: str, incumbent: str) -> int:
+    """How many other adapters of the task were judged against this incumbent. Drills do not count."""
+    return sum(
+        adapter.name != candidate
+        and not (adapter.manifest.get("spec") or {}).get("shuffle_answers")
+        and any(
+            (card.gate.get("evidence") or {}).get("incumbent") == incumbent
+            for card in context.registry.scorecards(adapter.name)
+        )
+        for adapter in context.registry.adapters(task_id)
+    )
+
+
 async def _base_outcomes(
     context: Context,
     base_digest: str,
@@ -181,8 +248,12 @@ async def _base_outcomes(
 
 
 async def _incumbent(
-    context: Context, task_id: str, candidate: str, test: Sequence[Example], say: Say
-) -> tuple[Any, str]:
+    context: Context,
+    task_id: str,
+    candidate: str,
+    tests: Mapping[str, Sequence[Example]],
+    say: Say,
+) -> tuple[dict[str, list[Served]] | None, str]:
     """The champion adapter as served on the same rows, or None when the teacher is the champion."""
     champion = context.registry.route(task_id).champion
     if champion in (TEACHER, candidate):
@@ -195,8 +266,11 @@ async def _incumbent(
     async with context.engine() as engine:
         await engine.ensure_loaded(champion, folder)
         answerer = _answerer(context, engine, champion, form)
-        rows = await _replay(context, answerer, test, say, f"incumbent {champion}")
-    return serve(rows, registered.threshold), champion
+        said = {
+            digest: await _replay(context, answerer, test, say, f"incumbent {champion}")
+            for digest, test in tests.items()
+        }
+    return {digest: serve(rows, registered.threshold) for digest, rows in said.items()}, champion
 
 
 def _answerer(

@@ -54,6 +54,7 @@ def demo_variables(
         "training.max_steps": 210,
         "training.checkpoint_steps": 105,
         "gate.margin": 0.1,
+        "gate.level": 0.08,
         "gate.risk": 0.1,
         "gate.max_test_rows": 80,
         "gate.max_base_rows": 10,

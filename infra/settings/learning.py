@@ -130,7 +130,9 @@ class Gate(Section):
     """Non-inferiority of what the caller gets (adapter plus escalation)."""
 
     margin: float = Field(0.05, ge=0, le=0.5, description="Tolerated loss against the incumbent")
-    level: float = Field(0.05, gt=0, lt=0.5, description="One-sided error rate")
+    level: float = Field(
+        0.05, gt=0, lt=0.5, description="One-sided error rate, over all tries at one incumbent"
+    )
     risk: float = Field(0.05, gt=0, lt=0.5, description="Tolerated error among shown answers")
     min_coverage: Share = Field(0.3, description="Below this the adapter is not worth it")
     min_rows: int = Field(
@@ -144,4 +146,10 @@ class Gate(Section):
         ge=1,
         le=100_000,
         description="Test examples also asked of the base model, which is slow",
+    )
+    earlier_sets: int = Field(
+        2, ge=0, le=20, description="Earlier data sets whose test examples must not be unlearned"
+    )
+    max_earlier_rows: int = Field(
+        40, ge=1, le=100_000, description="Test examples asked of each earlier data set"
     )

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from evaluators.calibration import calibrate
 from evaluators.gate import GateEvidence, GatePolicy, decide, non_inferiority_bounds
+from evaluators.intervals import proportion_upper
 from evaluators.served import GateRow, gate_rows, serve
+from evaluators.tries import level_of_try
 from infra.settings.learning import Gate
 from tests.evaluators.making import outcome, row
 
@@ -24,10 +26,11 @@ def evidence(rows, **more) -> GateEvidence:
 
 
 def test_a_perfect_adapter_passes_with_enough_rows_and_is_inconclusive_with_few():
-    result = decide(POLICY, evidence([row(place) for place in range(60)]))
+    result = decide(POLICY, evidence([row(place) for place in range(69)]))
     assert result.verdict == "pass" and result.passed
-    assert result.numbers["lower_bound"] == pytest.approx(0.05 ** (1 / 60) - 1)
-    few = decide(POLICY, evidence([row(place) for place in range(58)]))
+    level = 0.05 * 6 / np.pi**2
+    assert result.numbers["lower_bound"] == pytest.approx(level ** (1 / 69) - 1)
+    few = decide(POLICY, evidence([row(place) for place in range(68)]))
     assert few.verdict == "inconclusive" and not few.passed
     assert "not shown to be as good" in few.reasons[0]
     fewer = decide(POLICY, evidence([row(place) for place in range(29)]))
@@ -128,6 +131,37 @@ def test_false_passes_stay_under_the_level(incumbent, lost, won, n):
     )
     # 300 runs at a rate of at most 0.1: above 47 has a chance below 0.1 %.
     assert passes <= 47
+
+
+def test_each_further_try_against_the_same_incumbent_takes_more():
+    rows = [row(place) for place in range(80)]
+    assert decide(POLICY, evidence(rows)).verdict == "pass"
+    second = decide(POLICY, evidence(rows, tries=2))
+    assert second.verdict == "inconclusive" and "try 2" in second.reasons[0]
+    more = [row(place) for place in range(201)]
+    assert decide(POLICY, evidence(more, tries=30)).verdict == "pass"
+    assert sum(level_of_try(0.05, number) for number in range(1, 10_000)) <= 0.05
+    with pytest.raises(ValueError, match="from 1"):
+        level_of_try(0.05, 0)
+
+
+def test_thirty_nights_of_adapters_worse_than_the_margin_pass_no_more_often_than_one_may():
+    """On the edge of the margin, a new adapter and a new test of 100 rows a night."""
+    random = np.random.default_rng(5)
+    nights = random.binomial(100, POLICY.margin, size=(2000, 30))
+    worst = {
+        (lost, number): proportion_upper(lost, 100, level_of_try(POLICY.level, number))
+        for lost in range(30)
+        for number in range(1, 31)
+    }
+    at_once = {lost: proportion_upper(lost, 100, POLICY.level) for lost in range(30)}
+    spent = full = 0
+    for tries in nights:
+        spent += any(worst[lost, place + 1] <= POLICY.margin for place, lost in enumerate(tries))
+        full += any(at_once[lost] <= POLICY.margin for lost in tries)
+    # 5 % of the runs at most; 135 of 2000 would come once in a thousand.
+    assert spent <= 135
+    assert full >= 500, "without spending, thirty nights let a bad adapter through"
 
 
 ROWS = st.lists(
