@@ -185,14 +185,16 @@ def _values(
     state = str(before["state"]) if before else "observed"
     if state == "observed" and len(members) >= settings.discovery.min_calls:
         state = "candidate"
+    pinned = before is not None and bool(before["details"].get("pinned"))
     return {
         "state": state,
         "signature": group.signature,
-        "centroid": list(group.centre.centroid),
-        "radius": group.centre.radius,
+        "centroid": before["centroid"] if before and pinned else list(group.centre.centroid),
+        "radius": before["radius"] if before and pinned else group.centre.radius,
         "size": len(members),
         "details": {
             "tenant": group.tenant,
+            "pinned": pinned,
             "kind": kind,
             "structure": {
                 "tools": json.loads(typical.tools)[:100],
