@@ -4,7 +4,8 @@ The corpus is presidio-evaluator's: its sentence templates filled by its own gen
 new to the recognizers: at first misses of all templates were looked at, then those of odd number alone; so
 ``held_out`` (the even ones) is the less biased half, not an unseen one.
 
-A value counts as found when findings of any kind cover nine tenths of it; a finding is right when it touches a labelled value. Times are processor time of one
+A value counts as found when findings of any kind cover nine tenths of it; a finding is right when
+it touches a labelled value. Times are processor time of one
 process, both in this run.
 
     python bench/anonymize.py [--peers .venv-peers-presidio] [--sentences 3000] [--json FILE] [--quick]
