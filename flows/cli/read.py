@@ -7,28 +7,6 @@ import click
 from flows.cli.common import JSON_OPTION, context_of, failing_clearly, show
 
 
-@click.command(epilog="\b\nExamples:\n  nightschool tasks\n  nightschool tasks --json")
-@JSON_OPTION
-@click.pass_context
-@failing_clearly
-def tasks(ctx: click.Context, as_json: bool) -> None:
-    """The tasks found in the logs, and who answers each."""
-    with context_of(ctx) as context:
-        routes = {route.task_id: route for route in context.registry.routes()}
-        rows = [
-            {
-                "id": task.id,
-                "name": task.name,
-                "state": task.state,
-                "policy": task.policy,
-                "calls": task.size,
-                "champion": routes[task.id].champion if task.id in routes else "teacher",
-            }
-            for task in context.registry.tasks()
-        ]
-    show(rows, as_json, "No tasks yet: they are found by night in the calls logged by day.")
-
-
 @click.command(epilog="\b\nExamples:\n  nightschool adapters\n  nightschool adapters TASK --json")
 @click.argument("task", required=False)
 @JSON_OPTION

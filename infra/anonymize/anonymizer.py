@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 from infra.anonymize.finding import Finding, Recognizer
 from infra.anonymize.json_text import looks_like_json, rewrite
 from infra.anonymize.memory import Generations, key_of, packed
+from infra.anonymize.names import names
 from infra.anonymize.placeholders import NOTHING, PLACEHOLDER, find_placeholders, map_strings
 from infra.anonymize.recognizers import Structured, find
 from infra.anonymize.rewriting import MAX_JSON_NESTING, Rewriting, constant_first
@@ -47,14 +48,21 @@ class Anonymizer:
 
     Args:
         settings: policy, kinds to keep, region for phone numbers.
-        recognizers: more of them, trusted less than the structured ones (names, places).
+        recognizers: more of them, trusted less than the structured ones.
+        ingest: whether it looks at logs, where ``[anonymizer] names`` may be on though the gateway does
+            without.
 
     Raises:
         ValueError: the policy is ``hash`` and there is no key.
+        NoNamesModel: names are on and their model is not installed.
     """
 
     def __init__(
-        self, settings: AnonymizerSettings, recognizers: Sequence[Recognizer] = ()
+        self,
+        settings: AnonymizerSettings,
+        recognizers: Sequence[Recognizer] = (),
+        *,
+        ingest: bool = False,
     ) -> None:
         if settings.enabled and settings.policy == "hash" and settings.hash_key is None:
             raise ValueError(
@@ -63,7 +71,8 @@ class Anonymizer:
             )
         self.settings = settings
         self._structured = Structured(settings.default_region)
-        self._more = tuple(recognizers)
+        named = settings.names == "everywhere" or (ingest and settings.names == "ingest")
+        self._more = (*recognizers, *((names(),) if named and settings.enabled else ()))
         self._keep = frozenset(settings.keep_kinds)
         key = settings.hash_key
         self._key = key.get_secret_value().encode() if key else b"nightschool"

@@ -30,7 +30,22 @@ _API_KEY = re.compile(
     r"|ya29\.[A-Za-z0-9_-]{20,}+"
     r"|hf_[A-Za-z0-9]{30,}+|npm_[A-Za-z0-9]{30,}+|pypi-[A-Za-z0-9_-]{30,}+"
     r"|SG\.[A-Za-z0-9_-]{16,}+\.[A-Za-z0-9_-]{16,}+"
+    r"|(?:gsk_|r8_|sbp_|ntn_|secret_|lin_api_|shp(?:at|ca|pa|ss)_)[A-Za-z0-9]{20,}+"
+    r"|(?:xai|pplx|tvly)-[A-Za-z0-9-]{20,}+"
+    r"|do[opr]_v1_[a-f0-9]{40,}+|dapi[a-f0-9]{32}(?![a-f0-9])|dp\.[a-z]{2,5}\.[A-Za-z0-9]{30,}+"
+    r"|sq0[a-z]{3}-[A-Za-z0-9_-]{20,}+|ATATT3[A-Za-z0-9_=-]{30,}+|AGE-SECRET-KEY-1[A-Z0-9]{50,}+"
+    r"|(?:SK|AC)[0-9a-f]{32}(?![0-9A-Za-z])|key-[0-9a-z]{32}(?![0-9A-Za-z])"
+    r"|[0-9]{8,10}:AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"
     r")"
+)
+# The address itself is the key.
+_SECRET_URL = re.compile(
+    r"hooks\.slack\.com/(?:services|workflows|triggers)/([A-Za-z0-9/_-]{20,}+)"
+)
+# Keys and passwords in connection strings, also of letters alone: "...;Pwd=letmein;...".
+_CONNECTION = re.compile(
+    r"(?i)(?<=[;&?])(?:password|pwd|accountkey|sharedaccesskey|sharedaccesssignature|sig|accesskey|"
+    r"secret_?access_?key)=([^\s;&\"'<>]{4,400}+)"
 )
 _BEARER = re.compile(r"(?i)(?<![a-z])bearer[ \t]{1,4}([a-z0-9._~+/=-]{20,}+)")
 
@@ -67,6 +82,8 @@ def find_tokens(text: str) -> Iterator[Finding]:
         yield Finding("API_KEY", *match.span())
     for match in _BEARER.finditer(text):
         yield Finding("API_KEY", *match.span(1))
+    for match in _SECRET_URL.finditer(text):
+        yield Finding("API_KEY", *match.span(1))
 
 
 def find_url_credentials(text: str) -> Iterator[Finding]:
@@ -76,6 +93,8 @@ def find_url_credentials(text: str) -> Iterator[Finding]:
 
 
 def find_passwords(text: str) -> Iterator[Finding]:
+    for match in _CONNECTION.finditer(text):
+        yield Finding("PASSWORD", *match.span(1))
     for match in _PASSWORD.finditer(text):
         value = match.group(1).rstrip(".!?)")
         # Prose such as "password is required" names no password.

@@ -11,15 +11,16 @@ from infra.anonymize.credentials import (
     find_tokens,
     find_url_credentials,
 )
-from infra.anonymize.finding import Finding, Recognizer, settle
+from infra.anonymize.finding import Finding, Recognizer, gaps, settle
 from infra.anonymize.identifiers import (
     find_accounts,
     find_cards,
     find_mail,
-    find_phones,
     find_social_security,
 )
+from infra.anonymize.national_ids import find_national_ids
 from infra.anonymize.network import find_addresses, find_hardware_addresses
+from infra.anonymize.phones import find_phones
 
 KINDS = frozenset(
     {
@@ -31,6 +32,7 @@ KINDS = frozenset(
         "IP_ADDRESS",
         "JWT",
         "MAC_ADDRESS",
+        "NATIONAL_ID",
         "PASSWORD",
         "PHONE",
         "PRIVATE_KEY",
@@ -42,9 +44,24 @@ KINDS = frozenset(
 TOKEN_MARKS = (
     *("eyJ", "sk-", "sk_", "rk_", "pk_", "whsec_", "AKIA", "ASIA", "ghp_", "gho_", "ghu_", "ghs_"),
     *("ghr_", "github_pat_", "glpat-", "xox", "AIza", "ya29.", "hf_", "npm_", "pypi-", "SG."),
+    *(
+        "gsk_",
+        "r8_",
+        "sbp_",
+        "ntn_",
+        "secret_",
+        "lin_api_",
+        "shp",
+        "xai-",
+        "pplx-",
+        "tvly-",
+        "_v1_",
+    ),
+    *("dapi", "dp.", "sq0", "ATATT3", "AGE-SECRET", "SK", "AC", "key-", ":AA", "hooks.slack"),
 )
-_PASSWORD_WORDS = ("pass", "pwd", "secret", "api", "token")
+_PASSWORD_WORDS = ("pass", "pwd", "secret", "api", "token", "key=", "sig=", "signature=")
 _DIGITS = b"0123456789"
+MAX_ROUNDS = 2
 
 
 class Structured:
@@ -58,12 +75,13 @@ class Structured:
             find_private_keys,
             find_tokens,
             find_url_credentials,
-            find_mail,
             find_accounts,
             find_cards,
+            find_mail,
             find_hardware_addresses,
             find_addresses,
             find_social_security,
+            find_national_ids,
             find_passwords,
             self._find_phones,
         )
@@ -84,12 +102,12 @@ class Structured:
             asked.append(find_tokens)
         if "@" in text and "://" in text:
             asked.append(find_url_credentials)
-        if "@" in text or "%40" in text:
-            asked.append(find_mail)
         if digits >= 2:
             asked.append(find_accounts)
-        if digits >= 13:
+        if digits >= 12:
             asked.append(find_cards)
+        if "@" in text or "%40" in text:
+            asked.append(find_mail)
         colons = text.count(":")
         if colons >= 5 or text.count("-") >= 5:
             asked.append(find_hardware_addresses)
@@ -97,10 +115,12 @@ class Structured:
             asked.append(find_addresses)
         if digits >= 9:
             asked.append(find_social_security)
+        if digits >= 7:
+            asked.append(find_national_ids)
         # Letters beyond ASCII may equal ASCII ones where case is ignored.
         if len(plain) < len(text) or any(word in low for word in _PASSWORD_WORDS):
             asked.append(find_passwords)
-        if digits >= 7:
+        if digits >= 6:
             asked.append(self._find_phones)
         return asked
 
@@ -110,6 +130,18 @@ def structured(region: str) -> tuple[Recognizer, ...]:
     return Structured(region).every()
 
 
-def find(text: str, recognizers: Sequence[Recognizer]) -> list[Finding]:
-    """What the recognizers see, without overlaps, in order of place."""
-    return settle(recognizer(text) for recognizer in recognizers)
+def find(text: str, recognizers: Sequence[Recognizer], rounds: int = MAX_ROUNDS) -> list[Finding]:
+    """What the recognizers see, without overlaps, in order of place.
+
+    Where a finding had to give way to a more trusted one, what is left of the text there is looked at
+    again: a mail address may stand between two card numbers without a space.
+    """
+    found, given_way = settle(recognizer(text) for recognizer in recognizers)
+    if not given_way or not rounds:
+        return found
+    more: list[Finding] = []
+    for start, end in gaps(found, len(text)):
+        if any(lost.start < end and lost.end > start for lost in given_way):
+            inside = find(text[start:end], recognizers, rounds - 1)
+            more += [Finding(kind, start + a, start + b) for kind, a, b in inside]
+    return sorted([*found, *more], key=lambda finding: finding.start)

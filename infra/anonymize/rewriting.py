@@ -10,6 +10,7 @@ from typing import Any
 from infra.anonymize.credentials import is_secret_name
 from infra.anonymize.finding import Finding
 from infra.anonymize.json_text import looks_like_json, rewrite
+from infra.anonymize.names import NAME_KINDS
 from infra.anonymize.placeholders import MAX_DEPTH, REPLACED
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
@@ -81,13 +82,15 @@ class Rewriting:
         return value
 
     def key(self, key: Any) -> Any:
-        return self._prose(key) if isinstance(key, str) and key not in _API_KEYS else key
+        if not isinstance(key, str) or key in _API_KEYS:
+            return key
+        return self._prose(key, names=False)  # a key is a word of a program, however it is spelt
 
     def _string(self, name: str, text: str, nesting: int = MAX_JSON_NESTING) -> str:
         if nesting and text.lstrip(" \t\r\n")[:1] in ("{", "[", '"') and looks_like_json(text):
             return rewrite(
                 text,
-                self._prose,
+                self.key,
                 lambda key, item: self._string(key or name, item, nesting - 1),
                 lambda key, number: self._number(key or name, number),
             )
@@ -95,7 +98,7 @@ class Rewriting:
             return self._replace("PASSWORD", text)
         return self._prose(text)
 
-    def _prose(self, text: str) -> str:
+    def _prose(self, text: str, *, names: bool = True) -> str:
         if len(text) < MIN_CHARACTERS:
             return text
         limit = self._settings.max_text_characters
@@ -110,6 +113,8 @@ class Rewriting:
         if text.startswith("data:") and _BASE64.fullmatch(text):
             return text
         findings = self._find(text)
+        if not names:
+            findings = [finding for finding in findings if finding.kind not in NAME_KINDS]
         if not findings:
             return text
         parts, place = [], 0

@@ -54,6 +54,11 @@ class Discovery(Section):
     max_calls: int = Field(
         50_000, ge=100, le=10_000_000, description="Newest calls looked at in one night"
     )
+    share_between_tenants: bool = Field(
+        False,
+        description="True: like calls of several tenants are one task, and one adapter answers them "
+        "all; False: no tenant's calls are learned from for another",
+    )
     dimensions: int = Field(512, ge=32, le=8192, description="Length of a prompt's embedding")
 
 

@@ -265,6 +265,11 @@ class Anonymizer(Section):
     keep_kinds: tuple[Text, ...] = Field(
         (), max_length=100, description="Kinds left as they are, e.g. EMAIL"
     )
+    names: Literal["off", "ingest", "everywhere"] = Field(
+        "off",
+        description="Names of people, places and organisations too (extra `names`; some milliseconds "
+        "a text): ingest: in logs alone, so that adapters learn placeholders that calls do not have",
+    )
     default_region: str = Field(
         "US",
         pattern=r"^[A-Z]{2}$",

@@ -103,6 +103,41 @@ class Registry:
                 connection, current, changes, what=what, actor=actor, why=why, now=now or utc_now()
             )
 
+    def override_task(
+        self,
+        task_id: str,
+        *,
+        name: str | None = None,
+        pinned: bool | None = None,
+        actor: str,
+        why: str,
+        now: datetime | None = None,
+    ) -> Task:
+        """What a person says of a task, and no night takes back. Raises UnknownTask, ValueError.
+
+        Args:
+            name: 1 to 200 characters that can be printed.
+            pinned: whether the task's place (centroid and radius) stays as it is.
+        """
+        if name is not None and not (0 < len(name) <= 200 and name.isprintable() and name.strip()):
+            raise ValueError("a task's name has 1 to 200 characters that can be printed")
+        with self.database.begin() as connection:
+            task = task_rows.read_task(connection, task_id, lock=True)
+            changes: dict[str, Any] = {}
+            if name is not None:
+                changes["name"] = name
+            if pinned is not None:
+                changes["details"] = {**task.details, "pinned": pinned}
+            return task_rows.change_task(
+                connection,
+                task,
+                changes,
+                what="task.renamed" if name is not None else "task.pinned",
+                actor=actor,
+                why=why,
+                now=now or utc_now(),
+            )
+
     # Data sets, adapters, scorecards
 
     def record_dataset(

@@ -130,8 +130,6 @@ def test_records_go_through_our_own_log(sample: Sample):
 
 
 def test_the_tenant_is_the_importers(sample: Sample):
-    if sample.name == "nightschool":
-        pytest.skip("our own records keep theirs")
     assert {item.item.tenant for item in read(sample.rows, sample.name, "shop")} == {"shop"}  # type: ignore[union-attr]
 
 

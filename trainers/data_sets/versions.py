@@ -64,7 +64,7 @@ def write_version(
     try:
         found = find_dataset(store, location)
         for name in SPLITS:
-            _verified(store, found, name)
+            split_bytes(store, found, name)
         return found
     except ObjectMissing:
         write_manifest = store.create
@@ -114,7 +114,7 @@ def read_split(store: ObjectStore, version: DatasetVersion, name: str) -> list[E
         DatasetCorrupt: the file is missing or its sha256 is not the manifest's.
         KeyError: no split of that name.
     """
-    data = _verified(store, version, name)
+    data = split_bytes(store, version, name)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -132,7 +132,8 @@ def read_split(store: ObjectStore, version: DatasetVersion, name: str) -> list[E
     ]
 
 
-def _verified(store: ObjectStore, version: DatasetVersion, name: str) -> bytes:
+def split_bytes(store: ObjectStore, version: DatasetVersion, name: str) -> bytes:
+    """One split's Parquet file. Raises DatasetCorrupt, KeyError."""
     entry = version.manifest["files"][f"{name}.parquet"]
     key = f"{version.location}/{name}.parquet"
     try:

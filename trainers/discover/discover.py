@@ -32,7 +32,7 @@ from trainers.discover.scoring import kind_of_answer, score, volume
 from trainers.ingest.features import FEATURE_COLUMNS, from_row
 from trainers.ingest.reading import CallFile, call_files, read_columns
 
-DISCOVERY_VERSION = 1
+DISCOVERY_VERSION = 2
 ACTOR = "discovery"
 MAX_ATTEMPTS = 5
 _GENERATION = "discovery"
@@ -103,7 +103,7 @@ def _source_digest(files: Sequence[CallFile], settings: Settings) -> str:
 
 
 def _read_rows(store: ObjectStore, files: Sequence[CallFile], limit: int) -> list[Row]:
-    names = ["time", "session", "task_tag", *FEATURE_COLUMNS]
+    names = ["time", "tenant", "session", "task_tag", *FEATURE_COLUMNS]
     rows = [
         Row(
             id=row["id"],
@@ -111,6 +111,7 @@ def _read_rows(store: ObjectStore, files: Sequence[CallFile], limit: int) -> lis
             session=row["session"],
             tag=(row["task_tag"] or "")[:200] or None,
             features=from_row(row),
+            tenant=row["tenant"],
         )
         for row in read_columns(store, files, names)
     ]
@@ -132,7 +133,14 @@ def _snapshot(database: Database) -> tuple[int, dict[str, dict[str, Any]]]:
 
 
 def _known(row: Mapping[str, Any]) -> KnownTask:
-    return KnownTask(row["id"], row["tag"], row["signature"], tuple(row["centroid"]), row["radius"])
+    return KnownTask(
+        row["id"],
+        row["tag"],
+        row["signature"],
+        tuple(row["centroid"]),
+        row["radius"],
+        row["details"].get("tenant"),
+    )
 
 
 def _commit(
@@ -177,13 +185,16 @@ def _values(
     state = str(before["state"]) if before else "observed"
     if state == "observed" and len(members) >= settings.discovery.min_calls:
         state = "candidate"
+    pinned = before is not None and bool(before["details"].get("pinned"))
     return {
         "state": state,
         "signature": group.signature,
-        "centroid": list(group.centre.centroid),
-        "radius": group.centre.radius,
+        "centroid": before["centroid"] if before and pinned else list(group.centre.centroid),
+        "radius": before["radius"] if before and pinned else group.centre.radius,
         "size": len(members),
         "details": {
+            "tenant": group.tenant,
+            "pinned": pinned,
             "kind": kind,
             "structure": {
                 "tools": json.loads(typical.tools)[:100],

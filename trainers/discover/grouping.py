@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
@@ -20,6 +20,7 @@ from trainers.discover.clusters import Centre, centre, separate_groups
 from trainers.discover.naming import describe, task_id
 from trainers.ingest.features import Features
 
+DEFAULT_TENANT = "default"
 MIN_TAGGED_CALLS = 3
 MAX_NEW_TASKS = 200
 """Per night; a caller that tags every call differently must not flood the registry."""
@@ -39,6 +40,7 @@ class Row:
     session: str
     tag: str | None
     features: Features
+    tenant: str = DEFAULT_TENANT
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class KnownTask:
     signature: str
     centroid: tuple[float, ...]
     radius: float
+    tenant: str | None = None
+    """Whose calls it is made of; None: everybody's."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Group:
     members: tuple[int, ...]
     """Indices into the rows."""
     known: bool
+    tenant: str | None = None
 
 
 @dataclass
@@ -78,7 +83,51 @@ class _Open:
 def form_groups(
     rows: Sequence[Row], known: Sequence[KnownTask], settings: Discovery
 ) -> list[Group]:
-    """Tonight's groups: known tasks that have calls, then new ones, largest first."""
+    """Tonight's groups: known tasks that have calls, then new ones, largest first.
+
+    Each tenant's calls by themselves, unless ``share_between_tenants``. A known task that is everybody's
+    becomes that of the tenant with most calls of its structure or tag: from then on it is made of those
+    alone, and the others' calls become tasks of their own.
+    """
+    if settings.share_between_tenants:
+        return _form_groups(rows, known, settings, None)
+    by_tenant: defaultdict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        by_tenant[row.tenant].append(index)
+    owners = _owners(rows, known)
+    found: list[Group] = []
+    for tenant, indices in sorted(by_tenant.items()):
+        own = [task for task in known if owners.get(task.id, task.tenant) == tenant]
+        groups = _form_groups([rows[index] for index in indices], own, settings, tenant)
+        found += [
+            replace(group, members=tuple(indices[member] for member in group.members))
+            for group in groups
+        ]
+    new = sorted((g for g in found if not g.known), key=lambda g: (-len(g.members), g.id))
+    return [*(group for group in found if group.known), *new[:MAX_NEW_TASKS]]
+
+
+def _owners(rows: Sequence[Row], known: Sequence[KnownTask]) -> dict[str, str]:
+    """Of the known tasks that are everybody's: who has most of the calls that may be theirs."""
+    tags: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    structures: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        if row.tag:
+            tags[row.tag][row.tenant] += 1
+        else:
+            structures[row.features.signature][row.tenant] += 1
+    owners = {}
+    for task in known:
+        if task.tenant is None:
+            votes = (tags[task.tag] if task.tag else structures[task.signature]) + tags[task.id]
+            if votes:
+                owners[task.id] = max(sorted(votes), key=lambda tenant: votes[tenant])
+    return owners
+
+
+def _form_groups(
+    rows: Sequence[Row], known: Sequence[KnownTask], settings: Discovery, tenant: str | None
+) -> list[Group]:
     space = _Space(rows, settings.dimensions)
     by_tag: defaultdict[str, list[int]] = defaultdict(list)
     by_signature: defaultdict[str, list[int]] = defaultdict(list)
@@ -110,7 +159,7 @@ def form_groups(
         (item for item in gathered if item.known is None),
         key=lambda item: (-len(item.members), rows[item.members[0]].id),
     )[:MAX_NEW_TASKS]
-    return [_group(item, rows, space, settings) for item in [*old, *new]]
+    return [_group(item, rows, space, settings, tenant) for item in [*old, *new]]
 
 
 def _inside_signature(
@@ -149,7 +198,9 @@ def _inside_signature(
     return [*open_tasks.values(), *(_Open(None, group, lone=False) for group in fresh)]
 
 
-def _group(item: _Open, rows: Sequence[Row], space: _Space, settings: Discovery) -> Group:
+def _group(
+    item: _Open, rows: Sequence[Row], space: _Space, settings: Discovery, tenant: str | None
+) -> Group:
     vectors = space.vectors(item.members)
     floor = settings.radius if item.lone else SPLIT_FLOOR
     ceiling = LONE_CEILING if item.lone else SPLIT_CEILING
@@ -166,10 +217,11 @@ def _group(item: _Open, rows: Sequence[Row], space: _Space, settings: Discovery)
     words, name = describe(typical, medoid, item.tag, split=not item.lone)
     if item.known is not None:
         identity = item.known.id
-    elif item.tag:
-        identity = task_id(words, f"tag:{item.tag}")
     else:
-        identity = task_id(words, f"{signature}:{'' if item.lone else medoid}")
+        # The tenant's name before it, but for the one that every installation has.
+        whose = f"{tenant}\0" if tenant not in (None, DEFAULT_TENANT) else ""
+        what = f"tag:{item.tag}" if item.tag else f"{signature}:{'' if item.lone else medoid}"
+        identity = task_id(words, whose + what)
     return Group(
         id=identity,
         name=name,
@@ -179,6 +231,7 @@ def _group(item: _Open, rows: Sequence[Row], space: _Space, settings: Discovery)
         medoid=" ".join(medoid.split()[:40]),
         members=tuple(item.members),
         known=item.known is not None,
+        tenant=tenant,
     )
 
 

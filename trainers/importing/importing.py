@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 
-from infra.anonymize.anonymizer import Anonymizer
 from infra.calls.codec import LOG_PREFIX, Problem
 from infra.calls.record import CallRecord, FeedbackRecord, LogRecord, utc_now
 from infra.database.events import record_event
@@ -205,7 +204,7 @@ def _read(
 ) -> ImportReport:
     """All of a bundle but its commit. Raises _Unreadable."""
     report = ImportReport()
-    privacy = PrivacyCheck(Anonymizer(settings.anonymizer) if settings.anonymizer.enabled else None)
+    privacy = PrivacyCheck.of(settings.anonymizer)
     writer = LogWriter(store, f"{WRITER}{bundle.digest}") if store else None
     quarantine = ImportQuarantine(store, bundle.digest) if store else None
     ids: set[int] = set()

@@ -12,12 +12,12 @@ import orjson
 from infra.calls.codec import Problem
 from infra.objects.store import ObjectStore
 from trainers.importing.sources import OWN_STORE
+from trainers.readers.formats import OWN_LOG
 from trainers.readers.reading import Read
 
 PREFIX = "quarantine/v1/"
 IMPORT_PREFIX = f"{PREFIX}import/"
 MAX_ENTRIES = 10_000
-OWN_READER = "nightschool"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def entry(read: Read, problem: Problem, tenant: str, **about: str) -> Entry:
 def _of_ingest(row: dict[str, Any]) -> Entry:
     line = row.get("line") or 0
     return Entry(
-        reader=OWN_READER,
+        reader=OWN_LOG,
         location=OWN_STORE,
         object=row["object"],
         etag="",

@@ -8,7 +8,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from infra.anonymize.anonymizer import Anonymizer
 from infra.calls.codec import Problem
 from infra.calls.record import utc_now
 from infra.objects.store import ObjectInfo, ObjectMissing, ObjectStore, ObjectStoreError
@@ -74,7 +73,7 @@ def _again(
     said = "\n".join(entry.id for entry in chosen)
     digest = hashlib.sha256(f"{listed.key}\n{said}".encode()).hexdigest()[:32]
     writer = LogWriter(store, f"rerun-{digest}")
-    privacy = PrivacyCheck(Anonymizer(settings.anonymizer) if settings.anonymizer.enabled else None)
+    privacy = PrivacyCheck.of(settings.anonymizer)
     groups: defaultdict[tuple[str, ...], list[Entry]] = defaultdict(list)
     for entry in chosen:
         groups[entry.location, entry.object, entry.etag, entry.reader, entry.tenant].append(entry)

@@ -16,7 +16,6 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from infra.anonymize.anonymizer import Anonymizer
 from infra.calls.codec import LOG_PREFIX, Problem, RecordError, parse_line, read_lines
 from infra.calls.record import CallRecord, LogRecord, utc_now
 from infra.database.open import Database
@@ -140,7 +139,7 @@ def _object(
     source = hashlib.sha256(f"{item.key}\0{item.etag}".encode()).hexdigest()
     files = ParquetFiles(store, item.key, source, settings.ingest)
     quarantine = Quarantine(store, item.key, source)
-    privacy = PrivacyCheck(Anonymizer(settings.anonymizer) if settings.anonymizer.enabled else None)
+    privacy = PrivacyCheck.of(settings.anonymizer)
     ids: set[int] = set()
     lines = repeated = 0
     for line, size, record in _records(store, item, settings):

@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 
 from infra.anonymize.anonymizer import Anonymizer, Scope
 from infra.calls.record import CallRecord, LogRecord
+from infra.settings.serving import Anonymizer as AnonymizerSettings
 
 MAX_SCOPES = 1024
 
@@ -27,6 +28,11 @@ class PrivacyCheck:
         self.counts: Counter[str] = Counter()
         """All personal data: what the record says was replaced, and what was found here."""
         self.found_here: Counter[str] = Counter()
+
+    @classmethod
+    def of(cls, settings: AnonymizerSettings) -> PrivacyCheck:
+        """The check that ``[anonymizer]`` asks for. Raises what ``Anonymizer`` raises."""
+        return cls(Anonymizer(settings, ingest=True) if settings.enabled else None)
 
     def check(self, record: LogRecord) -> LogRecord:
         """The record without personal data."""

@@ -15,22 +15,25 @@ from trainers.readers.own_records import OwnRecords
 from trainers.readers.reader import Reader
 
 AUTO = "auto"
+OWN_LOG = "own log"
+"""Not offered to importers: lines of our own log, taken for what they say of themselves."""
 # In the order in which a row is asked about: the more particular marks first.
 READERS: tuple[Reader, ...] = (
-    OwnRecords(),
     GenAiSpans(),
     LitellmPayload(),
     LangsmithExport(),
     LangfuseExport(),
+    OwnRecords(),
     Flywheel(),
     OpenAiLines(),
 )
 FORMATS = tuple(sorted(reader.name for reader in READERS))
+_OWN_LOG = OwnRecords(OWN_LOG, trusted=True)
 
 
 def reader_named(name: str) -> Reader:
     """Raises ValueError, naming the formats there are."""
-    for reader in READERS:
+    for reader in (*READERS, _OWN_LOG):
         if reader.name == name:
             return reader
     raise ValueError(f"no format {name!r}: use {', '.join(FORMATS)} or {AUTO}")

@@ -325,3 +325,32 @@ def test_nothing_personal_in_what_is_stored_of_a_task(tmp_path):
     assert len(found) == 1
     assert "example.org" not in f"{found[0].name} {found[0].details}"
     assert "offer" in found[0].details["medoid"]
+
+
+def test_no_task_is_made_of_two_tenants_calls(tmp_path):
+    store, database = opened(tmp_path)
+    theirs = [home(n, tenant="bank") for n in range(100, 140)]
+    found = night(store, database, [*(home(n) for n in range(40)), *theirs])
+    assert len({task.id for task in found}) == 2
+    by_tenant = {task.details["tenant"]: task for task in found}
+    assert set(by_tenant["bank"].members) == {record.id for record in theirs}
+    later = [home(n, tenant="bank") for n in range(200, 240)]
+    again = night(store, database, [*later, *(home(n) for n in range(300, 310))], 1)
+    assert {(t.id, t.details["tenant"]) for t in again} == {
+        (t.id, t.details["tenant"]) for t in found
+    }
+
+
+def test_tenants_share_a_task_where_the_settings_say_so(tmp_path):
+    store, database = opened(tmp_path)
+    shared = SETTINGS.model_copy(
+        update={"discovery": SETTINGS.discovery.model_copy(update={"share_between_tenants": True})}
+    )
+    records = [home(n, tenant="bank" if n % 3 else "shop") for n in range(60)]
+    (task,) = night(store, database, records, settings=shared)
+    assert (task.size, task.details["tenant"]) == (60, None)
+    # Once they may not any more, it is the bank's, which has most of it; its id stays.
+    owned = {item.details["tenant"]: item for item in night(store, database, records[:1], 1)}
+    assert (owned["bank"].id, owned["bank"].size) == (task.id, 40)
+    assert owned["shop"].id != task.id
+    assert owned["shop"].size == 20

@@ -176,7 +176,9 @@ def test_what_stands_between_objects_is_named():
 @given(
     lines=st.lists(
         st.integers(0, 99).map(lambda n: json.dumps({"n": n}).encode())
-        | st.binary(min_size=1, max_size=12).filter(lambda b: b"\n" not in b and b.strip(b" \t\r"))
+        | st.binary(min_size=1, max_size=12).filter(
+            lambda b: b"\n" not in b and b.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r")
+        )
         | st.sampled_from([b'{"a": 1', b"{", b"}", b"[", b'["', b'{"', b"\\", b"\xff", b"[[[["]),
         min_size=1,
         max_size=8,
