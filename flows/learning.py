@@ -29,6 +29,7 @@ from trainers.importing.rerun import RerunReport, rerun
 from trainers.ingest.ingest import IngestReport, ingest
 from trainers.plan import Measured, Plan, plan
 from trainers.run_folder import RunFolder, RunRequest, begun_before
+from trainers.run_storage import RunStorage, place_of
 from trainers.spec import LoraSpec, TrainSpec
 
 Say = Callable[[str], None]
@@ -221,6 +222,8 @@ def train(
     """
     training = context.settings.training
     base = prepare_base(context.settings.engine, say)
+    place = place_of(context.settings.storage) if training.store_checkpoints else None
+    storage = RunStorage.of(context.store, spec.digest)
     folder = RunFolder.create(
         training.runs / spec.digest[:16],
         spec,
@@ -229,20 +232,31 @@ def train(
             backend=training.backend,
             deadline=deadline.timestamp() if deadline else None,
             allow_cpu=training.gpus_per_run == 0,
+            storage=place,
         ),
         _rows(context, dataset, "train"),
         _rows(context, dataset, "validation"),
     )
+    if place is not None and folder.result() is None:
+        storage.push_inputs(folder)
     handle = executor.submit(
         TrainJob(
             folder.path,
             cpus=training.cpus_per_run,
             gpus=training.gpus_per_run,
             max_retries=training.max_retries,
+            storage=place,
+            run_id=storage.run_id,
         )
     )
     _await(handle, spec, deadline, say)
+    for note in folder.notes():
+        say(f"training {spec.task_id}: {note}")
+    if folder.result() is None and not storage.pull_result(folder):
+        raise TrainingFailed(f"training {spec.task_id} is done, but its result is nowhere")
     packaged = package(folder.path)
+    if place is not None:
+        storage.clear()  # the adapter is on this disk now; judging and release store it for good
     return Trained(
         packaged.name,
         spec.task_id,
@@ -295,7 +309,8 @@ def _await(handle: RunHandle, spec: TrainSpec, deadline: datetime | None, say: S
             if deadline is not None and utc_now() > deadline + DEADLINE_GRACE:
                 handle.cancel()
     if outcome.state != "done":
-        raise TrainingFailed(f"training {spec.task_id} ended {outcome.state}: {outcome.error}")
+        state = f"{outcome.state} ({outcome.failure})" if outcome.failure else outcome.state
+        raise TrainingFailed(f"training {spec.task_id} ended {state}: {outcome.error}")
 
 
 def _measured(context: Context) -> Measured:

@@ -72,6 +72,9 @@ class Training(Section):
     gpus_per_run: float = Field(
         0, ge=0, le=64, description="GPUs reserved for a run; above 0 it never falls back to CPU"
     )
+    store_checkpoints: bool = Field(
+        True, description="Keep checkpoints in object storage too, for another worker to go on from"
+    )
     runs: Path = Field(Path("var/runs"), description="Scratch folders of training runs")
     rank: int = Field(16, ge=1, le=256, description="LoRA rank; alpha is twice that")
     learning_rate: float = Field(1e-3, gt=0, lt=1, description="Peak of the cosine schedule")
