@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from flows.holding import Busy, hold
 from flows.wiring import Context
 from infra.calls.record import utc_now
-from infra.database.events import list_events
 from infra.objects.store import ObjectStoreError
 from trainers.artifact import package
 from trainers.base_model import BaseModel, prepare_base
-from trainers.data_sets.freeze import EmptyDataset, freeze
 from trainers.data_sets.splits import SplitName
 from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
 from trainers.discover.discover import TaskSummary, discover
@@ -27,7 +25,6 @@ from trainers.executors.protocol import Executor, RunHandle, TrainJob
 from trainers.importing.importing import ImportReport, import_logs
 from trainers.importing.rerun import RerunReport, rerun
 from trainers.ingest.ingest import IngestReport, ingest
-from trainers.plan import Measured, Plan, plan
 from trainers.run_folder import RunFolder, RunRequest, begun_before
 from trainers.run_storage import RunStorage, place_of
 from trainers.spec import LoraSpec, TrainSpec
@@ -37,11 +34,6 @@ POLL_SECONDS = 10.0
 INGEST = "ingest"
 IMPORT = "import"
 INGEST_WAIT_SECONDS = 600.0
-RELEASED = "adapter.released"
-"""The event that ends an adapter's night; until it is there, the night is not done with it."""
-MAX_RELEASED = 10_000
-DRILL_STEPS = 40
-"""A deliberately bad adapter needs no more training than it takes to keep the answers' format."""
 DEADLINE_GRACE = timedelta(minutes=10)
 """How long a run may take to stop cleanly after the night's end before it is cancelled."""
 
@@ -56,6 +48,8 @@ class Trained:
     folder: Path
     dataset_digest: str
     spec_digest: str
+    seconds: float | None = None
+    """From its first process to its end; None when it was found trained."""
 
 
 class TrainingFailed(Exception):
@@ -123,49 +117,6 @@ def rerun_quarantine(context: Context, wanted: Sequence[str] = ()) -> RerunRepor
 
 def discover_tasks(context: Context) -> list[TaskSummary]:
     return discover(context.store, context.database, context.settings, utc_now())
-
-
-def plan_night(
-    context: Context,
-    tasks: Sequence[TaskSummary],
-    *,
-    only: str | None = None,
-    deadline: datetime | None = None,
-    drill: bool = False,
-) -> Plan:
-    """Freeze a data set per trainable task and choose what to train.
-
-    Args:
-        only: the id of one task; the others are not looked at.
-        deadline: when the last run must be done; None: the end of the configured night.
-        drill: plan short runs, also on examples that an adapter was trained on already.
-    """
-    datasets: dict[str, DatasetVersion] = {}
-    chosen = [task for task in tasks if only in (None, task.id)]
-    for task in chosen:
-        if task.state == "observed":
-            continue
-        recorded = context.registry.datasets(task.id) if drill else []
-        if recorded:
-            # A drill has nothing to learn from newer calls, and the base is judged on these.
-            datasets[task.id] = find_dataset(context.store, recorded[-1].location)
-            continue
-        try:
-            version = freeze(context.store, context.database, context.settings, task.id, utc_now())
-        except EmptyDataset:
-            continue
-        datasets[task.id] = version
-    measured = _measured(context)
-    if drill:
-        measured = replace(measured, trained=frozenset())
-    made = plan(chosen, datasets, context.settings, utc_now(), measured, deadline=deadline)
-    if not drill:
-        return made
-    short = tuple(
-        replace(run, steps=min(run.steps, DRILL_STEPS), reason="a drill, on wrong answers")
-        for run in made.runs
-    )
-    return replace(made, runs=short)
 
 
 def dataset_of(context: Context, digest: str) -> DatasetVersion:
@@ -250,6 +201,7 @@ def train(
         )
     )
     _await(handle, spec, deadline, say)
+    began = folder.attempts()
     for note in folder.notes():
         say(f"training {spec.task_id}: {note}")
     if folder.result() is None and not storage.pull_result(folder):
@@ -264,6 +216,7 @@ def train(
         packaged.folder,
         spec.dataset_digest,
         spec.digest,
+        time.time() - float(began[0]["time"]) if began else None,
     )
 
 
@@ -311,34 +264,3 @@ def _await(handle: RunHandle, spec: TrainSpec, deadline: datetime | None, say: S
     if outcome.state != "done":
         state = f"{outcome.state} ({outcome.failure})" if outcome.failure else outcome.state
         raise TrainingFailed(f"training {spec.task_id} ended {state}: {outcome.error}")
-
-
-def _measured(context: Context) -> Measured:
-    """What earlier nights taught: coverage by task and the data sets they are done with.
-
-    An adapter that a night was killed over, registered or not, does not count as done: the next
-    night finds it trained and judged, and brings it to its end.
-    """
-    adapters = context.registry.adapters()
-    with context.database.read() as connection:
-        ends = list_events(connection, what=RELEASED, limit=MAX_RELEASED, newest_first=True)
-    released = {event.subject for event in ends}
-    coverage: dict[str, float] = {}
-    for adapter in adapters:
-        for scorecard in context.registry.scorecards(adapter.name)[:1]:
-            found = scorecard.gate.get("numbers", {}).get("coverage")
-            if found is not None:
-                coverage[adapter.task_id] = float(found)
-    seconds = [
-        value
-        for adapter in adapters
-        if (value := adapter.manifest.get("metrics", {}).get("seconds_per_step"))
-    ]
-    drills = {
-        adapter.name for adapter in adapters if adapter.manifest["spec"].get("shuffle_answers")
-    }
-    return Measured(
-        seconds_per_step=sum(seconds[-5:]) / len(seconds[-5:]) if seconds else None,
-        coverage=coverage,
-        trained=frozenset(a.dataset_digest for a in adapters if a.name in released - drills),
-    )

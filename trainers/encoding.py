@@ -87,7 +87,7 @@ def turn_tokens(tokenizer: Tokenizer) -> list[int]:
             "use an instruction-tuned base model with ChatML tokens",
             "chat_template_missing",
         )
-    return list(ids.values())
+    return [found for found in ids.values() if found is not None]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from infra.settings.learning import Night
 from infra.settings.model import Settings
-from trainers.packing import lay_out, launch_order, makespan
+from trainers.packing import launch_order, lay_out, makespan
 
 MIN_AGREEMENT = 0.6
 """Share of repeated prompts that the teacher must answer alike; below, no label can be learnt."""
@@ -170,7 +170,7 @@ def plan(
             skipped.append((wish.task.id, first))
             deferred.append(wish.task.id)
             continue
-        fitting = _fitting(wish, taken, window, workers, measured)
+        fitting = _fitting(wish, taken, window, workers)
         if fitting is None:
             left = max(0.0, window - _earliest_end(taken, workers))
             skipped.append(
@@ -185,9 +185,7 @@ def plan(
         taken.append(fitting)
     lengths = [wish.seconds for wish in taken]
     starts = lay_out(lengths, workers)
-    runs = tuple(
-        _planned(taken[index], starts[index], settings) for index in launch_order(lengths)
-    )
+    runs = tuple(_planned(taken[index], starts[index], settings) for index in launch_order(lengths))
     return Plan(runs, tuple(skipped), deadline, makespan(lengths, workers), tuple(deferred))
 
 
@@ -230,9 +228,7 @@ def _wish(
     )
 
 
-def _fitting(
-    wish: _Wish, taken: Sequence[_Wish], window: float, workers: int, measured: Measured
-) -> _Wish | None:
+def _fitting(wish: _Wish, taken: Sequence[_Wish], window: float, workers: int) -> _Wish | None:
     """The wish, cut to the steps that still fit beside what is taken; None when too few would."""
     lengths = [other.seconds for other in taken]
     if makespan([*lengths, wish.seconds], workers) <= window:
@@ -275,9 +271,7 @@ def _planned(wish: _Wish, start: float, settings: Settings) -> PlannedRun:
     )
 
 
-def seconds_per_step(
-    dataset: PlannableDataset, settings: Settings, measured: Measured
-) -> float:
+def seconds_per_step(dataset: PlannableDataset, settings: Settings, measured: Measured) -> float:
     """Estimated seconds of one optimizer step: from measured tokens per second where there are any."""
     tokens = measured.tokens_per_example.get(dataset.digest)
     if measured.tokens_per_second and tokens:
