@@ -17,6 +17,7 @@ from infra.objects.store import ObjectMissing
 from infra.prompting.template import PromptFormat
 from trainers.data_sets.freeze import EmptyDataset, freeze
 from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
+from trainers.defaults import MAX_SEQUENCE_TOKENS
 from trainers.discover.discover import TaskSummary
 from trainers.encoding import encode, load_tokenizer
 from trainers.failures import TrainingError
@@ -184,7 +185,7 @@ def _token_means(context: Context, datasets: Mapping[str, DatasetVersion]) -> di
         newest = read_split(context.store, dataset, "train")[-COUNTED_EXAMPLES:]
         rows = [{"request": example.request, "answer": example.answer} for example in newest]
         form = PromptFormat.from_dict(dataset.manifest["format"])
-        longest = context.settings.training.max_sequence_tokens
+        longest = context.settings.training.max_sequence_tokens or MAX_SEQUENCE_TOKENS
         try:
             found = encode(rows, tokenizer, form, longest).examples
         except TrainingError:

@@ -18,7 +18,9 @@ from zoneinfo import ZoneInfo
 
 from infra.settings.learning import Night
 from infra.settings.model import Settings
+from trainers.defaults import batch_size
 from trainers.packing import launch_order, lay_out, makespan
+from trainers.search import share_of_steps
 
 MIN_AGREEMENT = 0.6
 """Share of repeated prompts that the teacher must answer alike; below, no label can be learnt."""
@@ -216,12 +218,14 @@ def _wish(
     task: PlannableTask, dataset: PlannableDataset, settings: Settings, measured: Measured
 ) -> _Wish:
     steps = wanted_steps(dataset, settings)
+    tried = share_of_steps(settings.training.candidates, steps)
     return _Wish(
         task,
         dataset,
         steps,
         steps,
-        seconds_per_step(dataset, settings, measured),
+        # Candidates share the steps of a search, which the estimate spreads over the run's own.
+        seconds_per_step(dataset, settings, measured) * tried,
         measured.overhead_seconds,
         _saving(task, settings, measured),
         task.id in measured.waiting,
@@ -275,15 +279,20 @@ def seconds_per_step(dataset: PlannableDataset, settings: Settings, measured: Me
     """Estimated seconds of one optimizer step: from measured tokens per second where there are any."""
     tokens = measured.tokens_per_example.get(dataset.digest)
     if measured.tokens_per_second and tokens:
-        return settings.training.batch_size * tokens / measured.tokens_per_second
+        return step_examples(dataset, settings) * tokens / measured.tokens_per_second
     return settings.night.seconds_per_step
 
 
 def wanted_steps(dataset: PlannableDataset, settings: Settings) -> int:
     """Optimizer steps for the set number of epochs, at most ``training.max_steps``."""
     training = settings.training
-    steps = math.ceil(_train_rows(dataset) * training.epochs / training.batch_size)
+    steps = math.ceil(_train_rows(dataset) * training.epochs / step_examples(dataset, settings))
     return max(1, min(training.max_steps, steps))
+
+
+def step_examples(dataset: PlannableDataset, settings: Settings) -> int:
+    """Examples per optimizer step: as set, or by their number."""
+    return settings.training.batch_size or batch_size(_train_rows(dataset))
 
 
 def _obstacle(
