@@ -33,6 +33,8 @@ LAST_NIGHT = "reports/nights/last.json"
 COUNTED_EXAMPLES = 500
 """Examples whose tokens are counted for the estimate."""
 RECENT_ADAPTERS = 5
+ENOUGH_BASE_ROWS = 30
+"""Held-out calls that the base model alone answered before its score is believed."""
 
 
 def plan_night(
@@ -147,11 +149,14 @@ def _measured(context: Context, datasets: Mapping[str, DatasetVersion]) -> Measu
         ends = list_events(connection, what=RELEASED, limit=MAX_RELEASED, newest_first=True)
     released = {event.subject for event in ends}
     coverage: dict[str, float] = {}
+    base_scores: dict[str, float] = {}
     for adapter in adapters:
         for scorecard in context.registry.scorecards(adapter.name)[:1]:
-            found = scorecard.gate.get("numbers", {}).get("coverage")
-            if found is not None:
-                coverage[adapter.task_id] = float(found)
+            numbers = scorecard.gate.get("numbers", {})
+            if numbers.get("coverage") is not None:
+                coverage[adapter.task_id] = float(numbers["coverage"])
+            if numbers.get("base_rows", 0) >= ENOUGH_BASE_ROWS and "base_score" in numbers:
+                base_scores[adapter.task_id] = float(numbers["base_score"])
     speeds = [
         float(value)
         for adapter in adapters
@@ -165,6 +170,7 @@ def _measured(context: Context, datasets: Mapping[str, DatasetVersion]) -> Measu
         tokens_per_example=_token_means(context, datasets) if speeds else {},
         coverage=coverage,
         trained=frozenset(a.dataset_digest for a in adapters if a.name in released - drills),
+        base_scores=base_scores,
         waiting=frozenset(_last_night(context).get("deferred", ())),
     )
 

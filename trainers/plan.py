@@ -74,8 +74,6 @@ class Measured:
     """Ids of tasks that the last night had no room for."""
     base_scores: Mapping[str, float] = field(default_factory=dict)
     """Task id to how often the base model alone was right, 0 to 1."""
-    curves: Mapping[str, str] = field(default_factory=dict)
-    """Data set digest to why its learning curve speaks against a whole run."""
 
 
 @dataclass(frozen=True)
@@ -327,8 +325,6 @@ def _obstacle(
     base = measured.base_scores.get(task.id)
     if base is not None and base >= GOOD_BASE:
         return f"the base model alone is right on {base:.0%} of held-out calls: nothing to learn"
-    if dataset.digest in measured.curves:
-        return measured.curves[dataset.digest]
     if dataset.digest in measured.trained:
         return "nothing new: already trained on exactly these examples"
     return None

@@ -139,11 +139,6 @@ def test_a_base_model_that_can_do_it_already_is_left_alone():
     assert one(dataset=Dataset(), measured=Measured(base_scores={"a": 0.5})).runs
 
 
-def test_a_flat_learning_curve_is_a_reason():
-    found = one(dataset=Dataset(), measured=Measured(curves={"d": "flat"}))
-    assert found.skipped == (("a", "flat"),)
-
-
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=20), st.integers(1, 5))
 def test_the_layout_keeps_grahams_bound(seconds, workers):
     bound = lower_bound(seconds, workers)
