@@ -17,6 +17,7 @@ from infra.calls.record import utc_now
 from serving.registry.retention.collecting import Done, Outcome, collect
 from trainers.ingest.expiry import expire_logs, first_kept_day
 from trainers.old_runs import clear_run, find_runs
+from trainers.run_storage import RunStorage, stored_runs
 
 TURN_SECONDS = 15.0
 """The night's lease is held no longer at a time; a night waits longer than that for it."""
@@ -51,6 +52,7 @@ def housekeep(
     policy = context.settings.retention
     done = collect(context.database, context.store, policy, now, dry_run=dry_run)
     done += _runs(context, now, dry_run)
+    done += _stored_runs(context, now, dry_run)
     done += _logs(context, now, dry_run)
     return Housekeeping(tuple(done), dry_run)
 
@@ -78,6 +80,19 @@ def _runs(context: Context, now: datetime, dry_run: bool) -> list[Done]:
             return done
     except Busy:
         return told("not now")
+
+
+def _stored_runs(context: Context, now: datetime, dry_run: bool) -> list[Done]:
+    """Checkpoints in object storage that no run has written to for long."""
+    keep, done = context.settings.retention.run_seconds, []
+    for run_id, touched in stored_runs(context.store).items():
+        idle = now.timestamp() - touched
+        outcome: Outcome = "kept" if idle < keep else "would go" if dry_run else "removed"
+        if outcome == "removed":
+            RunStorage(context.store, run_id).clear()
+        why = f"untouched for {idle / 3600:.0f} hours" if touched else "nobody knows since when"
+        done.append(Done("run", f"checkpoints/{run_id}", outcome, why))
+    return done
 
 
 def _logs(context: Context, now: datetime, dry_run: bool) -> list[Done]:

@@ -8,39 +8,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from flows.holding import Busy, hold
+from flows.trials import choose
 from flows.wiring import Context
 from infra.calls.record import utc_now
-from infra.database.events import list_events
 from infra.objects.store import ObjectStoreError
+from infra.prompting.template import PromptFormat
 from trainers.artifact import package
+from trainers.backends.preparing import context_tokens
 from trainers.base_model import BaseModel, prepare_base
-from trainers.data_sets.freeze import EmptyDataset, freeze
-from trainers.data_sets.splits import SplitName
+from trainers.data_sets.splits import SPLITS, SplitName
 from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
+from trainers.defaults import MAX_SEQUENCE_TOKENS, longest_sequence
 from trainers.discover.discover import TaskSummary, discover
-from trainers.executors.protocol import Executor, RunHandle, TrainJob
+from trainers.encoding import encode, load_tokenizer
+from trainers.executors.protocol import Executor, RunHandle, RunOutcome, TrainJob
 from trainers.importing.importing import ImportReport, import_logs
 from trainers.importing.rerun import RerunReport, rerun
 from trainers.ingest.ingest import IngestReport, ingest
-from trainers.plan import Measured, Plan, plan
+from trainers.plan import step_examples
 from trainers.run_folder import RunFolder, RunRequest, begun_before
+from trainers.run_storage import RunStorage, place_of
 from trainers.spec import LoraSpec, TrainSpec
 
 Say = Callable[[str], None]
 POLL_SECONDS = 10.0
+_TAUGHT: tuple[SplitName, ...] = ("train", "validation")
 INGEST = "ingest"
 IMPORT = "import"
 INGEST_WAIT_SECONDS = 600.0
-RELEASED = "adapter.released"
-"""The event that ends an adapter's night; until it is there, the night is not done with it."""
-MAX_RELEASED = 10_000
-DRILL_STEPS = 40
-"""A deliberately bad adapter needs no more training than it takes to keep the answers' format."""
 DEADLINE_GRACE = timedelta(minutes=10)
 """How long a run may take to stop cleanly after the night's end before it is cancelled."""
 
@@ -55,6 +55,8 @@ class Trained:
     folder: Path
     dataset_digest: str
     spec_digest: str
+    seconds: float | None = None
+    """From its first process to its end; None when it was found trained."""
 
 
 class TrainingFailed(Exception):
@@ -124,49 +126,6 @@ def discover_tasks(context: Context) -> list[TaskSummary]:
     return discover(context.store, context.database, context.settings, utc_now())
 
 
-def plan_night(
-    context: Context,
-    tasks: Sequence[TaskSummary],
-    *,
-    only: str | None = None,
-    deadline: datetime | None = None,
-    drill: bool = False,
-) -> Plan:
-    """Freeze a data set per trainable task and choose what to train.
-
-    Args:
-        only: the id of one task; the others are not looked at.
-        deadline: when the last run must be done; None: the end of the configured night.
-        drill: plan short runs, also on examples that an adapter was trained on already.
-    """
-    datasets: dict[str, DatasetVersion] = {}
-    chosen = [task for task in tasks if only in (None, task.id)]
-    for task in chosen:
-        if task.state == "observed":
-            continue
-        recorded = context.registry.datasets(task.id) if drill else []
-        if recorded:
-            # A drill has nothing to learn from newer calls, and the base is judged on these.
-            datasets[task.id] = find_dataset(context.store, recorded[-1].location)
-            continue
-        try:
-            version = freeze(context.store, context.database, context.settings, task.id, utc_now())
-        except EmptyDataset:
-            continue
-        datasets[task.id] = version
-    measured = _measured(context)
-    if drill:
-        measured = replace(measured, trained=frozenset())
-    made = plan(chosen, datasets, context.settings, utc_now(), measured, deadline=deadline)
-    if not drill:
-        return made
-    short = tuple(
-        replace(run, steps=min(run.steps, DRILL_STEPS), reason="a drill, on wrong answers")
-        for run in made.runs
-    )
-    return replace(made, runs=short)
-
-
 def dataset_of(context: Context, digest: str) -> DatasetVersion:
     return find_dataset(context.store, context.registry.dataset(digest).location)
 
@@ -185,19 +144,27 @@ def train_spec(
     fits into what is left of this one: its deadline ends it in time.
     """
     training = context.settings.training
+    old = _previous(context, dataset) if training.old_share else None
     wanted = TrainSpec(
         task_id=dataset.task_id,
         base_model=base.name,
         base_digest=base.digest,
         dataset_digest=dataset.digest,
         lora=LoraSpec(
-            rank=training.rank, alpha=2 * training.rank, last_layers=training.last_layers
+            rank=training.rank,
+            alpha=2 * training.rank,
+            dropout=training.dropout,
+            last_layers=training.last_layers,
         ),
         format=dict(dataset.manifest["format"]),
         learning_rate=training.learning_rate,
-        batch_size=training.batch_size,
+        batch_size=step_examples(dataset, context.settings),
+        batching=training.batching,
+        patience=training.patience,
+        old_share=training.old_share if old else 0.0,
+        old_datasets=(old.digest,) if old else (),
         steps=steps,
-        max_sequence_tokens=training.max_sequence_tokens,
+        max_sequence_tokens=training.max_sequence_tokens or _longest(context, base, dataset),
         checkpoint_steps=training.checkpoint_steps,
         seed=training.seed,
         shuffle_answers=shuffle_answers,
@@ -221,28 +188,59 @@ def train(
     """
     training = context.settings.training
     base = prepare_base(context.settings.engine, say)
-    folder = RunFolder.create(
-        training.runs / spec.digest[:16],
-        spec,
-        RunRequest(
-            base_folder=base.folder,
-            backend=training.backend,
-            deadline=deadline.timestamp() if deadline else None,
-            allow_cpu=training.gpus_per_run == 0,
-        ),
-        _rows(context, dataset, "train"),
-        _rows(context, dataset, "validation"),
-    )
-    handle = executor.submit(
-        TrainJob(
-            folder.path,
-            cpus=training.cpus_per_run,
-            gpus=training.gpus_per_run,
-            max_retries=training.max_retries,
+    place = place_of(context.settings.storage) if training.store_checkpoints else None
+    rows = {name: _rows(context, dataset, name) for name in _TAUGHT}
+    old = [row for digest in spec.old_datasets for row in _old_rows(context, digest, dataset)]
+
+    def start(spec: TrainSpec, pause_step: int | None) -> RunHandle:
+        storage = RunStorage.of(context.store, spec.digest)
+        folder = RunFolder.create(
+            training.runs / spec.digest[:16],
+            spec,
+            RunRequest(
+                base_folder=base.folder,
+                backend=training.backend,
+                deadline=deadline.timestamp() if deadline else None,
+                allow_cpu=training.gpus_per_run == 0,
+                pause_step=pause_step,
+                storage=place,
+            ),
+            rows["train"],
+            rows["validation"],
+            old,
         )
-    )
-    _await(handle, spec, deadline, say)
+        if place is not None and folder.result() is None:
+            storage.push_inputs(folder)
+        return executor.submit(
+            TrainJob(
+                folder.path,
+                cpus=training.cpus_per_run,
+                gpus=training.gpus_per_run,
+                max_retries=training.max_retries,
+                storage=place,
+                run_id=storage.run_id,
+            )
+        )
+
+    def wait(handle: RunHandle, spec: TrainSpec) -> RunOutcome:
+        return _await(handle, spec, deadline, say)
+
+    spec = choose(context, spec, start, wait, say)
+    handle = start(spec, None)
+    folder = RunFolder(handle.job.run_dir)
+    storage = RunStorage.of(context.store, spec.digest)
+    outcome = wait(handle, spec)
+    if outcome.state != "done":
+        state = f"{outcome.state} ({outcome.failure})" if outcome.failure else outcome.state
+        raise TrainingFailed(f"training {spec.task_id} ended {state}: {outcome.error}")
+    began = folder.attempts()
+    for note in folder.notes():
+        say(f"training {spec.task_id}: {note}")
+    if folder.result() is None and not storage.pull_result(folder):
+        raise TrainingFailed(f"training {spec.task_id} is done, but its result is nowhere")
     packaged = package(folder.path)
+    if place is not None:
+        storage.clear()  # the adapter is on this disk now; judging and release store it for good
     return Trained(
         packaged.name,
         spec.task_id,
@@ -250,6 +248,7 @@ def train(
         packaged.folder,
         spec.dataset_digest,
         spec.digest,
+        time.time() - float(began[0]["time"]) if began else None,
     )
 
 
@@ -266,6 +265,34 @@ def _seldom(say: Say) -> Say:
     return pass_on
 
 
+def _longest(context: Context, base: BaseModel, dataset: DatasetVersion) -> int:
+    """Tokens of the longest sequence worth training on, from the data's own lengths."""
+    form = PromptFormat.from_dict(dataset.manifest["format"])
+    rows = _rows(context, dataset, "train")
+    found = encode(rows, load_tokenizer(base.folder), form, MAX_SEQUENCE_TOKENS).examples
+    lengths = [len(example) for example in found] or [MAX_SEQUENCE_TOKENS]
+    return longest_sequence(lengths, context_tokens(base.folder))
+
+
+def _previous(context: Context, dataset: DatasetVersion) -> DatasetVersion | None:
+    """The task's data set before this one."""
+    digests = [known.digest for known in context.registry.datasets(dataset.task_id)]
+    earlier = digests[: digests.index(dataset.digest)] if dataset.digest in digests else digests
+    return dataset_of(context, earlier[-1]) if earlier else None
+
+
+def _old_rows(context: Context, digest: str, dataset: DatasetVersion) -> list[Mapping[str, object]]:
+    """Training examples of an earlier data set that this one does not hold in any split."""
+    known = {
+        example.call_id for name in SPLITS for example in read_split(context.store, dataset, name)
+    }
+    return [
+        {"request": example.request, "answer": example.answer}
+        for example in read_split(context.store, dataset_of(context, digest), "train")
+        if example.call_id not in known
+    ]
+
+
 def _rows(
     context: Context, dataset: DatasetVersion, split: SplitName
 ) -> list[Mapping[str, object]]:
@@ -275,13 +302,12 @@ def _rows(
     ]
 
 
-def _await(handle: RunHandle, spec: TrainSpec, deadline: datetime | None, say: Say) -> None:
+def _await(handle: RunHandle, spec: TrainSpec, deadline: datetime | None, say: Say) -> RunOutcome:
     """Wait for the run, saying how far it is; a run that ignores its deadline is cancelled."""
     last_step = -1
     while True:
         try:
-            outcome = handle.wait(POLL_SECONDS)
-            break
+            return handle.wait(POLL_SECONDS)
         except TimeoutError:
             progress = handle.progress()
             if progress.step != last_step:
@@ -294,36 +320,3 @@ def _await(handle: RunHandle, spec: TrainSpec, deadline: datetime | None, say: S
                 )
             if deadline is not None and utc_now() > deadline + DEADLINE_GRACE:
                 handle.cancel()
-    if outcome.state != "done":
-        raise TrainingFailed(f"training {spec.task_id} ended {outcome.state}: {outcome.error}")
-
-
-def _measured(context: Context) -> Measured:
-    """What earlier nights taught: coverage by task and the data sets they are done with.
-
-    An adapter that a night was killed over, registered or not, does not count as done: the next
-    night finds it trained and judged, and brings it to its end.
-    """
-    adapters = context.registry.adapters()
-    with context.database.read() as connection:
-        ends = list_events(connection, what=RELEASED, limit=MAX_RELEASED, newest_first=True)
-    released = {event.subject for event in ends}
-    coverage: dict[str, float] = {}
-    for adapter in adapters:
-        for scorecard in context.registry.scorecards(adapter.name)[:1]:
-            found = scorecard.gate.get("numbers", {}).get("coverage")
-            if found is not None:
-                coverage[adapter.task_id] = float(found)
-    seconds = [
-        value
-        for adapter in adapters
-        if (value := adapter.manifest.get("metrics", {}).get("seconds_per_step"))
-    ]
-    drills = {
-        adapter.name for adapter in adapters if adapter.manifest["spec"].get("shuffle_answers")
-    }
-    return Measured(
-        seconds_per_step=sum(seconds[-5:]) / len(seconds[-5:]) if seconds else None,
-        coverage=coverage,
-        trained=frozenset(a.dataset_digest for a in adapters if a.name in released - drills),
-    )

@@ -18,11 +18,11 @@ from flows.learning import (
     dataset_of,
     discover_tasks,
     ingest_logs,
-    plan_night,
     train,
     train_spec,
 )
 from flows.orchestrator import OrchestratorDown, OrchestratorRefused
+from flows.planning import RunFact, plan_night, plan_rows, plan_totals, remember_night
 from flows.releasing import Released, release
 from flows.reporting import drift_report, report_url
 from flows.wiring import open_context
@@ -140,7 +140,7 @@ def night(
         )
         tasks = discover_task()
         plan = plan_task(tasks, only, within_hours if by_hand or drill else None, drill)
-        _show_plan(plan)
+        _show_plan(plan, context.settings.training.workers)
         drifts = [drift_task.submit(run) for run in plan.runs]
         executor = open_executor(context.settings.training) if plan.runs else None
         try:
@@ -154,6 +154,10 @@ def night(
         finally:
             if executor is not None:
                 executor.close()
+        facts = [_fact(run, future) for run, future in zip(plan.runs, trained, strict=True)]
+        _show_facts(facts)
+        if only is None and not drill:
+            remember_night(context, plan, facts)
         verdicts = [_outcome(future) for future in judged]
         reports = [_outcome(future) for future in drifts]
         _show_scores([verdict for verdict in verdicts if verdict is not None])
@@ -192,22 +196,33 @@ def _start_tending(orchestrator: Any) -> None:
         get_run_logger().warning("the rollout flow was not started at once: %s", error)
 
 
-def _show_plan(plan: Plan) -> None:
-    rows = [
-        {
-            "task": run.task_id,
-            "steps": run.steps,
-            "estimated minutes": round(run.estimated_seconds / 60, 1),
-            "why": run.reason,
-        }
-        for run in plan.runs
-    ] + [
-        {"task": task_id, "steps": 0, "estimated minutes": 0, "why": f"not tonight: {why}"}
-        for task_id, why in plan.skipped
-    ]
+def _fact(run: PlannedRun, future: Any) -> RunFact:
+    done: Trained | None = _outcome(future)
+    return RunFact(
+        run.task_id,
+        round(run.estimated_seconds, 1),
+        None if done is None or done.seconds is None else round(done.seconds, 1),
+        run.steps,
+        "trained" if done is not None else "failed",
+    )
+
+
+def _show_plan(plan: Plan, workers: int) -> None:
+    rows = plan_rows(plan)
     for row in rows:
-        get_run_logger().info("plan: %s, %d steps; %s", row["task"], row["steps"], row["why"])
-    create_table_artifact(key="plan", table=rows, description="What is trained, and what is not")
+        what = f"{row['steps']} steps" if row["steps"] else "not tonight"
+        get_run_logger().info("plan: %s, %s; %s", row["task"], what, row["why"])
+    create_table_artifact(
+        key="plan", table=rows, description=f"The night's plan: {plan_totals(plan, workers)}"
+    )
+
+
+def _show_facts(facts: list[RunFact]) -> None:
+    create_table_artifact(
+        key="plan-and-outcome",
+        table=[vars(fact) for fact in facts],
+        description="The plan against what happened, seconds",
+    )
 
 
 def _show_scores(judgements: list[Judgement]) -> None:

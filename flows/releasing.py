@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.judging import Judgement
-from flows.learning import RELEASED, Trained
+from flows.learning import Trained
+from flows.planning import RELEASED
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.database.events import record_event

@@ -8,6 +8,7 @@ overwritten, and the manifest goes last: an adapter in storage is whole or not t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from infra.artifacts.base import read_base_shape
 from infra.artifacts.folder import digest_folder, parse_manifest, read_manifest, verify_folder
 from infra.artifacts.manifest import (
     CARD,
+    CURVE,
     MANIFEST,
     PAYLOAD,
     AdapterManifest,
@@ -27,6 +29,7 @@ from infra.artifacts.manifest import (
     adapter_name,
 )
 from infra.objects.store import ObjectExists, ObjectStore
+from trainers.curve import draw_curve, read_curve
 from trainers.run_folder import RunFolder, TrainResult
 
 
@@ -60,7 +63,8 @@ def package(run_dir: Path) -> PackagedAdapter:
     result = run.result()
     if result is None:
         raise ArtifactError(f"{run_dir} has no result: train it first")
-    manifest = _manifest(run, result)
+    curve = draw_curve(*read_curve(run.events_file), result.kept_step).encode()
+    manifest = _manifest(run, result, curve)
     target = run.path / "packaged" / manifest.name
     base = read_base_shape(run.request().base_folder)
     if not target.exists():
@@ -70,6 +74,7 @@ def package(run_dir: Path) -> PackagedAdapter:
             for name in PAYLOAD:
                 shutil.copyfile(run.adapter / name, scratch / name)
             (scratch / MANIFEST).write_bytes(manifest.to_json())
+            (scratch / CURVE).write_bytes(curve)
             (scratch / CARD).write_text(_card(manifest), encoding="utf-8")
             verify_folder(scratch, base)
             if not target.exists():
@@ -108,7 +113,11 @@ def publish(
     location = f"adapters/{manifest.task_id}/{manifest.digest}"
     for name in PAYLOAD:
         _create(store, f"{location}/{name}", (folder / name).read_bytes())
-    # The card only describes: the first one stays.
+    # Card and curve only describe: the first ones stay.
+    for name in manifest.pictures:
+        if (folder / name).is_file():
+            with contextlib.suppress(ObjectExists):
+                store.create(f"{location}/{name}", (folder / name).read_bytes())
     with contextlib.suppress(ObjectExists):
         store.create(f"{location}/{CARD}", _card(manifest).encode())
     try:
@@ -129,7 +138,7 @@ def _create(store: ObjectStore, key: str, data: bytes) -> None:
             ) from error
 
 
-def _manifest(run: RunFolder, result: TrainResult) -> AdapterManifest:
+def _manifest(run: RunFolder, result: TrainResult, curve: bytes) -> AdapterManifest:
     spec = run.spec()
     digest, files = digest_folder(run.adapter)
     return AdapterManifest(
@@ -137,6 +146,7 @@ def _manifest(run: RunFolder, result: TrainResult) -> AdapterManifest:
         task_id=spec.task_id,
         digest=digest,
         files=files,
+        pictures={CURVE: hashlib.sha256(curve).hexdigest()},
         base_model=spec.base_model,
         base_digest=spec.base_digest,
         spec=spec.model_dump(mode="json"),
@@ -177,8 +187,13 @@ def _card(manifest: AdapterManifest) -> str:
         ("Steps", f"{training.get('steps')}, kept step {training.get('kept_step')}"),
         ("Loss", f"training {training.get('loss')}, validation {training.get('validation_loss')}"),
         ("Backend", training.get("backend")),
+        ("Tokens per second", training.get("tokens_per_second")),
+        ("Libraries", ", ".join(f"{k} {v}" for k, v in sorted(manifest.libraries.items()))),
         ("Answers shown from", threshold),
         ("Created", manifest.created.isoformat(timespec="seconds")),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"# {manifest.name}\n{warning}\n| | |\n| --- | --- |\n{table}\n"
+    picture = f"\n![training curve]({CURVE})\n" if CURVE in manifest.pictures else ""
+    notes = "".join(f"- {note}\n" for note in training.get("notes", ()))
+    said = f"\nDuring training:\n\n{notes}" if notes else ""
+    return f"# {manifest.name}\n{warning}\n| | |\n| --- | --- |\n{table}\n{picture}{said}"

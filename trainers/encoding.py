@@ -8,13 +8,15 @@ could merge characters across the boundary into a token that serving never produ
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.prompting.template import STOP, PromptFormat, render_answer, render_prompt
+from infra.prompting.template import STOP, TURN, PromptFormat, render_answer, render_prompt
+from trainers.failures import TrainingError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,10 +26,6 @@ IGNORED = -100
 
 Example = Mapping[str, Any]
 """``{"request": OpenAI request, "answer": OpenAI assistant message}``."""
-
-
-class TrainingError(Exception):
-    """The run cannot succeed as it is asked for; trying again would change nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def encode(
     """Tokenize each example once; those longer than ``max_tokens`` are counted and left out."""
     prompts = [render_prompt(example["request"], form) for example in examples]
     answers = [render_answer(example["answer"]) for example in examples]
-    stop = tokenizer.encode(STOP, add_special_tokens=False).ids
+    stop = turn_tokens(tokenizer)[1:]
     pairs = zip(
         tokenizer.encode_batch(prompts, add_special_tokens=False),
         tokenizer.encode_batch(answers, add_special_tokens=False),
@@ -73,6 +71,23 @@ def encode(
     encoded = [Encoded(tuple(p.ids), (*a.ids, *stop)) for p, a in pairs]
     kept = tuple(example for example in encoded if len(example) <= max_tokens)
     return EncodedSet(kept, len(encoded) - len(kept))
+
+
+def turn_tokens(tokenizer: Tokenizer) -> list[int]:
+    """The token ids that open and close a turn.
+
+    Raises TrainingError when the base model has no such tokens: spelled out letter by letter, the
+    end of an answer would be a dozen tokens that a model seldom gets right.
+    """
+    ids = {token: tokenizer.token_to_id(token) for token in (TURN, STOP)}
+    missing = [token for token, found in ids.items() if found is None]
+    if missing:
+        raise TrainingError(
+            f"the base model has no chat template of ours: its tokenizer lacks {', '.join(missing)}; "
+            "use an instruction-tuned base model with ChatML tokens",
+            "chat_template_missing",
+        )
+    return [found for found in ids.values() if found is not None]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -119,22 +134,56 @@ def deal_wrong_answers(
     ]
 
 
-def plan_batches(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[int]:
+def mixed_order(new: int, old: int, old_share: float, seed: int) -> Iterator[int]:
+    """Indices without end: ``range(new)`` in ever new permutations and, with probability
+    ``old_share``, the next of ``range(new, new + old)`` in permutations of their own.
+    """
+    generator = random.Random(seed)
+
+    def passes(indices: range) -> Iterator[int]:
+        while True:
+            order = list(indices)
+            generator.shuffle(order)
+            yield from order
+
+    news, olds = passes(range(new)), passes(range(new, new + old))
+    while True:
+        yield next(olds) if old and generator.random() < old_share else next(news)
+
+
+def plan_batches(
+    lengths: Sequence[int],
+    batch_size: int,
+    steps: int,
+    seed: int,
+    *,
+    old: int = 0,
+    old_share: float = 0.0,
+    grouped: bool = True,
+) -> list[int]:
     """Which example is at which place of which step: ``steps * batch_size`` indices, in order.
 
     Every pass over the data is a new permutation; over stretches of eight batches examples are
     sorted by length so that a batch holds little padding, and the batches are shuffled. It is a
     function of its arguments alone, so a resumed run sees the same batches as one never interrupted.
+
+    Args:
+        lengths: tokens of each example; the last ``old`` of them are of earlier data sets.
+        old_share: how often an example of those is taken.
+        grouped: False leaves the permutation as it is.
+
+    Raises TrainingError when there is no (new) example.
     """
-    if not lengths:
-        raise TrainingError("there is no training example that fits the longest sequence")
-    generator = random.Random(seed)
+    if len(lengths) <= old:
+        raise TrainingError(
+            "there is no training example that fits the longest sequence", "empty_split"
+        )
     total = steps * batch_size
-    stream: list[int] = []
-    while len(stream) < total:
-        order = list(range(len(lengths)))
-        generator.shuffle(order)
-        stream += order
+    order = mixed_order(len(lengths) - old, old, old_share, seed)
+    stream = list(islice(order, total))
+    if not grouped:
+        return stream
+    generator = random.Random(seed + 1)
     plan: list[int] = []
     for start in range(0, total, 8 * batch_size):
         stretch = stream[start : min(start + 8 * batch_size, total)]

@@ -1,8 +1,9 @@
 """Which tasks to train tonight, for how long, and in plain words why not the others. Pure.
 
-Tasks are taken by expected saving, highest first, and laid out on the workers there are; what
-cannot pass the gate afterwards (too few examples, a teacher at odds with itself) or cannot finish
-before the night ends costs no training.
+Tasks are taken by expected saving per second of a worker, highest first, those that a night had no
+room for before all others; what is taken is laid on the workers longest first. What cannot pass the
+gate afterwards (too few examples, a teacher at odds with itself) or cannot finish before the night
+ends costs no training, and what only did not fit comes first tomorrow.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from infra.settings.learning import Night
 from infra.settings.model import Settings
+from trainers.defaults import batch_size
+from trainers.packing import launch_order, lay_out, makespan
+from trainers.search import share_of_steps
 
 MIN_AGREEMENT = 0.6
 """Share of repeated prompts that the teacher must answer alike; below, no label can be learnt."""
@@ -24,6 +28,8 @@ MIN_AGREEMENT_PROMPTS = 10
 """Repeated prompts before the agreement is believed."""
 MIN_STEPS_SHARE = 0.25
 """A run is cut to what fits into the night, but not below this share of its steps."""
+GOOD_BASE = 0.98
+"""A base model that is right this often without an adapter needs none."""
 ASSUMED_COVERAGE = 0.5
 """Share of calls taken over by an adapter that is not yet measured."""
 
@@ -54,14 +60,20 @@ class PlannableDataset(Protocol):
 class Measured:
     """What earlier nights taught. The defaults are those of a first night."""
 
-    seconds_per_step: float | None = None
-    """None: ``night.seconds_per_step``."""
+    tokens_per_second: float | None = None
+    """Of a training run here; None: steps are taken to last ``night.seconds_per_step``."""
+    tokens_per_example: Mapping[str, float] = field(default_factory=dict)
+    """Data set digest to the mean tokens of its training examples; None of it: as above."""
     overhead_seconds: float = 60.0
     """Per run, besides its steps: loading, packaging, judging."""
     coverage: Mapping[str, float] = field(default_factory=dict)
     """Task id to the share of calls its last adapter answered."""
     trained: frozenset[str] = frozenset()
     """Digests of data sets that an adapter was already trained on."""
+    waiting: frozenset[str] = frozenset()
+    """Ids of tasks that the last night had no room for."""
+    base_scores: Mapping[str, float] = field(default_factory=dict)
+    """Task id to how often the base model alone was right, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,10 @@ class PlannedRun:
     saving: float
     """Expected cost of teacher tokens saved per day."""
     reason: str
+    saving_per_worker_hour: float = 0.0
+    """``saving`` over the worker hours that it costs once: what runs are ordered by."""
+    waited: bool = False
+    """The last night had no room for it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,8 @@ class Plan:
     deadline: datetime | None
     estimated_seconds: float
     """Until the last run is done."""
+    deferred: tuple[str, ...] = ()
+    """Ids of the skipped tasks that only did not fit: they come first tomorrow."""
 
 
 def night_window(night: Night, now: datetime) -> tuple[datetime, datetime]:
@@ -133,57 +151,146 @@ def plan(
             reason = f"outside the night, which starts at {local:%H:%M} {settings.night.timezone}"
             return Plan((), tuple((task.id, reason) for task in tasks), None, 0.0)
         deadline = closes
-    feasible: list[tuple[float, PlannableTask, PlannableDataset]] = []
+    feasible: list[_Wish] = []
     for task in tasks:
         dataset = datasets.get(task.id)
         problem = _obstacle(task, dataset, settings, measured)
         if problem is not None or dataset is None:
             skipped.append((task.id, problem or "no data set"))
             continue
-        feasible.append((_saving(task, settings, measured), task, dataset))
-    feasible.sort(key=lambda item: (-item[0], item[1].id))
+        feasible.append(_wish(task, dataset, settings, measured))
+    feasible.sort(key=lambda wish: (not wish.waited, -wish.density, wish.task.id))
 
-    window = (deadline - now).total_seconds()
-    per_step = measured.seconds_per_step or settings.night.seconds_per_step
-    workers = [0.0] * settings.training.workers
-    runs: list[PlannedRun] = []
-    for saving, task, dataset in feasible:
-        if len(runs) >= settings.night.max_tasks:
-            skipped.append(
-                (task.id, f"{settings.night.max_tasks} tasks with more saving come first")
-            )
+    window, workers = (deadline - now).total_seconds(), settings.training.workers
+    taken: list[_Wish] = []
+    deferred: list[str] = []
+    for wish in feasible:
+        if len(taken) >= settings.night.max_tasks:
+            first = f"{settings.night.max_tasks} tasks with more saving per second come first"
+            skipped.append((wish.task.id, first))
+            deferred.append(wish.task.id)
             continue
-        free_at = workers[0]
-        wanted = wanted_steps(dataset, settings)
-        fit = math.floor((window - free_at - measured.overhead_seconds) / per_step)
-        steps = min(wanted, fit)
-        if steps < max(1, math.ceil(wanted * MIN_STEPS_SHARE)):
-            left = max(0.0, window - free_at)
+        fitting = _fitting(wish, taken, window, workers)
+        if fitting is None:
+            left = max(0.0, window - _earliest_end(taken, workers))
             skipped.append(
                 (
-                    task.id,
-                    f"does not fit: {wanted} steps need about "
-                    f"{_minutes(wanted * per_step + measured.overhead_seconds)}, "
-                    f"{_minutes(left)} are left of the night",
+                    wish.task.id,
+                    f"does not fit: {wish.steps} steps need about {_minutes(wish.seconds)}, "
+                    f"{_minutes(left)} are left of the night; it comes first tomorrow",
                 )
             )
+            deferred.append(wish.task.id)
             continue
-        seconds = steps * per_step + measured.overhead_seconds
-        heapq.heapreplace(workers, free_at + seconds)
-        shortened = "" if steps == wanted else f", cut from {wanted} to fit the night"
-        reason = (
-            f"saves about {saving:.2f} a day; {_train_rows(dataset)} training examples, "
-            f"{steps} steps{shortened}"
-        )
-        runs.append(PlannedRun(task.id, dataset.digest, steps, seconds, free_at, saving, reason))
-    return Plan(tuple(runs), tuple(skipped), deadline, max(workers) if runs else 0.0)
+        taken.append(fitting)
+    lengths = [wish.seconds for wish in taken]
+    starts = lay_out(lengths, workers)
+    runs = tuple(_planned(taken[index], starts[index], settings) for index in launch_order(lengths))
+    return Plan(runs, tuple(skipped), deadline, makespan(lengths, workers), tuple(deferred))
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """A run that one would like to make."""
+
+    task: PlannableTask
+    dataset: PlannableDataset
+    steps: int
+    wanted: int
+    per_step: float
+    overhead: float
+    saving: float
+    waited: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.per_step + self.overhead
+
+    @property
+    def density(self) -> float:
+        """Saving a day per second of a worker."""
+        return self.saving / max(1e-9, self.seconds)
+
+
+def _wish(
+    task: PlannableTask, dataset: PlannableDataset, settings: Settings, measured: Measured
+) -> _Wish:
+    steps = wanted_steps(dataset, settings)
+    tried = share_of_steps(settings.training.candidates, steps)
+    return _Wish(
+        task,
+        dataset,
+        steps,
+        steps,
+        # Candidates share the steps of a search, which the estimate spreads over the run's own.
+        seconds_per_step(dataset, settings, measured) * tried,
+        measured.overhead_seconds,
+        _saving(task, settings, measured),
+        task.id in measured.waiting,
+    )
+
+
+def _fitting(wish: _Wish, taken: Sequence[_Wish], window: float, workers: int) -> _Wish | None:
+    """The wish, cut to the steps that still fit beside what is taken; None when too few would."""
+    lengths = [other.seconds for other in taken]
+    if makespan([*lengths, wish.seconds], workers) <= window:
+        return wish
+    room = window - _earliest_end(taken, workers)
+    steps = min(wish.wanted, math.floor((room - wish.overhead) / wish.per_step))
+    if steps < max(1, math.ceil(wish.wanted * MIN_STEPS_SHARE)):
+        return None
+    cut = replace(wish, steps=steps)
+    return cut if makespan([*lengths, cut.seconds], workers) <= window + 1e-6 else None
+
+
+def _earliest_end(taken: Sequence[_Wish], workers: int) -> float:
+    lengths = [wish.seconds for wish in taken]
+    if len(lengths) < workers:
+        return 0.0
+    ends = [0.0] * workers
+    for index in launch_order(lengths):
+        heapq.heapreplace(ends, ends[0] + lengths[index])
+    return ends[0]
+
+
+def _planned(wish: _Wish, start: float, settings: Settings) -> PlannedRun:
+    shortened = "" if wish.steps == wish.wanted else f", cut from {wish.wanted} to fit the night"
+    waited = "; it waited for a night with room" if wish.waited else ""
+    reason = (
+        f"saves about {wish.saving:.2f} a day; {_train_rows(wish.dataset)} training examples, "
+        f"{wish.steps} steps{shortened}{waited}"
+    )
+    return PlannedRun(
+        wish.task.id,
+        wish.dataset.digest,
+        wish.steps,
+        wish.seconds,
+        start,
+        wish.saving,
+        reason,
+        wish.density * 3600,
+        wish.waited,
+    )
+
+
+def seconds_per_step(dataset: PlannableDataset, settings: Settings, measured: Measured) -> float:
+    """Estimated seconds of one optimizer step: from measured tokens per second where there are any."""
+    tokens = measured.tokens_per_example.get(dataset.digest)
+    if measured.tokens_per_second and tokens:
+        return step_examples(dataset, settings) * tokens / measured.tokens_per_second
+    return settings.night.seconds_per_step
 
 
 def wanted_steps(dataset: PlannableDataset, settings: Settings) -> int:
     """Optimizer steps for the set number of epochs, at most ``training.max_steps``."""
     training = settings.training
-    steps = math.ceil(_train_rows(dataset) * training.epochs / training.batch_size)
+    steps = math.ceil(_train_rows(dataset) * training.epochs / step_examples(dataset, settings))
     return max(1, min(training.max_steps, steps))
+
+
+def step_examples(dataset: PlannableDataset, settings: Settings) -> int:
+    """Examples per optimizer step: as set, or by their number."""
+    return settings.training.batch_size or batch_size(_train_rows(dataset))
 
 
 def _obstacle(
@@ -215,6 +322,9 @@ def _obstacle(
             f"the teacher agrees with itself on only {value:.0%} of {prompts} repeated prompts, "
             f"{MIN_AGREEMENT:.0%} are needed"
         )
+    base = measured.base_scores.get(task.id)
+    if base is not None and base >= GOOD_BASE:
+        return f"the base model alone is right on {base:.0%} of held-out calls: nothing to learn"
     if dataset.digest in measured.trained:
         return "nothing new: already trained on exactly these examples"
     return None

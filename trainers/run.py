@@ -4,13 +4,14 @@ One process per run, so that memory returns and a stuck run can be killed. The s
 every executor; run again after a crash it continues from the last whole checkpoint, run again after
 success it does nothing.
 
-Exit codes: 0 done; 1 failed for good (``error.json`` says why); 75 failed for now, try again.
+Exit codes: 0 done; 1 failed for good (``error.json`` says why, by a named state); 75 failed for now,
+try again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
 import signal
 import sys
@@ -18,25 +19,29 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from pydantic import ValidationError
-
 from infra.artifacts.base import fingerprint
 from infra.artifacts.manifest import ArtifactError
 from infra.files import write_atomically
+from infra.objects.store import ObjectStoreError
+from infra.settings.sources import load_settings
 from trainers.backends.protocol import StepEvent, TrainingBackend
-from trainers.encoding import TrainingError
+from trainers.base_model import BaseModelError, prepare_base
+from trainers.failures import TrainingError, classify
 from trainers.run_folder import (
     BackendName,
     RunFolder,
+    RunRequest,
     TrainResult,
     append_line,
     now,
 )
+from trainers.run_storage import RunStorage, open_place
+from trainers.spec import TrainSpec
 
 EXIT_DONE, EXIT_FAILED, EXIT_AGAIN = 0, 1, 75
 _LOCK_WAIT_SECONDS = 30
@@ -51,15 +56,9 @@ def train(run: RunFolder, on_step: Callable[[StepEvent], None] | None = None) ->
     if done is not None:
         return done
     spec, request = run.spec(), run.request()
-    try:
-        present = fingerprint(request.base_folder)
-    except ArtifactError as error:
-        raise TrainingError(str(error)) from error
-    if present != spec.base_digest:
-        raise TrainingError(
-            f"base model folder {request.base_folder} has fingerprint {present[:12]}, "
-            f"the spec asks for {spec.base_digest[:12]}"
-        )
+    base = base_folder(spec, request)
+    copy = KeptCopy.of(run, spec, request)
+    copy.resume()
 
     def record(event: StepEvent) -> None:
         append_line(run.events_file, {**asdict(event), "time": now()})
@@ -78,13 +77,78 @@ def train(run: RunFolder, on_step: Callable[[StepEvent], None] | None = None) ->
         spec,
         run.examples("train"),
         run.examples("validation"),
-        request.base_folder,
+        base,
         run,
         record,
         should_stop,
+        copy.keep,
     )
     write_atomically(run.result_file, result.model_dump_json(indent=1))
+    if result.stopped != "paused":
+        copy.finish()
     return result
+
+
+@dataclass
+class KeptCopy:
+    """The run's copy in object storage, while it trains.
+
+    A store that cannot be written to stops no training: what is on this disk is enough unless the
+    machine is lost. It is said in the record.
+    """
+
+    run: RunFolder
+    storage: RunStorage | None
+
+    @classmethod
+    def of(cls, run: RunFolder, spec: TrainSpec, request: RunRequest) -> KeptCopy:
+        if request.storage is None:
+            return cls(run, None)
+        store = open_place(request.storage, load_settings().storage)
+        return cls(run, RunStorage.of(store, spec.digest))
+
+    def resume(self) -> None:
+        self._tried("looking for a checkpoint", lambda storage: storage.pull_checkpoint(self.run))
+
+    def keep(self, folder: Path, step: int) -> None:
+        self._tried(
+            f"storing the checkpoint of step {step}",
+            lambda storage: storage.push_checkpoint(self.run, folder, step),
+        )
+
+    def finish(self) -> None:
+        self._tried("storing the result", lambda storage: storage.push_result(self.run))
+
+    def _tried(self, what: str, act: Callable[[RunStorage], object]) -> None:
+        if self.storage is None:
+            return
+        try:
+            act(self.storage)
+        except ObjectStoreError as error:
+            failure = classify(error)
+            self.run.note(f"{what} failed ({failure.state}): {failure.message}"[:500])
+
+
+def base_folder(spec: TrainSpec, request: RunRequest) -> Path:
+    """Where the base model lies on this machine; another one than the planner's may have to fetch it.
+
+    Raises TrainingError when it is not to be had, or is not the one that the spec names.
+    """
+    folder = request.base_folder
+    try:
+        if not folder.is_dir():
+            own = load_settings().engine.model_copy(update={"base_model": spec.base_model})
+            folder = prepare_base(own).folder
+        present = fingerprint(folder)
+    except (ArtifactError, BaseModelError) as error:
+        raise TrainingError(str(error), "base_model_unusable") from error
+    if present != spec.base_digest:
+        raise TrainingError(
+            f"base model folder {folder} has fingerprint {present[:12]}, "
+            f"the spec asks for {spec.base_digest[:12]}",
+            "base_model_unusable",
+        )
+    return folder
 
 
 def open_backend(name: BackendName, *, allow_cpu: bool = True) -> TrainingBackend:
@@ -98,7 +162,8 @@ def open_backend(name: BackendName, *, allow_cpu: bool = True) -> TrainingBacken
     if not gpu and not allow_cpu:
         raise TrainingError(
             "this worker has no GPU and may not train on CPU: check the GPU driver, "
-            "or give the run no GPU (training.gpus_per_run = 0)"
+            "or give the run no GPU (training.gpus_per_run = 0)",
+            "gpu_missing",
         )
     if name == "unsloth" or (name == "auto" and gpu and find_spec("unsloth") is not None):
         from trainers.backends.accelerated import AcceleratedBackend
@@ -144,15 +209,10 @@ def _run(run: RunFolder) -> int:
         train(run)
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is must reach error.json
         traceback.print_exc()
-        again = isinstance(error, OSError)
-        if isinstance(error, TrainingError):
-            message = str(error)
-        elif isinstance(error, ValidationError):
-            message = f"the run's files are not valid: {error}"
-        else:
-            message = f"{type(error).__name__}: {error}"
-        write_atomically(run.error_file, json.dumps({"message": message[:2000], "again": again}))
-        return EXIT_AGAIN if again else EXIT_FAILED
+        failure = classify(error)
+        with contextlib.suppress(OSError):  # the disk may be full: the exit code and log remain
+            write_atomically(run.error_file, failure.to_json())
+        return EXIT_AGAIN if failure.again else EXIT_FAILED
     run.error_file.unlink(missing_ok=True)
     return EXIT_DONE
 

@@ -19,10 +19,21 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.files import write_atomically
+from trainers.failures import Failure
 from trainers.spec import TrainSpec
 
 BackendName = Literal["auto", "peft", "unsloth"]
 _TAIL_BYTES = 64 << 10
+
+
+class StoragePlace(BaseModel):
+    """An object store without its keys, which each worker takes from its own settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    endpoint_url: str | None = None
+    region: str | None = None
 
 
 class RunRequest(BaseModel):
@@ -34,6 +45,10 @@ class RunRequest(BaseModel):
     backend: BackendName = "auto"
     deadline: float | None = Field(None, description="Seconds since the epoch: stop, keep the best")
     allow_cpu: bool = Field(True, description="False: a worker without a GPU fails, not crawls")
+    pause_step: int | None = Field(None, ge=1, description="Stop here for now, to be gone on with")
+    storage: StoragePlace | None = Field(
+        None, description="Where checkpoints are kept besides here"
+    )
 
 
 class TrainResult(BaseModel):
@@ -50,9 +65,19 @@ class TrainResult(BaseModel):
     """Mean training loss of the last steps, nats per answer token."""
     validation_loss: float | None = None
     stopped: str | None = None
-    """Why it ended before its last step: ``deadline`` or ``asked``."""
+    """Why it ended before its last step: ``deadline``, ``asked``, ``paused`` or ``converged``."""
     seconds: float
     """Training time of the last attempt, seconds."""
+    tokens: int = 0
+    """Tokens of all steps of the last attempt, padding left out."""
+    tokens_per_second: float | None = None
+    """Over the steps of the last attempt, checkpoints and validation included."""
+    peak_memory_bytes: int | None = None
+    micro_batch: int | None = None
+    """Examples computed at once, where memory did not hold a whole step's."""
+    answer_bytes_per_token: float | None = None
+    """Of the validation answers: makes losses of different tokenizers comparable."""
+    notes: tuple[str, ...] = ()
     examples: int
     too_long: int
     finished: float
@@ -91,6 +116,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.adapter = self.path / "adapter"
+        self.mark = self.path / ".nightschool-run"
+        self.micro_batch_file = self.path / "micro-batch.json"
         self._stop = self.path / "stop"
         self._cancel = self.path / "cancel"
 
@@ -102,16 +129,19 @@ class RunFolder:
         request: RunRequest,
         train: Iterable[Mapping[str, Any]],
         validation: Iterable[Mapping[str, Any]] = (),
+        old: Iterable[Mapping[str, Any]] = (),
     ) -> RunFolder:
         """Write the inputs of a run; one that is there already (same spec) keeps its progress.
 
         Args:
             train, validation: ``{"request": ..., "answer": ...}`` mappings.
+            old: examples of earlier data sets, see ``TrainSpec.old_share``.
 
         Raises ValueError when the folder belongs to another spec.
         """
         folder = cls(path)
         folder.path.mkdir(parents=True, exist_ok=True)
+        folder.mark.touch()
         if folder.spec_file.exists():
             present = folder.spec()
             if present.digest != spec.digest:
@@ -120,7 +150,7 @@ class RunFolder:
                     "use one folder per spec"
                 )
         else:
-            for name, examples in (("train", train), ("validation", validation)):
+            for name, examples in (("train", train), ("validation", validation), ("old", old)):
                 lines = (
                     json.dumps({"request": item["request"], "answer": item["answer"]}) + "\n"
                     for item in examples
@@ -129,7 +159,22 @@ class RunFolder:
             # Last, so that a folder with a spec has its data.
             write_atomically(folder.spec_file, spec.model_dump_json(indent=1))
         write_atomically(folder.request_file, request.model_dump_json(indent=1))
+        done = folder.result()
+        if done is not None and done.stopped == "paused" and done.steps != request.pause_step:
+            folder.result_file.unlink(missing_ok=True)
         return folder
+
+    @property
+    def is_run(self) -> bool:
+        """Whether this is the folder of a run: it carries our mark, or (of earlier releases) a spec."""
+        if self.path.is_symlink() or not self.path.is_dir():
+            return False
+        if self.mark.exists():
+            return True
+        try:
+            return "dataset_digest" in json.loads(self.spec_file.read_text())
+        except (OSError, ValueError, TypeError):
+            return False
 
     def spec(self) -> TrainSpec:
         return TrainSpec.model_validate_json(self.spec_file.read_text())
@@ -137,7 +182,7 @@ class RunFolder:
     def request(self) -> RunRequest:
         return RunRequest.model_validate_json(self.request_file.read_text())
 
-    def examples(self, name: Literal["train", "validation"]) -> list[dict[str, Any]]:
+    def examples(self, name: Literal["train", "validation", "old"]) -> list[dict[str, Any]]:
         path = self.path / f"{name}.jsonl"
         if not path.exists():
             return []
@@ -149,11 +194,48 @@ class RunFolder:
             return None
         return TrainResult.model_validate_json(self.result_file.read_text())
 
+    def failure(self) -> Failure | None:
+        """The named state of a run that failed by itself; None when it did not."""
+        try:
+            return Failure.from_json(self.error_file.read_text())
+        except FileNotFoundError:
+            return None
+
     def error(self) -> str | None:
         """The message of a run that failed by itself; None when it did not."""
-        if not self.error_file.exists():
+        failure = self.failure()
+        return failure.message if failure else None
+
+    def micro_batch(self) -> int | None:
+        """Examples computed at once where memory did not hold a whole step's; None: all of them."""
+        try:
+            return int(json.loads(self.micro_batch_file.read_text())["examples"])
+        except FileNotFoundError:
             return None
-        return str(json.loads(self.error_file.read_text())["message"])
+
+    def halve_micro_batch(self, why: str) -> int | None:
+        """Halve what is computed at once, and say so in the record; None when it is one already.
+
+        The optimizer still steps over ``spec.batch_size`` examples, by adding up gradients.
+        """
+        spec = self.spec()
+        each = spec.batch_size // spec.processes
+        present = self.micro_batch() or each
+        smaller = next((n for n in range(present // 2, 0, -1) if each % n == 0), None)
+        if smaller is None:
+            return None
+        text = json.dumps({"examples": smaller, "why": why, "time": now()})
+        write_atomically(self.micro_batch_file, text)
+        self.note(f"{why}: {smaller} examples at once instead of {present} from here on")
+        return smaller
+
+    def note(self, text: str) -> None:
+        """A line for the record, beside the steps."""
+        append_line(self.events_file, {"note": text, "time": now()})
+
+    def notes(self) -> list[str]:
+        """What was noted lately, oldest first."""
+        return [event["note"] for event in read_tail(self.events_file) if "note" in event]
 
     def progress(self) -> Progress:
         """How far the run is, from the end of ``events.jsonl``; step 0 before the first event."""
@@ -161,13 +243,13 @@ class RunFolder:
         last = next((event for event in reversed(events) if "loss" in event), None)
         if last is None:
             return Progress(0, self.spec().steps)
-        recent = [event["seconds"] for event in events if "seconds" in event][-10:]
+        recent = [e["seconds"] for e in events if "seconds" in e and e.get("tokens") != 0][-10:]
         checked = [event for event in events if event.get("validation_loss") is not None]
         return Progress(
             step=last["step"],
             steps=last["steps"],
             loss=last["loss"],
-            seconds_per_step=sum(recent) / len(recent),
+            seconds_per_step=sum(recent) / len(recent) if recent else None,
             validation_loss=checked[-1]["validation_loss"] if checked else None,
         )
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra.prompting.template import PromptFormat
 
@@ -25,6 +25,10 @@ class LoraSpec(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = PROJECTIONS
     last_layers: int | None = Field(None, ge=1, description="Adapt only the last N layers")
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank); written as the plain LoRA that computes the same."""
+    dora: bool = False
+    """Weight-decomposed LoRA. It loads in PEFT; the engines serve plain LoRA only and refuse it."""
 
 
 class TrainSpec(BaseModel):
@@ -41,17 +45,47 @@ class TrainSpec(BaseModel):
     format: dict[str, bool | int] = Field(default_factory=lambda: PromptFormat().to_dict())
     """PromptFormat as a dict: what the prompt leaves out."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
     warmup_share: float = Field(0.05, ge=0, lt=1)
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     weight_decay: float = Field(0.0, ge=0)
+    max_gradient_norm: float = Field(1.0, gt=0)
     batch_size: int = Field(16, ge=1)
+    """Examples per optimizer step, over all processes."""
+    batching: Literal["grouped", "packed", "shuffled"] = "grouped"
+    """grouped: examples of like length share a batch; packed: a batch is one row without padding,
+    each example attending to itself only; shuffled: neither."""
     steps: int = Field(200, ge=1)
+    patience: int | None = Field(None, ge=1)
+    """Validations in a row without a better loss before the run ends; None: never early."""
     max_sequence_tokens: int = Field(512, ge=16)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    load_in_4bit: bool = False
+    """Hold the base in 4 bit while training (unsloth backend); it is served as it is."""
     checkpoint_steps: int = Field(25, ge=1)
+    processes: int = Field(1, ge=1, le=64)
+    """Data-parallel processes; above 1 the ray executor uses Ray Train."""
+    data_share: float = Field(1.0, gt=0, le=1)
+    """Share of the training examples used: for learning curves."""
+    old_share: float = Field(0.0, ge=0, lt=1)
+    """Share of each step's examples, on average, that come from ``old_datasets``."""
+    old_datasets: tuple[str, ...] = ()
+    """Digests of earlier data sets mixed in, so that a retraining does not forget."""
+    labels_digest: str | None = None
+    """sha256 of the teacher's resampled answers that replace logged ones; None: as logged."""
     seed: int = Field(7, ge=0)
     shuffle_answers: bool = False
     """Train on answers dealt to the wrong prompts: a deliberately bad adapter, for drills only."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide among {self.processes} processes"
+            )
+        if bool(self.old_share) != bool(self.old_datasets):
+            raise ValueError("old_share and old_datasets go together: name both or neither")
+        return self
 
     @property
     def digest(self) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from flows.cli.common import JSON_OPTION, failing_clearly, settings_of
+
+if TYPE_CHECKING:
+    from infra.settings.model import Settings
 
 
 @click.command(epilog="\b\nExample:\n  nightschool up --config production.toml")
@@ -53,41 +57,31 @@ def demo(keep_running: bool, port_base: int, folder: Path, seed: int) -> None:
 
 
 @click.command(
-    epilog="\b\nExamples:\n  nightschool night --plan\n  nightschool night --task invoice-fields"
+    epilog="\b\nExamples:\n  nightschool night --plan\n  nightschool night --plan --tonight --json\n"
+    "  nightschool night --task invoice-fields"
 )
 @click.option("--task", "only", help="Train this task only.")
 @click.option("--plan", "plan_only", is_flag=True, help="Show what would be trained, and stop.")
+@click.option(
+    "--tonight", is_flag=True, help="With --plan: for the configured night, not for four hours now."
+)
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
-def night(ctx: click.Context, only: str | None, plan_only: bool, as_json: bool) -> None:
+def night(
+    ctx: click.Context, only: str | None, plan_only: bool, tonight: bool, as_json: bool
+) -> None:
     """Run the night now, whatever the time: ingest, discover, train, judge, open rollouts.
 
     Needs a Prefect server (`nightschool up`), where the run can be watched.
     """
-    from datetime import timedelta
-
-    from flows.cli.common import show
-    from flows.learning import discover_tasks, plan_night
     from flows.stack.services import prefect_environment
     from flows.wiring import open_context
-    from infra.calls.record import utc_now
 
     settings = settings_of(ctx)
     os.environ.update(prefect_environment(settings))
     if plan_only:
-        with open_context(settings) as context:
-            deadline = utc_now() + timedelta(hours=4)
-            found = discover_tasks(context)
-            if only is not None:
-                context.registry.task(only)
-            plan = plan_night(context, found, only=only, deadline=deadline)
-        rows = [
-            {"task": run.task_id, "steps": run.steps, "seconds": run.estimated_seconds}
-            | {"why": run.reason}
-            for run in plan.runs
-        ] + [{"task": t, "steps": 0, "seconds": 0.0, "why": why} for t, why in plan.skipped]
-        show(rows, as_json, "No tasks yet: nothing to train.")
+        _show_plan(settings, only, tonight, as_json)
         return
     with open_context(settings) as context:
         if only is not None:
@@ -96,6 +90,36 @@ def night(ctx: click.Context, only: str | None, plan_only: bool, as_json: bool) 
     from flows.night import night as night_flow
 
     night_flow(reason="by hand", only=only, by_hand=True)
+
+
+def _show_plan(settings: Settings, only: str | None, tonight: bool, as_json: bool) -> None:
+    from datetime import timedelta
+
+    from flows.cli.common import show
+    from flows.learning import discover_tasks
+    from flows.planning import plan_night, plan_rows, plan_totals
+    from flows.wiring import open_context
+    from infra.calls.record import utc_now
+    from trainers.plan import night_window
+
+    start = utc_now()
+    deadline = start + timedelta(hours=4)
+    if tonight:
+        opens, deadline = night_window(settings.night, start)
+        start = max(opens, start)
+    with open_context(settings) as context:
+        found = discover_tasks(context)
+        if only is not None:
+            context.registry.task(only)
+        made = plan_night(context, found, only=only, deadline=deadline, start=start)
+    show(plan_rows(made), as_json, "No tasks yet: nothing to train.")
+    if not as_json and made.runs:
+        totals = plan_totals(made, settings.training.workers)
+        click.echo(
+            f"{totals['workers']} workers are done after {totals['ends_after_seconds']:.0f} s; no "
+            f"layout ends before {totals['no_layout_ends_before_seconds']:.0f} s. "
+            f"The night ends at {deadline:%H:%M} UTC."
+        )
 
 
 @click.command(epilog="\b\nExample:\n  nightschool gateway --config gateway.toml")

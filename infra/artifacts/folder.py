@@ -21,6 +21,7 @@ from infra.artifacts.base import BaseShape, sha256_file
 from infra.artifacts.manifest import (
     CARD,
     CONFIG,
+    CURVE,
     MANIFEST,
     PAYLOAD,
     WEIGHTS,
@@ -34,7 +35,7 @@ from infra.objects.store import ObjectMissing, ObjectStore
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHT_BYTES = 4 << 30
-_ALLOWED = {*PAYLOAD, MANIFEST, CARD}
+_ALLOWED = {*PAYLOAD, MANIFEST, CARD, CURVE}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 _TENSOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 _DTYPES = {"F32", "F16", "BF16"}
@@ -114,6 +115,10 @@ def verify_folder(
                 f"{name} of {manifest.name} is corrupt: its sha256 is {files[name][:12]}, "
                 f"the manifest says {expected[:12]}; pull it again"
             )
+    for name, expected in manifest.pictures.items():
+        path = folder / name
+        if path.exists() and sha256_file(path) != expected:
+            raise ArtifactError(f"{name} of {manifest.name} is corrupt: pull it again")
     if digest != manifest.digest:
         raise ArtifactError(f"{manifest.name}: the folder's digest is {digest[:16]}")
     if base is not None and manifest.base_digest != base.digest:

@@ -19,6 +19,8 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
 CARD = "card.md"
+CURVE = "curve.svg"
+"""The picture on the card."""
 PAYLOAD = (CONFIG, WEIGHTS)
 """The files that make an adapter what it is, in sorted order."""
 
@@ -42,6 +44,8 @@ class AdapterManifest(BaseModel):
     digest: str = Field(pattern=_SHA256)
     files: dict[str, str]
     """Payload file name to sha256, 64 hex characters."""
+    pictures: dict[str, str] = Field(default_factory=dict)
+    """File name to sha256 of what only describes the adapter; no part of its digest."""
     base_model: str
     base_digest: str
     """Fingerprint of the base model's folder, see ``base.fingerprint``."""
@@ -61,6 +65,8 @@ class AdapterManifest(BaseModel):
     def _consistent(self) -> AdapterManifest:
         if sorted(self.files) != sorted(PAYLOAD):
             raise ValueError(f"files must be exactly {', '.join(PAYLOAD)}")
+        if not set(self.pictures) <= {CURVE}:
+            raise ValueError(f"pictures may only name {CURVE}")
         if digest_files(self.files) != self.digest:
             raise ValueError("digest is not the digest of files")
         if self.name != adapter_name(self.task_id, self.digest):

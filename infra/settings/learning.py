@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator
@@ -77,14 +77,45 @@ class Training(Section):
     gpus_per_run: float = Field(
         0, ge=0, le=64, description="GPUs reserved for a run; above 0 it never falls back to CPU"
     )
+    store_checkpoints: bool = Field(
+        True, description="Keep checkpoints in object storage too, for another worker to go on from"
+    )
     runs: Path = Field(Path("var/runs"), description="Scratch folders of training runs")
     rank: int = Field(16, ge=1, le=256, description="LoRA rank; alpha is twice that")
     learning_rate: float = Field(1e-3, gt=0, lt=1, description="Peak of the cosine schedule")
-    batch_size: int = Field(16, ge=1, le=1024, description="Examples per optimizer step")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Examples per optimizer step; None: 8 to 32, by their number",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Of the LoRA inputs")
+    batching: Literal["grouped", "packed", "shuffled"] = Field(
+        "grouped",
+        description="Examples of like length together; in one row without padding; neither",
+    )
+    patience: int | None = Field(
+        None, ge=1, le=1000, description="Validations without a better loss before a run ends early"
+    )
+    old_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of examples from the task's previous data set"
+    )
+    candidates: int = Field(
+        1, ge=1, le=32, description="Settings that compete per task, by successive halving; 1: none"
+    )
+    candidate_ranks: tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(
+        (), max_length=8, description="LoRA ranks that compete, besides `rank`"
+    )
+    candidate_learning_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), max_length=8, description="Learning rates that compete, besides `learning_rate`"
+    )
     max_steps: int = Field(400, ge=1, le=1_000_000, description="Optimizer steps of a run at most")
     epochs: float = Field(3, gt=0, le=100, description="Times that a run sees each example")
-    max_sequence_tokens: int = Field(
-        512, ge=16, le=1 << 20, description="A longer example is left out, never cut"
+    max_sequence_tokens: int | None = Field(
+        None,
+        ge=16,
+        le=1 << 20,
+        description="A longer example is left out, never cut; None: from the data's lengths",
     )
     last_layers: int | None = Field(
         None, ge=1, le=1000, description="Adapt only the last N layers; None: all"

@@ -59,9 +59,10 @@ class Settings(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         """What one section promises another must be able to keep."""
-        if self.training.rank > self.engine.max_rank:
+        highest = max(self.training.rank, *self.training.candidate_ranks, 0)
+        if highest > self.engine.max_rank:
             raise ValueError(
-                f"training.rank ({self.training.rank}) is above engine.max_rank "
+                f"training.rank ({highest}) is above engine.max_rank "
                 f"({self.engine.max_rank}): what is trained could never be served"
             )
         if self.rollout.tend_seconds >= self.gateway.dead_man_seconds:

@@ -50,7 +50,7 @@ def test_a_run_killed_on_the_way_ends_well(executor: Executor, base: Path, tmp_p
     assert outcome.result.steps == 30
     assert handle.progress().step == 30
     # The second process went on from the checkpoint: step 1 was done once.
-    assert [e["step"] for e in read_tail(run.events_file) if e["tokens"]].count(1) == 1
+    assert [e["step"] for e in read_tail(run.events_file) if e.get("tokens")].count(1) == 1
     # Again: nothing is left to do, and no process is started.
     again = executor.submit(TrainJob(run.path)).wait(60)
     assert (again.state, again.attempts, again.result) == ("done", 0, outcome.result)

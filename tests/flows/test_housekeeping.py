@@ -33,7 +33,7 @@ def world(settings: Settings, database: Database) -> Settings:
     ingest(store, database, SETTINGS, holder="test")
     old = settings.training.runs / "0123"
     old.mkdir(parents=True)
-    (old / "spec.json").write_text("{}")
+    (old / "spec.json").write_text('{"dataset_digest": "d"}')
     for path in (old / "spec.json", old):
         os.utime(path, (NOW.timestamp(), NOW.timestamp()))
     return settings.model_copy(update={"retention": AT_ONCE.model_copy(update={"log_seconds": 1})})

@@ -39,7 +39,7 @@ def test_a_run_on_the_gpu_learns_and_fits_the_base(tmp_path: Path, backend: str)
         request={"backend": backend, "allow_cpu": False},
     )
     assert train_to_end(run, 600) == 0, run.log_file.read_text()
-    losses = [event["loss"] for event in read_tail(run.events_file) if event["tokens"]]
+    losses = [event["loss"] for event in read_tail(run.events_file) if event.get("tokens")]
     assert sum(losses[-5:]) / 5 < losses[0] - 1
     result = run.result()
     assert result is not None
@@ -55,3 +55,24 @@ def test_auto_chooses_unsloth_where_there_is_a_gpu() -> None:
 
     expected = "unsloth" if find_spec("unsloth") else "peft"
     assert open_backend("auto", allow_cpu=False).name == expected
+
+
+def test_answer_loss_and_packing_learn_alike_on_the_gpu(tmp_path: Path) -> None:
+    """Grouped and packed batches see the same examples: their losses stay together."""
+    base = make_tiny_model(tmp_path / "base", hidden=256, heads=4, kv_heads=2)
+    losses = {}
+    for batching in ("grouped", "packed"):
+        run = tiny_run(
+            tmp_path / batching,
+            base,
+            steps=20,
+            batching=batching,
+            precision="fp32",
+            request={"backend": "peft", "allow_cpu": False},
+        )
+        assert train_to_end(run, 600) == 0, run.log_file.read_text()
+        result = run.result()
+        assert result is not None
+        assert (result.peak_memory_bytes or 0) > 0
+        losses[batching] = result.loss
+    assert losses["packed"] == pytest.approx(losses["grouped"], rel=0.02)

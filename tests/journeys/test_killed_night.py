@@ -98,7 +98,7 @@ def test_killed_in_every_stage_and_run_again_it_ends_the_same(
     # Nothing was trained twice: every step was done once, but those after the last checkpoint.
     run = world.run()
     assert run is not None
-    steps = [event["step"] for event in read_tail(run.events_file) if event["tokens"]]
+    steps = [event["step"] for event in read_tail(run.events_file) if event.get("tokens")]
     assert steps.count(1) == 1
     assert max(steps) == STEPS
 

@@ -105,3 +105,64 @@ def test_a_run_without_a_result_cannot_be_packaged(tiny_base: Path, tmp_path: Pa
     run = tiny_run(tmp_path / "fresh", tiny_base)
     with pytest.raises(ArtifactError, match="has no result"):
         package(run.path)
+
+
+def test_its_card_shows_the_training_curve_and_the_picture_is_verified(
+    trained: RunFolder, store: ObjectStore
+) -> None:
+    from xml.etree import ElementTree
+
+    from infra.artifacts.manifest import CURVE
+
+    packaged = package(trained.path)
+    assert f"![training curve]({CURVE})" in (packaged.folder / CARD).read_text()
+    picture = packaged.folder / CURVE
+    lines = ElementTree.fromstring(picture.read_text()).findall("{*}polyline")
+    # One point a step of training, one a validation: steps 4 and 8.
+    assert [len(line.attrib["points"].split()) for line in lines] == [8, 2]
+    location = publish(store, packaged.folder).location
+    assert store.get(f"{location}/{CURVE}") == picture.read_bytes()
+    text = picture.read_text()
+    picture.write_text(text.replace("loss", "fun"))
+    with pytest.raises(ArtifactError, match=f"{CURVE} of .* is corrupt"):
+        verify_folder(packaged.folder)
+    picture.write_text(text)
+
+
+def test_rslora_is_written_as_the_plain_lora_that_computes_the_same(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    run = tiny_run(
+        tmp_path / "rs", tiny_base, steps=4, lora={"rank": 4, "alpha": 8, "rslora": True}
+    )
+    train(run)
+    packaged = package(run.path)
+    ids = torch.arange(3, 40).unsqueeze(0)
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_base), str(packaged.folder)
+    )
+    targets = list(run.spec().lora.targets)
+    scaled = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_base),
+        LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=targets),
+    ).eval()
+    set_peft_model_state_dict(scaled, load_file(packaged.folder / WEIGHTS))
+    with torch.no_grad():
+        ours, theirs = plain(ids).logits, scaled(ids).logits
+        bare = AutoModelForCausalLM.from_pretrained(tiny_base)(ids).logits
+    torch.testing.assert_close(ours, theirs)
+    assert (ours - bare).abs().max() > 1e-3
+
+
+def test_dora_trains_and_is_refused_before_an_engine_sees_it(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "dora", tiny_base, steps=2, lora={"rank": 2, "dora": True})
+    train(run)
+    with pytest.raises(ArtifactError, match="use_dora"):
+        package(run.path)

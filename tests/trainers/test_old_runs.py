@@ -17,7 +17,7 @@ def run(folder: Path, name: str, idle: float) -> Path:
     (path / "checkpoints").mkdir(parents=True)
     for part in ("spec.json", "events.jsonl", "checkpoints"):
         if part != "checkpoints":
-            (path / part).write_text("{}")
+            (path / part).write_text('{"dataset_digest": "d"}')
         os.utime(path / part, (NOW - idle, NOW - idle))
     os.utime(path, (NOW - idle, NOW - idle))
     return path
@@ -49,3 +49,26 @@ def test_a_run_that_was_touched_since_the_look_stays(tmp_path: Path):
     os.utime(path / "events.jsonl", (NOW - 1, NOW - 1))
     assert not clear_run(path, NOW, WEEK)
     assert (path / "spec.json").exists()
+
+
+def test_what_is_no_run_stays_however_old(tmp_path: Path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "spec.json").write_text('{"camera": 1}')
+    os.utime(photos, (0, 0))
+    (tmp_path / "link").symlink_to(photos)
+    assert find_runs(tmp_path, NOW, WEEK) == []
+    assert not clear_run(photos, NOW, WEEK)
+    assert (photos / "spec.json").exists()
+    assert not clear_run(tmp_path / "gone meanwhile", NOW, WEEK)
+
+
+def test_a_clearing_that_was_killed_is_ended_by_the_next(tmp_path: Path):
+    path = run(tmp_path, "old", WEEK + 1)
+    (path / "spec.json").unlink()
+    (path / ".nightschool-run").touch()
+    for entry in (*path.iterdir(), path):
+        os.utime(entry, (NOW - WEEK - 1, NOW - WEEK - 1))
+    assert [one.path for one in find_runs(tmp_path, NOW, WEEK)] == [path]
+    assert clear_run(path, NOW, WEEK)
+    assert not path.exists()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from infra.settings.learning import Gate, Night, Training
 from infra.settings.model import Settings
+from trainers.packing import lower_bound, makespan
 from trainers.plan import Measured, night_window, plan
 
 NOW = datetime(2026, 3, 2, 23, 0, tzinfo=UTC)
@@ -51,7 +52,7 @@ def one(task=None, dataset=None, settings=SETTINGS, measured=FREE, **more):
 
 
 def test_a_good_task_is_planned_with_its_estimate():
-    found = one(dataset=Dataset(), measured=Measured(seconds_per_step=3.0, overhead_seconds=10))
+    found = one(dataset=Dataset(), measured=Measured(300.0, {"d": 90.0}, overhead_seconds=10))
     assert [(run.task_id, run.dataset, run.steps) for run in found.runs] == [("a", "d", 100)]
     assert found.runs[0].estimated_seconds == 310
     assert found.runs[0].saving == pytest.approx(1e6 * 0.5 * 5 / 1e6)
@@ -93,8 +94,57 @@ def test_the_largest_saving_goes_first_and_the_rest_waits_or_is_skipped():
         ("middle", 100),
         ("small", 200),
     ]
-    assert found.skipped == (("tiny", "3 tasks with more saving come first"),)
+    assert found.skipped == (("tiny", "3 tasks with more saving per second come first"),)
     assert found.estimated_seconds == 300
+    assert found.deferred == ("tiny",)
+
+
+def test_the_saving_counts_per_second_that_it_costs():
+    tasks = [Task("long", 2e6), Task("short", 1.5e6)]
+    data = {"long": Dataset("l", 1000), "short": Dataset("s", 200)}
+    settings = SETTINGS.model_copy(update={"night": Night(seconds_per_step=1, max_tasks=1)})
+    found = plan(tasks, data, settings, NOW, FREE)
+    assert [run.task_id for run in found.runs] == ["short"]
+    assert found.runs[0].saving_per_worker_hour == pytest.approx(1.5 * 0.5 * 5 / 20 * 3600)
+
+
+def test_what_did_not_fit_comes_first_the_next_night():
+    tasks = [Task("big", 9e6), Task("small", 1.0)]
+    data = {t.id: Dataset(t.id) for t in tasks}
+    end = NOW + timedelta(seconds=110)
+    first = plan(tasks, data, SETTINGS, NOW, FREE, deadline=end)
+    assert ([run.task_id for run in first.runs], first.deferred) == (["big"], ("small",))
+    assert "comes first tomorrow" in dict(first.skipped)["small"]
+    waiting = Measured(overhead_seconds=0, waiting=frozenset(first.deferred))
+    then = plan(tasks, data, SETTINGS, NOW, waiting, deadline=end)
+    assert ([run.task_id for run in then.runs], then.deferred) == (["small"], ("big",))
+    assert then.runs[0].waited
+
+
+def test_the_longest_run_starts_first():
+    settings = SETTINGS.model_copy(
+        update={"training": SETTINGS.training.model_copy(update={"workers": 2})}
+    )
+    rows = {"a": 300, "b": 300, "c": 200, "d": 200, "e": 200, "long": 600}
+    tasks = [Task(name) for name in rows]
+    found = plan(tasks, {n: Dataset(n, r) for n, r in rows.items()}, settings, NOW, FREE)
+    assert found.runs[0].task_id == "long"
+    assert found.estimated_seconds == 100
+    assert lower_bound([run.estimated_seconds for run in found.runs], 2) == 90
+
+
+def test_a_base_model_that_can_do_it_already_is_left_alone():
+    found = one(dataset=Dataset(), measured=Measured(base_scores={"a": 0.99}))
+    assert "base model alone is right on 99%" in found.skipped[0][1]
+    assert one(dataset=Dataset(), measured=Measured(base_scores={"a": 0.5})).runs
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=20), st.integers(1, 5))
+def test_the_layout_keeps_grahams_bound(seconds, workers):
+    bound = lower_bound(seconds, workers)
+    assert bound <= makespan(seconds, workers) + 1e-6
+    # Against the mean load and the longest run alone, list scheduling stays below twice that.
+    assert makespan(seconds, workers) <= (2 - 1 / workers) * bound + 1e-6
 
 
 def test_two_workers_share_the_night():

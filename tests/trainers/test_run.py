@@ -11,7 +11,7 @@ import pytest
 from infra.artifacts.base import read_base_shape
 from infra.artifacts.folder import digest_folder
 from tests.tiny_run import checkpoint_sealed, tiny_run, train_to_end, training_process, wait_until
-from trainers.encoding import TrainingError
+from trainers.failures import TrainingError
 from trainers.run import open_backend, train
 from trainers.run_folder import RunFolder, read_tail
 
@@ -25,7 +25,7 @@ def finished(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFo
 
 
 def test_it_learns_and_reports_every_step(finished: RunFolder) -> None:
-    events = [event for event in read_tail(finished.events_file) if event["tokens"]]
+    events = [event for event in read_tail(finished.events_file) if event.get("tokens")]
     assert [event["step"] for event in events] == list(range(1, 41))
     assert all(event["steps"] == 40 and event["seconds"] > 0 for event in events)
     first, last = events[0]["loss"], events[-1]["loss"]
@@ -44,7 +44,7 @@ def test_it_keeps_the_step_with_the_lowest_validation_loss(finished: RunFolder) 
     checks = {
         event["step"]: event["validation_loss"]
         for event in read_tail(finished.events_file)
-        if event["validation_loss"] is not None
+        if event.get("validation_loss") is not None
     }
     assert set(checks) == {*range(4, 41, 4)}
     result = finished.result()
@@ -71,7 +71,7 @@ def test_a_killed_run_resumes_to_the_very_same_adapter(
 
     assert train_to_end(run) == 0, run.log_file.read_text()
     again = [
-        event["step"] for event in read_tail(run.events_file)[steps_before:] if event["tokens"]
+        event["step"] for event in read_tail(run.events_file)[steps_before:] if event.get("tokens")
     ]
     assert again[0] > 1, "it began anew instead of resuming"
     assert again == list(range(again[0], 41))

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from trainers.backends.checkpoints import adapted_layers, layer_count
-from trainers.backends.fine_tuning import fine_tune, prepare
+from trainers.backends.fine_tuning import fine_tune
 from trainers.backends.precision import base_precision
+from trainers.backends.preparing import prepare, require_targets
 from trainers.backends.protocol import StepEvent
-from trainers.encoding import Example, TrainingError
+from trainers.encoding import Example
+from trainers.failures import TrainingError
 from trainers.run_folder import RunFolder, TrainResult
 from trainers.spec import TrainSpec
 
@@ -41,9 +43,10 @@ class AcceleratedBackend:
         run: RunFolder,
         on_step: Callable[[StepEvent], None],
         should_stop: Callable[[], str | None],
+        on_checkpoint: Callable[[Path, int], None] = lambda folder, step: None,
     ) -> TrainResult:
         """See ``TrainingBackend.train``."""
-        data = prepare(spec, train, validation, base)
+        data = prepare(spec, train, validation, base, run.examples("old"))
         # Where it keeps the code that it generates: not in the working directory.
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(run.path / "compiled"))
         FastLanguageModel = _load_library()
@@ -57,9 +60,10 @@ class AcceleratedBackend:
             str(base),
             max_seq_length=spec.max_sequence_tokens,
             dtype=getattr(torch, base_precision(spec.precision)),
-            # Its default is 4 bit: always said, so that an adapter fits the base it is served on.
-            load_in_4bit=False,
+            # Its default is 4 bit, in which the adapter learns on a base a little other than served.
+            load_in_4bit=spec.load_in_4bit,
         )
+        require_targets(model, spec)
         model = FastLanguageModel.get_peft_model(
             model,
             r=spec.lora.rank,
@@ -68,6 +72,8 @@ class AcceleratedBackend:
             target_modules=list(spec.lora.targets),
             layers_to_transform=adapted_layers(spec, layer_count(model)),
             bias="none",
+            use_rslora=spec.lora.rslora,
+            use_dora=spec.lora.dora,
             use_gradient_checkpointing="unsloth" if on_gpu else False,
             random_state=spec.seed,
         )
@@ -83,6 +89,8 @@ class AcceleratedBackend:
             backend=self.name,
             # Unsloth brings its own fused loss behind the standard one.
             options={"loss_type": "nll", "bf16": bf16, "fp16": False},
+            answers_only=False,
+            on_checkpoint=on_checkpoint,
         )
 
 
@@ -92,11 +100,13 @@ def _load_library() -> Any:
     except ModuleNotFoundError as error:
         raise TrainingError(
             f"the unsloth backend needs the package {error.name}: install the optional packages "
-            "of infra/without-dependencies.txt, or set training.backend to peft"
+            "of infra/without-dependencies.txt, or set training.backend to peft",
+            "library_missing",
         ) from error
     except NotImplementedError as error:
         raise TrainingError(
             "the unsloth backend found no GPU and this worker may not train on CPU: "
-            "check the GPU driver, or set training.backend to peft"
+            "check the GPU driver, or set training.backend to peft",
+            "gpu_missing",
         ) from error
     return FastLanguageModel

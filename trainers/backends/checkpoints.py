@@ -7,6 +7,7 @@ without the seal is what a killed process was writing, and is removed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -41,6 +42,16 @@ def last_checkpoint(checkpoints: Path) -> str | None:
     return str(whole[max(whole)]) if whole else None
 
 
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """The steps of the whole checkpoints in a folder."""
+    found = []
+    for path in checkpoints.glob("checkpoint-*"):
+        match = _NAME.match(path.name)
+        if match and (path / _SEAL).exists():
+            found.append(int(match[1]))
+    return found
+
+
 class BestWeights:
     """The adapter files of the step with the lowest validation loss, on disk.
 
@@ -59,8 +70,17 @@ class BestWeights:
     step: int
     loss: float | None
 
-    def keep(self, model: Any, spec: TrainSpec, step: int, loss: float | None) -> None:
-        """Write the adapter of ``model`` in canonical form: same weights, same bytes."""
+    def keep(
+        self, model: Any, spec: TrainSpec, step: int, loss: float | None, *, write: bool = True
+    ) -> None:
+        """Write the adapter of ``model`` in canonical form: same weights, same bytes.
+
+        Args:
+            write: False in all but one of several processes, which only remember the loss.
+        """
+        if not write:
+            self.step, self.loss = step, loss
+            return
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
@@ -95,14 +115,15 @@ def adapter_config(spec: TrainSpec, layers: int) -> dict[str, Any]:
         "init_lora_weights": True,
         "layers_pattern": None,
         "layers_to_transform": adapted_layers(spec, layers),
-        "lora_alpha": lora.alpha,
+        # alpha / sqrt(r) is (alpha sqrt(r)) / r: any engine computes it, knowing rsLoRA or not.
+        "lora_alpha": lora.alpha * math.sqrt(lora.rank) if lora.rslora else lora.alpha,
         "lora_dropout": lora.dropout,
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": lora.rank,
         "target_modules": sorted(lora.targets),
         "task_type": "CAUSAL_LM",
-        "use_dora": False,
+        "use_dora": lora.dora,
         "use_rslora": False,
     }
 

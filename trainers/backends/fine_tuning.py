@@ -7,65 +7,29 @@ has imported its library.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
+import resource
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.backends.checkpoints import BestWeights, last_checkpoint, seal_checkpoint
+from trainers.backends.answer_loss import answer_loss, pack
+from trainers.backends.checkpoints import BestWeights, last_checkpoint
+from trainers.backends.preparing import Prepared
 from trainers.backends.protocol import StepEvent
-from trainers.encoding import (
-    Encoded,
-    Example,
-    TrainingError,
-    deal_wrong_answers,
-    encode,
-    load_tokenizer,
-    plan_batches,
-)
+from trainers.backends.watching import make_watch
+from trainers.encoding import Encoded
+from trainers.failures import TrainingError, is_out_of_memory
 from trainers.run_folder import RunFolder, TrainResult, now
 from trainers.spec import TrainSpec
 
-MAX_VALIDATION_EXAMPLES = 64
-"""The best step is chosen on this many; judging uses the whole split later."""
 _RECENT_STEPS = 10
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "unsloth", "unsloth_zoo")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The data of a run as token ids."""
-
-    train: tuple[Encoded, ...]
-    validation: tuple[Encoded, ...]
-    plan: list[int]
-    """Indices into ``train``, in the order in which they are seen."""
-    too_long: int
-
-
-def prepare(
-    spec: TrainSpec, train: Sequence[Example], validation: Sequence[Example], base: Path
-) -> Prepared:
-    """Encode both splits and fix the order of the batches. Raises TrainingError."""
-    if spec.shuffle_answers:
-        train, validation = deal_wrong_answers((train, validation), spec.seed)
-    tokenizer, form = load_tokenizer(base), spec.prompt_format
-    encoded = encode(train, tokenizer, form, spec.max_sequence_tokens)
-    if not encoded.examples:
-        raise TrainingError(
-            f"none of {len(train)} training examples fits {spec.max_sequence_tokens} tokens: "
-            "raise training.max_sequence_tokens"
-        )
-    held = encode(
-        validation[:MAX_VALIDATION_EXAMPLES], tokenizer, form, spec.max_sequence_tokens
-    ).examples
-    lengths = [len(example) for example in encoded.examples]
-    plan = plan_batches(lengths, spec.batch_size, spec.steps, spec.seed)
-    return Prepared(encoded.examples, tuple(sorted(held, key=len)), plan, too_long=encoded.too_long)
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "adafactor": "adafactor"}
 
 
 def fine_tune(
@@ -79,14 +43,101 @@ def fine_tune(
     *,
     backend: str,
     options: dict[str, Any],
+    answers_only: bool,
+    on_checkpoint: Callable[[Path, int], None] = lambda folder, step: None,
 ) -> TrainResult:
     """Train ``model`` (a PEFT model) and write the kept weights to ``run.adapter``.
 
+    Out of memory, the number of examples computed at once is halved and the run goes on from its
+    last checkpoint; the optimizer's steps stay the same up to rounding.
+
     Args:
         options: further SFTConfig arguments of the backend.
+        answers_only: compute logits for the answers alone (``answer_loss``).
+        on_checkpoint: called with each sealed checkpoint.
 
-    Raises TrainingError when the loss stops being a finite number.
+    Raises TrainingError when the loss stops being a finite number, or one example needs more memory
+    than there is.
     """
+    best = BestWeights(run.best)
+    start = _trainable(model)
+    started = time.monotonic()
+    while True:
+        watch = make_watch(
+            model,
+            spec,
+            best,
+            on_step,
+            should_stop,
+            pause_step=run.request().pause_step,
+            on_checkpoint=on_checkpoint,
+        )
+        micro = run.micro_batch()
+        trainer = _trainer(
+            model, processing_class, spec, data, run, watch, micro, options, answers_only
+        )
+        checkpoint = last_checkpoint(run.checkpoints)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # What the error holds is the memory that the next try needs.
+            error.__traceback__ = None
+            if run.halve_micro_batch("out of memory") is None:
+                raise TrainingError(
+                    "a single example needs more memory than there is: lower "
+                    "training.max_sequence_tokens, or take a smaller base model",
+                    "out_of_memory",
+                ) from error
+        else:
+            break
+        del trainer, watch
+        _free()
+        _restore(model, start)
+        best = BestWeights(run.best)
+    if data.validation and not watch.stopped and best.step != trainer.state.global_step:
+        trainer.evaluate()
+    first = trainer.is_world_process_zero()
+    if best.loss is None:
+        best.keep(model, spec, trainer.state.global_step, None, write=first)
+    if first:
+        publish(run.best, run.adapter)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    recent = losses[-_RECENT_STEPS:]
+    seconds = time.monotonic() - started
+    return TrainResult(
+        backend=backend,
+        steps=trainer.state.global_step,
+        kept_step=best.step,
+        loss=sum(recent) / len(recent) if recent else math.nan,
+        validation_loss=best.loss,
+        stopped=watch.stopped,
+        seconds=seconds,
+        tokens=watch.tokens,
+        tokens_per_second=watch.tokens / seconds if watch.tokens else None,
+        peak_memory_bytes=_peak_memory(),
+        micro_batch=run.micro_batch(),
+        answer_bytes_per_token=data.answer_bytes_per_token,
+        notes=tuple(run.notes()[-20:]),
+        examples=len(data.train),
+        too_long=data.too_long,
+        finished=now(),
+        libraries=_versions(),
+    )
+
+
+def _trainer(
+    model: Any,
+    processing_class: Any,
+    spec: TrainSpec,
+    data: Prepared,
+    run: RunFolder,
+    watch: Any,
+    micro: int | None,
+    options: dict[str, Any],
+    answers_only: bool,
+) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
     from trl import SFTConfig, SFTTrainer
@@ -99,6 +150,8 @@ def fine_tune(
             }
         )
 
+    each = spec.batch_size // spec.processes
+    micro = micro or each
     arguments = SFTConfig(
         output_dir=str(run.checkpoints),
         # The plan already holds every step's batch in order, so one epoch over it is the whole run.
@@ -106,14 +159,15 @@ def fine_tune(
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        per_device_train_batch_size=spec.batch_size,
-        per_device_eval_batch_size=spec.batch_size,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=each // micro,
+        per_device_eval_batch_size=micro,
         learning_rate=spec.learning_rate,
         lr_scheduler_type=spec.schedule,
         warmup_steps=int(spec.warmup_share * spec.steps),
         weight_decay=spec.weight_decay,
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
+        max_grad_norm=spec.max_gradient_norm,
+        optim=_OPTIMIZERS[spec.optimizer],
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -127,44 +181,23 @@ def fine_tune(
         seed=spec.seed,
         data_seed=spec.seed,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         **options,
     )
-    best = BestWeights(run.best)
-    watch = _callback(model, spec, best, on_step, should_stop)
-    trainer = _trainer_class(SFTTrainer)(
+    trainer = _trainer_class(SFTTrainer, answers_only)(
         model=model,
         processing_class=processing_class,
         args=arguments,
         train_dataset=rows(data.train).select(data.plan),
         eval_dataset=rows(data.validation) if data.validation else None,
+        data_collator=pack if spec.batching == "packed" else None,
         callbacks=[watch],
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
-    watch.batch_tokens = lambda: trainer.batch_tokens
-    started = time.monotonic()
-    trainer.train(resume_from_checkpoint=last_checkpoint(run.checkpoints))
-    if data.validation and not watch.stopped and best.step != trainer.state.global_step:
-        trainer.evaluate()
-    if best.loss is None:
-        best.keep(model, spec, trainer.state.global_step, None)
-    publish(run.best, run.adapter)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    recent = losses[-_RECENT_STEPS:]
-    return TrainResult(
-        backend=backend,
-        steps=trainer.state.global_step,
-        kept_step=best.step,
-        loss=sum(recent) / len(recent) if recent else math.nan,
-        validation_loss=best.loss,
-        stopped=watch.stopped,
-        seconds=time.monotonic() - started,
-        examples=len(data.train),
-        too_long=data.too_long,
-        finished=now(),
-        libraries=_versions(),
-    )
+    watch.batch_tokens = trainer.take_tokens
+    return trainer
 
 
 def publish(best: Path, adapter: Path) -> None:
@@ -178,14 +211,42 @@ def publish(best: Path, adapter: Path) -> None:
     scratch.rename(adapter)
 
 
-def _trainer_class(parent: Any) -> Any:
+def _trainer_class(parent: Any, answers_only: bool) -> Any:
     # Made at run time: one backend replaces the parent class when it is imported.
     class Trainer(parent):
-        batch_tokens = 0
+        _seen = 0
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            self.batch_tokens = int(inputs["attention_mask"].sum())
+            mask = inputs.get("attention_mask")
+            self._seen += inputs["input_ids"].numel() if mask is None else int(mask.sum())
             return super().training_step(model, inputs, *args, **kwargs)
+
+        def take_tokens(self) -> int:
+            """Tokens computed since the last call, in this process."""
+            seen, self._seen = self._seen, 0
+            return seen
+
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            if not answers_only or return_outputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = answer_loss(model, inputs, num_items_in_batch)
+            # Gradients are averaged over the processes, while items are counted over all of them.
+            shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
+            return loss * self.accelerator.num_processes if shared else loss
+
+        def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            import torch
+
+            if not answers_only:
+                return super().prediction_step(model, inputs, *args, **kwargs)
+            with torch.no_grad():
+                return answer_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """Packaging writes the card; checkpoints need none."""
@@ -193,68 +254,39 @@ def _trainer_class(parent: Any) -> Any:
     return Trainer
 
 
-def _callback(
-    model: Any,
-    spec: TrainSpec,
-    best: BestWeights,
-    on_step: Callable[[StepEvent], None],
-    should_stop: Callable[[], str | None],
-) -> Any:
-    from transformers import TrainerCallback
+def _trainable(model: Any) -> dict[str, Any]:
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
-    class Watch(TrainerCallback):
-        """Reports steps, keeps the best weights, seals checkpoints, ends the run when asked."""
 
-        stopped: str | None = None
-        batch_tokens: Callable[[], int]
-        _clock = time.monotonic()
-        _last: StepEvent | None = None
+def _restore(model: Any, start: dict[str, Any]) -> None:
+    import torch
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self._clock = time.monotonic()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in start:
+                parameter.copy_(start[name])
+                parameter.grad = None
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            reason = should_stop()
-            if reason and state.global_step < spec.steps:
-                self.stopped = reason
-                control.should_training_stop = True
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "loss" not in (logs or {}):
-                return
-            loss = float(logs["loss"])
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss} at step {state.global_step}: lower training.learning_rate"
-                )
-            seconds = time.monotonic() - self._clock
-            self._last = StepEvent(
-                state.global_step, spec.steps, loss, seconds, self.batch_tokens()
-            )
-            on_step(self._last)
+def _free() -> None:
+    import torch
 
-        def on_evaluate(
-            self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
-        ) -> None:
-            loss = float(metrics["eval_loss"])
-            if math.isfinite(loss) and (best.loss is None or loss < best.loss):
-                best.keep(model, spec, state.global_step, loss)
-            if self._last is not None:
-                on_step(
-                    StepEvent(
-                        self._last.step,
-                        self._last.steps,
-                        self._last.loss,
-                        self._last.seconds,
-                        0,
-                        validation_loss=loss,
-                    )
-                )
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
-    return Watch()
+def _peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _versions() -> dict[str, str]:

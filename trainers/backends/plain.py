@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from trainers.backends.checkpoints import adapted_layers, layer_count
-from trainers.backends.fine_tuning import fine_tune, prepare
+from trainers.backends.fine_tuning import fine_tune
 from trainers.backends.precision import base_precision
+from trainers.backends.preparing import prepare, require_targets
 from trainers.backends.protocol import StepEvent
 from trainers.encoding import Example
+from trainers.failures import TrainingError
 from trainers.run_folder import RunFolder, TrainResult
 from trainers.spec import TrainSpec
 
@@ -32,9 +34,15 @@ class PlainBackend:
         run: RunFolder,
         on_step: Callable[[StepEvent], None],
         should_stop: Callable[[], str | None],
+        on_checkpoint: Callable[[Path, int], None] = lambda folder, step: None,
     ) -> TrainResult:
         """See ``TrainingBackend.train``."""
-        data = prepare(spec, train, validation, base)
+        if spec.load_in_4bit:
+            raise TrainingError(
+                "4-bit training needs the unsloth backend: set training.backend to unsloth",
+                "spec_invalid",
+            )
+        data = prepare(spec, train, validation, base, run.examples("old"))
 
         import torch
         from peft import LoraConfig, get_peft_model
@@ -51,8 +59,11 @@ class PlainBackend:
             target_modules=list(spec.lora.targets),
             layers_to_transform=adapted_layers(spec, layer_count(model)),
             bias="none",
+            use_rslora=spec.lora.rslora,
+            use_dora=spec.lora.dora,
             task_type="CAUSAL_LM",
         )
+        require_targets(model, spec)
         model = get_peft_model(model, lora)
         return fine_tune(
             model,
@@ -65,4 +76,6 @@ class PlainBackend:
             backend=self.name,
             # The weights' own types decide the arithmetic: no automatic casting on top.
             options={"gradient_checkpointing": False, "bf16": False, "fp16": False},
+            answers_only=True,
+            on_checkpoint=on_checkpoint,
         )

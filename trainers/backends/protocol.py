@@ -38,6 +38,7 @@ class TrainingBackend(Protocol):
         run: RunFolder,
         on_step: Callable[[StepEvent], None],
         should_stop: Callable[[], str | None],
+        on_checkpoint: Callable[[Path, int], None] = lambda folder, step: None,
     ) -> TrainResult:
         """Train one LoRA adapter into ``run.adapter``; resumes from the last whole checkpoint.
 
@@ -49,6 +50,7 @@ class TrainingBackend(Protocol):
             run: where checkpoints and the adapter go.
             on_step: called after every optimizer step.
             should_stop: asked after every step; a reason ends the run cleanly.
+            on_checkpoint: called with folder and step of every whole checkpoint.
 
         Raises TrainingError when the spec cannot be trained (no example fits, loss not finite).
         """

@@ -2,13 +2,14 @@
 
 A task only supervises: the training itself runs in a process of its own below the Ray worker, so
 that GPU memory returns with it and a stuck run can be killed. A lost worker is Ray's to replace
-(``max_retries``); the new one resumes from the checkpoint in the run folder, which therefore lies
-on storage shared by the machines. Progress is read from the same folder.
+(``max_retries``); the new one resumes from the checkpoint in the run folder or, on a machine that
+does not see it, in object storage. Progress is read from the folder.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import outcome_to_json, supervise
-from trainers.run_folder import Progress, RunFolder, TrainResult
+from trainers.run_folder import Progress, RunFolder, StoragePlace, TrainResult
 
 _CANCELLED_WAIT_SECONDS = 30
+_FLAG_SECONDS = 10
+"""A supervisor that sees the flag to cancel has ended its process by then."""
 _CLIENT_ATTEMPTS = 3
 """Ray's client gives a server of its own half a minute to start, which a busy head may not keep."""
 
@@ -30,11 +33,15 @@ class RayRun:
         self.job = job
         self._run = RunFolder(job.run_dir)
         self._reference = reference
+        self._cancelled: float | None = None
 
     def wait(self, timeout_seconds: float | None = None) -> RunOutcome:
         import ray
         from ray import exceptions
 
+        if self._cancelled is not None and time.monotonic() > self._cancelled + _FLAG_SECONDS:
+            # Its machine does not see the flag: taking the task away ends the process below it.
+            ray.cancel(self._reference, force=True)
         try:
             text = ray.get(self._reference, timeout=timeout_seconds)
         except exceptions.GetTimeoutError as error:
@@ -49,6 +56,7 @@ class RayRun:
                 "failed",
                 len(self._run.attempts()),
                 error=f"Ray lost the run for good ({type(error).__name__}: {first_line[:500]})",
+                failure="worker_lost",
             )
         return _outcome(text)
 
@@ -58,6 +66,7 @@ class RayRun:
         # The flag reaches a task that runs, through its supervisor, which kills the process. One
         # that still waits for a place never looks at the flag, so it is taken out of the queue.
         self._run.request_cancel()
+        self._cancelled = self._cancelled or time.monotonic()
         if not self._run.attempts():
             ray.cancel(self._reference, force=False)
 
@@ -123,7 +132,9 @@ class RayExecutor:
 
 def _supervise(job: dict[str, Any]) -> str:
     """The Ray task: plain values in and out."""
-    return outcome_to_json(supervise(TrainJob(**{**job, "run_dir": Path(job["run_dir"])})))
+    place = StoragePlace.model_validate(job["storage"]) if job["storage"] else None
+    values = {**job, "run_dir": Path(job["run_dir"]), "storage": place}
+    return outcome_to_json(supervise(TrainJob(**values)))
 
 
 def _job_to_plain(job: TrainJob) -> dict[str, Any]:
@@ -133,6 +144,8 @@ def _job_to_plain(job: TrainJob) -> dict[str, Any]:
         "gpus": job.gpus,
         "max_retries": job.max_retries,
         "stall_seconds": job.stall_seconds,
+        "storage": job.storage.model_dump() if job.storage else None,
+        "run_id": job.run_id,
     }
 
 
@@ -141,7 +154,9 @@ def _outcome(text: str) -> RunOutcome:
 
     value = json.loads(text)
     result = TrainResult.model_validate(value["result"]) if value["result"] else None
-    return RunOutcome(value["state"], value["attempts"], value["error"], result)
+    return RunOutcome(
+        value["state"], value["attempts"], value["error"], result, value.get("failure")
+    )
 
 
 def _refuse_infeasible(job: TrainJob, resources: Mapping[str, float]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from trainers.run_folder import Progress, TrainResult
+from trainers.run_folder import Progress, StoragePlace, TrainResult
 
 State = Literal["done", "failed", "cancelled"]
 
@@ -22,8 +22,8 @@ class ExecutorError(Exception):
 class TrainJob:
     """One run to carry out: a run folder made by ``RunFolder.create``, and what it may use.
 
-    With machines other than this one the folder must lie on storage that they share: checkpoints,
-    progress and flags pass through it.
+    A machine that does not see the folder takes the run up from ``storage`` and leaves its checkpoints
+    and result there; progress and a request to stop pass only through a folder that both see.
     """
 
     run_dir: Path
@@ -33,6 +33,9 @@ class TrainJob:
     """Further processes after one that was killed, got stuck, or failed for now."""
     stall_seconds: float = 1800
     """A process without an event for this long counts as stuck and is killed."""
+    storage: StoragePlace | None = None
+    run_id: str | None = None
+    """The run's name in ``storage``."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class RunOutcome:
     """Processes started for it since it was submitted."""
     error: str | None = None
     result: TrainResult | None = None
+    failure: str | None = None
+    """The named state of a failed run, see ``trainers.failures``."""
 
 
 class RunHandle(Protocol):

@@ -18,13 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import trainers
+from infra.settings.sources import load_settings
 from trainers.executors.protocol import RunOutcome, TrainJob
 from trainers.run_folder import RunFolder, append_line, now
+from trainers.run_storage import RunStorage, open_place
 
 _POLL_SECONDS = 0.2
 _DEADLINE_GRACE_SECONDS = 900
 """A run past its deadline stops after its present step; past this grace it is killed."""
 _BUSY_EXIT = 75
+_STUCK, _STUCK_CODE = "stuck", -1000
 
 
 def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> RunOutcome:
@@ -37,20 +40,41 @@ def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> R
         abandoned: asked a few times a second; True ends the process and the run counts as cancelled.
     """
     run = RunFolder(job.run_dir)
-    code = 0
+    _take_up(run, job)
+    code, reached = 0, -1
     while True:
         attempts = len(run.attempts())
         ended = _ended(run, attempts, abandoned)
         if ended is not None:
             return ended
         if attempts > job.max_retries:
-            return RunOutcome("failed", attempts, error=_given_up(run, attempts, code))
+            failure = run.failure()
+            state = _STUCK if code == _STUCK_CODE else failure.state if failure else "worker_lost"
+            return RunOutcome("failed", attempts, _given_up(run, attempts, code), failure=state)
         if attempts:
             time.sleep(min(2.0 ** (attempts - 1), 30) * 0.1)
+        if code == -signal.SIGKILL and run.progress().step <= reached:
+            # Twice at the same place: most likely the kernel, which takes back memory that way.
+            run.halve_micro_batch("killed twice without progress, perhaps out of memory")
+        reached = run.progress().step
         code = _attempt(run, job, attempts + 1, abandoned)
         if code > 0 and code != _BUSY_EXIT and run.result() is None:
             error = run.error() or f"the training process ended with exit code {code}"
-            return RunOutcome("failed", attempts + 1, error=f"{error} (log: {run.log_file})")
+            failure = run.failure()
+            return RunOutcome(
+                "failed",
+                attempts + 1,
+                error=f"{error} (log: {run.log_file})",
+                failure=failure.state if failure else "unexpected",
+            )
+
+
+def _take_up(run: RunFolder, job: TrainJob) -> None:
+    """Bring the run's inputs to a machine that does not see the folder it was made in."""
+    if job.storage is None or job.run_id is None or run.spec_file.exists():
+        return
+    store = open_place(job.storage, load_settings().storage)
+    RunStorage(store, job.run_id).pull_inputs(run)
 
 
 def _ended(run: RunFolder, attempts: int, abandoned: Callable[[], bool]) -> RunOutcome | None:
@@ -64,6 +88,8 @@ def _ended(run: RunFolder, attempts: int, abandoned: Callable[[], bool]) -> RunO
 
 def _given_up(run: RunFolder, attempts: int, code: int) -> str:
     reason = f"killed by signal {-code}" if code < 0 else run.error() or "the worker was lost"
+    if code == _STUCK_CODE:
+        reason = "stuck: no step for too long"
     return f"given up after {attempts} attempts, the last: {reason} (log: {run.log_file})"
 
 
@@ -86,8 +112,10 @@ def _attempt(run: RunFolder, job: TrainJob, number: int, abandoned: Callable[[],
             try:
                 return process.wait(_POLL_SECONDS)
             except subprocess.TimeoutExpired:
-                if run.cancel_requested or abandoned() or _overdue(run, job, started):
+                if run.cancel_requested or abandoned():
                     _kill(process)
+                elif _overdue(run, job, started):
+                    return _STUCK_CODE
     finally:
         _kill(process)
 
@@ -129,5 +157,6 @@ def outcome_to_json(outcome: RunOutcome) -> str:
             "attempts": outcome.attempts,
             "error": outcome.error,
             "result": outcome.result.model_dump() if outcome.result else None,
+            "failure": outcome.failure,
         }
     )

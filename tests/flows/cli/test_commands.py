@@ -487,6 +487,8 @@ class TestNight:
         assert registry.adapters() == []
         assert parsed(run("night", "--plan", "--task", task.id, "--json")) == [row]
         assert task.id in run("night", "--plan").stdout
+        # The same for the configured night, whatever time it is now.
+        assert parsed(run("night", "--plan", "--tonight", "--json"))[0]["task"] == task.id
         assert "no task 'nobody'" in run("night", "--plan", "--task", "nobody", status=3).stderr
 
     def test_what_is_not_trained_has_its_reason(

@@ -37,7 +37,7 @@ def test_a_lost_ray_worker_is_replaced_and_the_run_resumes(
     wait_until(lambda: not alive(first), 30)
     outcome = handle.wait(240)
     assert (outcome.state, outcome.attempts) == ("done", 2), outcome
-    steps = [event["step"] for event in read_tail(run.events_file) if event["tokens"]]
+    steps = [event["step"] for event in read_tail(run.events_file) if event.get("tokens")]
     assert steps.count(1) == 1
     assert steps[-1] == 60
 

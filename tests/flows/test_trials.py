@@ -1,0 +1,64 @@
+"""Candidates of a task compete on a real executor; the winner trains on, every trial is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.trials import choose
+from flows.wiring import Context, open_context
+from infra.database.open import Database
+from infra.settings.model import Settings
+from tests.tiny_model import make_tiny_model, tool_examples
+from tests.tiny_run import tiny_spec
+from trainers.executors.local import LocalExecutor
+from trainers.executors.protocol import RunHandle, RunOutcome, TrainJob
+from trainers.run_folder import RunFolder, RunRequest
+from trainers.spec import TrainSpec
+
+
+@pytest.fixture
+def context(settings: Settings, database: Database) -> Iterator[Context]:
+    training = {"candidates": 2, "candidate_learning_rates": (0.01,)}
+    changed = settings.model_copy(
+        update={"training": settings.training.model_copy(update=training)}
+    )
+    with open_context(changed) as opened:
+        yield opened
+
+
+def test_the_better_learning_rate_wins_and_is_found_again(context: Context, tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base")
+    spec, examples = tiny_spec(base, steps=16), tool_examples(48)
+    executor, begun = LocalExecutor(2), []
+
+    def start(candidate: TrainSpec, pause_step: int | None) -> RunHandle:
+        begun.append((candidate.learning_rate, pause_step))
+        request = RunRequest(base_folder=base, backend="peft", pause_step=pause_step)
+        folder = context.settings.training.runs / candidate.digest[:16]
+        run = RunFolder.create(folder, candidate, request, examples[:40], examples[40:])
+        return executor.submit(TrainJob(run.path))
+
+    def wait(handle: RunHandle, candidate: TrainSpec) -> RunOutcome:
+        return handle.wait(200)
+
+    said: list[Any] = []
+    try:
+        poor = spec.model_copy(update={"learning_rate": 1e-6})
+        assert choose(context, poor, start, wait, said.append) == spec
+        assert begun == [(1e-6, 8), (0.01, 8)]
+        assert choose(context, poor, start, wait, said.append) == spec
+        assert len(begun) == 2, "what was tried is not tried again"
+    finally:
+        executor.close()
+    kept = json.loads(context.store.get(f"reports/trials/{poor.digest}.json"))
+    assert kept["winner"] == spec.digest
+    assert {(t["learning_rate"], t["outcome"]) for t in kept["trials"]} == {
+        (1e-6, "dropped"),
+        (0.01, "won"),
+    }
+    assert all(trial["loss"] > 0 for trial in kept["trials"])

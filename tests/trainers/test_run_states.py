@@ -1,0 +1,123 @@
+"""Each way a run can go wrong ends in its named state, with a reason and no adapter to be seen."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.objects.directory import DirectoryStore
+from tests.tiny_run import tiny_run
+from trainers import run as running
+from trainers.backends import fine_tuning
+from trainers.failures import classify
+from trainers.run_folder import RunFolder
+
+
+def ends(run: RunFolder, state: str, *words: str, again: bool = False) -> None:
+    """Carry the run out as its process does; it must end in ``state`` without an adapter."""
+    code = running._run(run)
+    failure = run.failure()
+    assert failure is not None
+    assert (failure.state, failure.again) == (state, again)
+    assert code == (running.EXIT_AGAIN if again else running.EXIT_FAILED)
+    for word in words:
+        assert word in failure.message
+    assert run.result() is None
+    assert not run.adapter.exists()
+
+
+def test_a_loss_that_is_no_number(tiny_base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    real = fine_tuning.answer_loss
+    monkeypatch.setattr(fine_tuning, "answer_loss", lambda *a: real(*a) * float("nan"))
+    ends(tiny_run(tmp_path / "r", tiny_base), "loss_not_finite", "step 1", "learning_rate")
+
+
+def test_an_empty_split(tiny_base: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "r", tiny_base)
+    (run.path / "train.jsonl").write_text("")
+    ends(run, "empty_split", "no call has a usable answer")
+
+
+def test_examples_longer_than_the_base_models_context(tiny_base: Path, tmp_path: Path) -> None:
+    base = copied(tiny_base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16}))
+    ends(tiny_run(tmp_path / "r", base), "examples_too_long", "fits 16 tokens")
+
+
+def test_a_base_model_without_turn_tokens(tiny_base: Path, tmp_path: Path) -> None:
+    base = copied(tiny_base, tmp_path / "base")
+    text = (base / "tokenizer.json").read_text().replace("<|im_end|>", "<|other|>")
+    (base / "tokenizer.json").write_text(text)
+    ends(tiny_run(tmp_path / "r", base), "chat_template_missing", "lacks <|im_end|>")
+
+
+def test_a_base_model_without_the_target_modules(tiny_base: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "r", tiny_base, lora={"targets": ["q_proj", "w1"], "rank": 2})
+    ends(run, "target_modules_missing", "no module w1", "gate_proj")
+
+
+def test_a_full_disk_is_tried_again(tiny_base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("trainers.backends.watching.seal_checkpoint", full)
+    ends(tiny_run(tmp_path / "r", tiny_base), "disk_full", "free space", again=True)
+
+
+def test_out_of_memory_halves_what_is_computed_at_once_and_goes_on(
+    tiny_base: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    real = fine_tuning.answer_loss
+
+    def hungry(model: Any, inputs: Any, items: Any = None) -> Any:
+        if inputs["input_ids"].shape[0] > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
+        return real(model, inputs, items)
+
+    undisturbed = tiny_run(tmp_path / "whole", tiny_base)
+    assert running._run(undisturbed) == 0
+    monkeypatch.setattr(fine_tuning, "answer_loss", hungry)
+    run = tiny_run(tmp_path / "r", tiny_base)
+    assert running._run(run) == 0
+    result, whole = run.result(), undisturbed.result()
+    assert result is not None
+    assert whole is not None
+    assert (result.steps, result.micro_batch) == (12, 2)
+    assert "out of memory: 2 examples at once instead of 4" in result.notes[0]
+    # The steps are the same steps: gradients are added up over the halves.
+    assert result.loss == pytest.approx(whole.loss, rel=1e-3)
+
+
+def test_an_example_that_no_memory_holds(tiny_base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def hungry(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(fine_tuning, "answer_loss", hungry)
+    ends(tiny_run(tmp_path / "r", tiny_base), "out_of_memory", "single example")
+
+
+def test_a_revoked_storage_key_stops_no_training_and_is_said(
+    tiny_base: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from infra.objects.store import ObjectStoreError
+
+    def refused(*_: Any) -> Any:
+        raise ObjectStoreError("the bucket b refused PutObject of x (AccessDenied): check it")
+
+    monkeypatch.setattr(DirectoryStore, "put", refused)
+    place = {"url": str(tmp_path / "objects")}
+    run = tiny_run(tmp_path / "r", tiny_base, request={"storage": place})
+    assert running._run(run) == 0
+    assert any("storage_refused" in note for note in run.notes())
+    assert classify(ObjectStoreError("no answer from the bucket")).state == "storage_unreachable"
+
+
+def copied(base: Path, target: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(base, target))

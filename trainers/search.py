@@ -1,0 +1,75 @@
+"""Candidates for one task: which ranks and learning rates to try, and who goes on. Pure.
+
+Successive halving (K. Jamieson, A. Talwalkar, Non-stochastic best arm identification and
+hyperparameter optimization, 2016): all candidates train for a share of the steps, the better part goes
+on with several times as many, until one is left, which trains to its end. A candidate that goes on
+resumes from its checkpoint, so nothing is trained twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trainers.spec import TrainSpec
+
+ETA = 2
+"""One in so many goes on, with so many times the steps."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate's record: what it reached in the last rung that it trained in."""
+
+    spec_digest: str
+    rank: int
+    learning_rate: float
+    step: int
+    loss: float | None
+    """Validation loss, nats per answer token; None when it failed."""
+    outcome: str
+    """``won``, ``dropped`` or ``failed: why``."""
+
+
+def candidates(
+    spec: TrainSpec, ranks: Sequence[int], learning_rates: Sequence[float], limit: int
+) -> list[TrainSpec]:
+    """``spec`` itself first, then its variations, at most ``limit`` of them; alpha stays in proportion."""
+    found = [spec]
+    scale = spec.lora.alpha / spec.lora.rank
+    for rank in ranks or (spec.lora.rank,):
+        for rate in learning_rates or (spec.learning_rate,):
+            lora = spec.lora.model_copy(update={"rank": rank, "alpha": scale * rank})
+            changed = spec.model_copy(update={"lora": lora, "learning_rate": rate})
+            if changed not in found:
+                found.append(changed)
+    return found[: max(1, limit)]
+
+
+def rungs(count: int, steps: int) -> list[int]:
+    """The steps at which candidates are compared, rising; none when there is one candidate only."""
+    levels = math.ceil(math.log(count, ETA)) if count > 1 else 0
+    return sorted({max(1, steps // ETA ** (level + 1)) for level in range(levels)} - {steps})
+
+
+def share_of_steps(count: int, steps: int) -> float:
+    """How many times the steps of one run the whole search takes."""
+    total, before, left = 0, 0, count
+    for step in rungs(count, steps):
+        total += left * (step - before)
+        before, left = step, max(1, math.ceil(left / ETA))
+    return (total + (steps - before)) / steps
+
+
+def survivors(losses: Mapping[str, float | None], final: bool = False) -> list[str]:
+    """Who goes on, best first: one in ``ETA``, rounded up, of all, and only one after the last rung.
+
+    Args:
+        losses: spec digest to validation loss; None for one that failed, which never goes on.
+    """
+    ranked = sorted(
+        ((loss, digest) for digest, loss in losses.items() if loss is not None and loss == loss)
+    )
+    keep = 1 if final else math.ceil(len(losses) / ETA)
+    return [digest for _, digest in ranked[:keep]]
