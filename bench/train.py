@@ -1,7 +1,8 @@
 """Speed and memory of the ``peft`` backend beside a plain TRL ``SFTTrainer``. Prints one JSON object.
 
-Same base model, LoRA, precision, optimizer, batch size, number of steps and examples (real tool calls,
-tickets and order notes), one after the other, each in a process of its own, one thread:
+Same base model, LoRA, precision, optimizer, batch size, number of steps and examples (the traffic
+that the demo generates: tool calls, tickets and order notes), one after the other, each in a process of
+its own, one thread:
 
 * ``trl``: SFTTrainer as it comes, loss on the answers only, examples in random order;
 * ``same``: our backend with examples in random order too (``batching = "shuffled"``);
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def examples() -> list[dict[str, Any]]:
-    """Real calls of three kinds, in the order in which they came."""
+    """The demo's generated calls of three kinds, in the order in which it plays them."""
     from flows.demo.traffic import sessions
 
     calls = [

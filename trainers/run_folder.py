@@ -218,8 +218,7 @@ class RunFolder:
 
         The optimizer still steps over ``spec.batch_size`` examples, by adding up gradients.
         """
-        spec = self.spec()
-        each = spec.batch_size // spec.processes
+        each = self.spec().batch_size
         present = self.micro_batch() or each
         smaller = next((n for n in range(present // 2, 0, -1) if each % n == 0), None)
         if smaller is None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from infra.prompting.template import PromptFormat
 
@@ -28,7 +28,16 @@ class LoraSpec(BaseModel):
     rslora: bool = False
     """Scale by alpha / sqrt(rank); written as the plain LoRA that computes the same."""
     dora: bool = False
-    """Weight-decomposed LoRA. It loads in PEFT; the engines serve plain LoRA only and refuse it."""
+    """Weight-decomposed LoRA. Refused: the engines compute plain LoRA only."""
+
+    @field_validator("dora")
+    @classmethod
+    def _servable(cls, value: bool) -> bool:
+        if value:
+            raise ValueError(
+                "DoRA is not trained, since no engine here could serve it: take rslora or another rank"
+            )
+        return value
 
 
 class TrainSpec(BaseModel):
@@ -51,7 +60,7 @@ class TrainSpec(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)
     batch_size: int = Field(16, ge=1)
-    """Examples per optimizer step, over all processes."""
+    """Examples per optimizer step."""
     batching: Literal["grouped", "packed", "shuffled"] = "grouped"
     """grouped: examples of like length share a batch; packed: a batch is one row without padding,
     each example attending to itself only; shuffled: neither."""
@@ -63,26 +72,18 @@ class TrainSpec(BaseModel):
     load_in_4bit: bool = False
     """Hold the base in 4 bit while training (unsloth backend); it is served as it is."""
     checkpoint_steps: int = Field(25, ge=1)
-    processes: int = Field(1, ge=1, le=64)
-    """Data-parallel processes; above 1 the ray executor uses Ray Train."""
     data_share: float = Field(1.0, gt=0, le=1)
     """Share of the training examples used: for learning curves."""
     old_share: float = Field(0.0, ge=0, lt=1)
     """Share of each step's examples, on average, that come from ``old_datasets``."""
     old_datasets: tuple[str, ...] = ()
     """Digests of earlier data sets mixed in, so that a retraining does not forget."""
-    labels_digest: str | None = None
-    """sha256 of the teacher's resampled answers that replace logged ones; None: as logged."""
     seed: int = Field(7, ge=0)
     shuffle_answers: bool = False
     """Train on answers dealt to the wrong prompts: a deliberately bad adapter, for drills only."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if self.batch_size % self.processes:
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide among {self.processes} processes"
-            )
         if bool(self.old_share) != bool(self.old_datasets):
             raise ValueError("old_share and old_datasets go together: name both or neither")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from infra.artifacts.base import read_base_shape
 from infra.artifacts.folder import pull, verify_folder
@@ -159,10 +160,6 @@ def test_rslora_is_written_as_the_plain_lora_that_computes_the_same(
     assert (ours - bare).abs().max() > 1e-3
 
 
-def test_dora_trains_and_is_refused_before_an_engine_sees_it(
-    tiny_base: Path, tmp_path: Path
-) -> None:
-    run = tiny_run(tmp_path / "dora", tiny_base, steps=2, lora={"rank": 2, "dora": True})
-    train(run)
-    with pytest.raises(ArtifactError, match="use_dora"):
-        package(run.path)
+def test_dora_is_refused_before_anything_is_trained(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="no engine here could serve it"):
+        tiny_run(tmp_path / "dora", tiny_base, lora={"rank": 2, "dora": True})

@@ -73,7 +73,6 @@ class AcceleratedBackend:
             layers_to_transform=adapted_layers(spec, layer_count(model)),
             bias="none",
             use_rslora=spec.lora.rslora,
-            use_dora=spec.lora.dora,
             use_gradient_checkpointing="unsloth" if on_gpu else False,
             random_state=spec.seed,
         )

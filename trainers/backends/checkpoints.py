@@ -70,17 +70,8 @@ class BestWeights:
     step: int
     loss: float | None
 
-    def keep(
-        self, model: Any, spec: TrainSpec, step: int, loss: float | None, *, write: bool = True
-    ) -> None:
-        """Write the adapter of ``model`` in canonical form: same weights, same bytes.
-
-        Args:
-            write: False in all but one of several processes, which only remember the loss.
-        """
-        if not write:
-            self.step, self.loss = step, loss
-            return
+    def keep(self, model: Any, spec: TrainSpec, step: int, loss: float | None) -> None:
+        """Write the adapter of ``model`` in canonical form: same weights, same bytes."""
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
@@ -123,7 +114,7 @@ def adapter_config(spec: TrainSpec, layers: int) -> dict[str, Any]:
         "r": lora.rank,
         "target_modules": sorted(lora.targets),
         "task_type": "CAUSAL_LM",
-        "use_dora": lora.dora,
+        "use_dora": False,
         "use_rslora": False,
     }
 

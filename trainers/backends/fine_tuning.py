@@ -98,11 +98,9 @@ def fine_tune(
         best = BestWeights(run.best)
     if data.validation and not watch.stopped and best.step != trainer.state.global_step:
         trainer.evaluate()
-    first = trainer.is_world_process_zero()
     if best.loss is None:
-        best.keep(model, spec, trainer.state.global_step, None, write=first)
-    if first:
-        publish(run.best, run.adapter)
+        best.keep(model, spec, trainer.state.global_step, None)
+    publish(run.best, run.adapter)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     recent = losses[-_RECENT_STEPS:]
     seconds = time.monotonic() - started
@@ -150,8 +148,7 @@ def _trainer(
             }
         )
 
-    each = spec.batch_size // spec.processes
-    micro = micro or each
+    micro = micro or spec.batch_size
     arguments = SFTConfig(
         output_dir=str(run.checkpoints),
         # The plan already holds every step's batch in order, so one epoch over it is the whole run.
@@ -160,7 +157,7 @@ def _trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=each // micro,
+        gradient_accumulation_steps=spec.batch_size // micro,
         per_device_eval_batch_size=micro,
         learning_rate=spec.learning_rate,
         lr_scheduler_type=spec.schedule,
@@ -181,7 +178,6 @@ def _trainer(
         seed=spec.seed,
         data_seed=spec.seed,
         dataloader_pin_memory=False,
-        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         **options,
     )
@@ -235,10 +231,7 @@ def _trainer_class(parent: Any, answers_only: bool) -> Any:
         ) -> Any:
             if not answers_only or return_outputs:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            loss = answer_loss(model, inputs, num_items_in_batch)
-            # Gradients are averaged over the processes, while items are counted over all of them.
-            shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
-            return loss * self.accelerator.num_processes if shared else loss
+            return answer_loss(model, inputs, num_items_in_batch)
 
         def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             import torch

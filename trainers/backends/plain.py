@@ -60,7 +60,6 @@ class PlainBackend:
             layers_to_transform=adapted_layers(spec, layer_count(model)),
             bias="none",
             use_rslora=spec.lora.rslora,
-            use_dora=spec.lora.dora,
             task_type="CAUSAL_LM",
         )
         require_targets(model, spec)

@@ -24,7 +24,7 @@ def make_watch(
     pause_step: int | None,
     on_checkpoint: Callable[[Path, int], None],
 ) -> Any:
-    """A TrainerCallback. With several processes the first one writes, and all stop at one step.
+    """A TrainerCallback.
 
     Args:
         pause_step: stop there with a checkpoint, to be gone on with.
@@ -43,7 +43,7 @@ def make_watch(
             self._clock = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            reason = _agreed(should_stop())
+            reason = should_stop()
             if reason is None and pause_step is not None and state.global_step >= pause_step:
                 reason = "paused"
                 control.should_save = control.should_evaluate = True
@@ -63,16 +63,15 @@ def make_watch(
             seconds, tokens = time.monotonic() - self._clock, self.batch_tokens()
             self.tokens += tokens
             self._last = StepEvent(state.global_step, spec.steps, loss, seconds, tokens)
-            if state.is_world_process_zero:
-                on_step(self._last)
+            on_step(self._last)
 
         def on_evaluate(
             self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
         ) -> None:
             loss = float(metrics["eval_loss"])
             if math.isfinite(loss) and (best.loss is None or loss < best.loss):
-                best.keep(model, spec, state.global_step, loss, write=state.is_world_process_zero)
-            if self._last is not None and state.is_world_process_zero:
+                best.keep(model, spec, state.global_step, loss)
+            if self._last is not None:
                 last = self._last
                 on_step(
                     StepEvent(
@@ -84,10 +83,9 @@ def make_watch(
                 control.should_training_stop = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.is_world_process_zero:
-                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                seal_checkpoint(folder)
-                on_checkpoint(folder, state.global_step)
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            seal_checkpoint(folder)
+            on_checkpoint(folder, state.global_step)
 
         def _stale(self, step: int) -> bool:
             # Counted from what is on disk, so that a resumed run ends where an undisturbed one does.
@@ -96,14 +94,3 @@ def make_watch(
             return step - best.step >= spec.patience * spec.checkpoint_steps
 
     return Watch()
-
-
-def _agreed(reason: str | None) -> str | None:
-    """The first process's reason, in every process: one that goes on alone would wait for ever."""
-    import torch.distributed as distributed
-
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return reason
-    box = [reason]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
