@@ -1,7 +1,8 @@
 """How well a night fills its workers: 8 tasks on 2, and with one killed once. Prints one JSON object.
 
-Eight training runs (three with ``--quick``) of very different lengths are planned as a night plans them (longest first) and
-carried out by the executor. ``makespan_seconds`` is from the first submission to the last end;
+Eight training runs (three with ``--quick``) of very different lengths are planned as a night plans
+them (longest first) and carried out by the executor. ``makespan_seconds`` is from the first
+submission to the last end;
 ``lower_bound_seconds`` is what no layout of the runs' own measured seconds could beat on as many
 workers; ``of_bound`` is their quotient, which is to stay below 1.15. The second row kills (-9) the
 training process of the longest run in its middle: what that costs (``lost_seconds``, from the last

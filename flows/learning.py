@@ -21,6 +21,7 @@ from infra.prompting.template import PromptFormat
 from trainers.artifact import package
 from trainers.backends.preparing import context_tokens
 from trainers.base_model import BaseModel, prepare_base
+from trainers.data_sets.labels import Example
 from trainers.data_sets.splits import SPLITS, SplitName
 from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
 from trainers.defaults import MAX_SEQUENCE_TOKENS, longest_sequence
@@ -31,6 +32,15 @@ from trainers.importing.importing import ImportReport, import_logs
 from trainers.importing.rerun import RerunReport, rerun
 from trainers.ingest.ingest import IngestReport, ingest
 from trainers.plan import step_examples
+from trainers.resampling import (
+    Labels,
+    TeacherAway,
+    kept_labels,
+    labels_digest,
+    open_teacher,
+    relabel,
+    resample,
+)
 from trainers.run_folder import RunFolder, RunRequest, begun_before
 from trainers.run_storage import RunStorage, place_of
 from trainers.spec import LoraSpec, TrainSpec
@@ -137,6 +147,7 @@ def train_spec(
     steps: int,
     *,
     shuffle_answers: bool = False,
+    say: Say = lambda _: None,
 ) -> TrainSpec:
     """What the settings and the data set make of one run.
 
@@ -145,6 +156,9 @@ def train_spec(
     """
     training = context.settings.training
     old = _previous(context, dataset) if training.old_share else None
+    labels = (
+        _settled(context, dataset, say) if training.resample_calls and not shuffle_answers else {}
+    )
     wanted = TrainSpec(
         task_id=dataset.task_id,
         base_model=base.name,
@@ -166,6 +180,7 @@ def train_spec(
         steps=steps,
         max_sequence_tokens=training.max_sequence_tokens or _longest(context, base, dataset),
         checkpoint_steps=training.checkpoint_steps,
+        labels_digest=labels_digest(labels),
         seed=training.seed,
         shuffle_answers=shuffle_answers,
     )
@@ -189,7 +204,10 @@ def train(
     training = context.settings.training
     base = prepare_base(context.settings.engine, say)
     place = place_of(context.settings.storage) if training.store_checkpoints else None
-    rows = {name: _rows(context, dataset, name) for name in _TAUGHT}
+    labels = kept_labels(context.store, dataset.digest) if spec.labels_digest else {}
+    if labels_digest(labels) != spec.labels_digest:
+        raise TrainingFailed(f"the teacher's new answers for {spec.task_id} changed: plan it again")
+    rows = {name: _rows(context, dataset, name, labels) for name in _TAUGHT}
     old = [row for digest in spec.old_datasets for row in _old_rows(context, digest, dataset)]
 
     def start(spec: TrainSpec, pause_step: int | None) -> RunHandle:
@@ -293,12 +311,40 @@ def _old_rows(context: Context, digest: str, dataset: DatasetVersion) -> list[Ma
     ]
 
 
+def _settled(context: Context, dataset: DatasetVersion, say: Say) -> Labels:
+    """Ask the teacher again where it disagrees with itself; what it said so far counts anyway."""
+    training, examples = context.settings.training, _taught(context, dataset)
+    ask, close = open_teacher(context.settings.teacher)
+    try:
+        resample(
+            context.store,
+            dataset.digest,
+            examples,
+            ask,
+            calls=training.resample_calls,
+            answers=training.resample_answers,
+        )
+    except TeacherAway as error:
+        say(f"{dataset.task_id}: {error}; its other disagreeing answers stay as logged")
+    finally:
+        close()
+    labels = kept_labels(context.store, dataset.digest)
+    dropped = sum(answer is None for answer in labels.values())
+    if labels:
+        say(f"{dataset.task_id}: {len(labels)} prompts settled by the teacher, {dropped} left out")
+    return labels
+
+
+def _taught(context: Context, dataset: DatasetVersion) -> list[Example]:
+    return [example for name in _TAUGHT for example in read_split(context.store, dataset, name)]
+
+
 def _rows(
-    context: Context, dataset: DatasetVersion, split: SplitName
+    context: Context, dataset: DatasetVersion, split: SplitName, labels: Labels | None = None
 ) -> list[Mapping[str, object]]:
     return [
         {"request": example.request, "answer": example.answer}
-        for example in read_split(context.store, dataset, split)
+        for example in relabel(read_split(context.store, dataset, split), labels or {})
     ]
 
 

@@ -66,7 +66,7 @@ def train_task(run: PlannedRun, plan: Plan, executor: Executor, drill: bool) -> 
     with open_context() as context:
         base = prepare_base(context.settings.engine, say)
         dataset = dataset_of(context, run.dataset)
-        spec = train_spec(context, base, dataset, run.steps, shuffle_answers=drill)
+        spec = train_spec(context, base, dataset, run.steps, shuffle_answers=drill, say=say)
         return train(context, executor, spec, dataset, deadline=plan.deadline, say=say)
 
 

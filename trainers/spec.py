@@ -78,6 +78,8 @@ class TrainSpec(BaseModel):
     """Share of each step's examples, on average, that come from ``old_datasets``."""
     old_datasets: tuple[str, ...] = ()
     """Digests of earlier data sets mixed in, so that a retraining does not forget."""
+    labels_digest: str | None = None
+    """sha256 of the teacher's new answers that replace disagreeing ones; None: as logged."""
     seed: int = Field(7, ge=0)
     shuffle_answers: bool = False
     """Train on answers dealt to the wrong prompts: a deliberately bad adapter, for drills only."""

@@ -100,6 +100,16 @@ class Training(Section):
     old_share: float = Field(
         0.0, ge=0, lt=1, description="Share of examples from the task's previous data set"
     )
+    resample_calls: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Calls to the teacher per data set to settle prompts that it answered in several "
+        "ways; 0: trained as logged",
+    )
+    resample_answers: int = Field(
+        3, ge=2, le=16, description="Calls per such prompt; what more than half say is the label"
+    )
     candidates: int = Field(
         1, ge=1, le=32, description="Settings that compete per task, by successive halving; 1: none"
     )

@@ -1,0 +1,55 @@
+"""A large model's server for tests: OpenAI's protocol over a real socket, answers by script."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from infra.settings.serving import Teacher
+
+
+class FakeTeacher:
+    """An OpenAI-compatible server: the answers to a prompt in turn; an int is an HTTP status."""
+
+    def __init__(self, script: dict[str, list[str | int]]) -> None:
+        self.script, self.asked = script, list[str]()
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                status, answer = outer.next(body)
+                data = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.settings = Teacher.model_validate(
+            {"url": f"http://127.0.0.1:{self._server.server_port}/v1", "model": "large"}
+        )
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def next(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        prompt = body["messages"][-1]["content"]
+        with self._lock:
+            self.asked.append(prompt)
+            answer = self.script[prompt].pop(0)
+        if isinstance(answer, int):
+            return answer, {"error": {"message": "no"}}
+        message = {"role": "assistant", "content": answer}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        envelope = {"id": "c", "object": "chat.completion", "created": 1, "model": body["model"]}
+        return 200, {**envelope, "choices": [choice]}
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
