@@ -78,6 +78,36 @@ def test_a_killed_run_resumes_to_the_very_same_adapter(
     assert digest_folder(run.adapter) == digest_folder(finished.adapter)
 
 
+def test_the_same_spec_and_seed_give_the_same_digest_and_another_seed_another(
+    finished: RunFolder, tiny_base: Path, tmp_path: Path
+) -> None:
+    again = tiny_run(tmp_path / "again", tiny_base, steps=40)
+    train(again)
+    assert digest_folder(again.adapter) == digest_folder(finished.adapter)
+    other = tiny_run(tmp_path / "other", tiny_base, steps=40, seed=8)
+    train(other)
+    assert digest_folder(other.adapter)[0] != digest_folder(finished.adapter)[0]
+
+
+def test_without_a_better_loss_for_long_enough_a_run_ends_early(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    # A rate this high finds its best early and never again.
+    high = {"learning_rate": 0.5, "schedule": "constant", "steps": 80, "checkpoint_steps": 2}
+    run = tiny_run(tmp_path / "patient", tiny_base, patience=3, **high)
+    train(run)
+    checks = {
+        event["step"]: event["validation_loss"]
+        for event in read_tail(run.events_file)
+        if event.get("validation_loss") is not None
+    }
+    result = run.result()
+    assert result is not None
+    assert result.stopped == "converged"
+    assert result.kept_step == min(checks, key=lambda step: checks[step])
+    assert result.steps == result.kept_step + 3 * 2 < 80
+
+
 def test_training_again_what_is_trained_does_nothing(finished: RunFolder) -> None:
     before = finished.result_file.stat().st_mtime_ns, len(read_tail(finished.events_file))
     assert train(finished) == finished.result()

@@ -41,7 +41,7 @@ def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> R
     """
     run = RunFolder(job.run_dir)
     _take_up(run, job)
-    code, reached = 0, -1
+    code, killed_at = 0, None
     while True:
         attempts = len(run.attempts())
         ended = _ended(run, attempts, abandoned)
@@ -53,10 +53,12 @@ def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> R
             return RunOutcome("failed", attempts, _given_up(run, attempts, code), failure=state)
         if attempts:
             time.sleep(min(2.0 ** (attempts - 1), 30) * 0.1)
-        if code == -signal.SIGKILL and run.progress().step <= reached:
-            # Twice at the same place: most likely the kernel, which takes back memory that way.
-            run.halve_micro_batch("killed twice without progress, perhaps out of memory")
-        reached = run.progress().step
+        if code == -signal.SIGKILL:
+            here = run.progress().step
+            if killed_at is not None and here <= killed_at:
+                # Twice at the same place: most likely the kernel, which takes back memory that way.
+                run.halve_micro_batch("killed twice without progress, perhaps out of memory")
+            killed_at = here
         code = _attempt(run, job, attempts + 1, abandoned)
         if code > 0 and code != _BUSY_EXIT and run.result() is None:
             error = run.error() or f"the training process ended with exit code {code}"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from infra.objects.directory import DirectoryStore
 from tests.tiny_run import alive, checkpoint_sealed, kill, tiny_run, wait_until
 from trainers.executors.on_ray import RayExecutor
-from trainers.executors.protocol import ExecutorError, TrainJob
-from trainers.run_folder import RunFolder, read_tail
+from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
+from trainers.executors.supervisor import supervise
+from trainers.run_folder import RunFolder, StoragePlace, read_tail
+from trainers.run_storage import RunStorage
 
 
 @pytest.fixture
@@ -40,6 +47,50 @@ def test_a_lost_ray_worker_is_replaced_and_the_run_resumes(
     steps = [event["step"] for event in read_tail(run.events_file) if event.get("tokens")]
     assert steps.count(1) == 1
     assert steps[-1] == 60
+
+
+def test_a_worker_lost_with_its_disk_is_replaced_by_one_that_takes_up_its_checkpoint(
+    ray_executor: RayExecutor, tiny_base: Path, tmp_path: Path
+) -> None:
+    place = StoragePlace(url=str(tmp_path / "objects"))
+    run = tiny_run(tmp_path / "run", tiny_base, steps=30, request={"storage": place.model_dump()})
+    storage = RunStorage.of(DirectoryStore(tmp_path / "objects"), run.spec().digest)
+    storage.push_inputs(run)
+    job = TrainJob(run.path, storage=place, run_id=storage.run_id)
+    handle = ray_executor.submit(job)
+    wait_until(storage.steps)
+    process = int(run.attempts()[-1]["pid"])
+    worker = parent_of(process)
+    os.kill(worker, signal.SIGSTOP)  # it must not see its folder go, as on a machine that is lost
+    kill(process)
+    wait_until(lambda: not alive(process), 30)
+    shutil.rmtree(run.path)
+    kill(worker)
+    outcome = handle.wait(240)
+    assert outcome.state == "done", outcome
+    steps = [event["step"] for event in read_tail(run.events_file) if event.get("tokens")]
+    assert steps.count(1) == 1, "it began anew"
+    assert steps[-1] == 30
+    assert len(run.attempts()) == 1, "the disk was to be another one"
+
+
+def test_killed_twice_without_progress_it_computes_half_as_much_at_once(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", tiny_base, steps=8)
+    outcomes: list[RunOutcome] = []
+    watched = threading.Thread(target=lambda: outcomes.append(supervise(TrainJob(run.path))))
+    watched.start()
+    for attempt in (1, 2):
+        wait_until(lambda attempt=attempt: len(run.attempts()) == attempt)
+        assert run.micro_batch() is None
+        kill(int(run.attempts()[-1]["pid"]))
+    watched.join(240)
+    (outcome,) = outcomes
+    assert (outcome.state, outcome.attempts) == ("done", 3), outcome
+    assert outcome.result is not None
+    assert (outcome.result.steps, outcome.result.micro_batch) == (8, 2)
+    assert "killed twice without progress" in outcome.result.notes[0]
 
 
 def test_a_job_that_fits_no_worker_is_refused_at_once(
