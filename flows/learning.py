@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from flows.holding import Busy, hold
-from flows.trials import choose
+from flows.trials import choose, learn_curve
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.objects.store import ObjectStoreError
@@ -243,6 +243,7 @@ def train(
     def wait(handle: RunHandle, spec: TrainSpec) -> RunOutcome:
         return _await(handle, spec, deadline, say)
 
+    learn_curve(context, spec, start, wait, say)
     spec = choose(context, spec, start, wait, say)
     handle = start(spec, None)
     folder = RunFolder(handle.job.run_dir)

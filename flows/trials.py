@@ -1,15 +1,17 @@
-"""Try a few settings for one task before the whole run, where the settings ask for it."""
+"""Short runs for one task before the whole run, where the settings ask for them: to choose among
+candidates, and to learn whether more data would help."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from flows.wiring import Context
 from trainers.executors.protocol import RunHandle, RunOutcome
 from trainers.run_storage import RunStorage
-from trainers.search import Trial, candidates, rungs, survivors
+from trainers.search import Trial, candidates, curve_specs, data_verdict, rungs, survivors
 from trainers.spec import TrainSpec
 
 Start = Callable[[TrainSpec, int | None], RunHandle]
@@ -63,6 +65,62 @@ def choose(
         f"{best.learning_rate:g} is best on validation"
     )
     return best
+
+
+def learn_curve(
+    context: Context, spec: TrainSpec, start: Start, wait: Wait, say: Callable[[str], None]
+) -> None:
+    """Find out by two short runs whether more data would help, where the settings ask for it.
+
+    Kept at ``reports/curves/<task>.json`` for the next plan; made once per data set.
+    """
+    if not context.settings.training.learning_curve or spec.shuffle_answers:
+        return
+    if _kept_curve(context, spec.task_id).get("dataset") == spec.dataset_digest:
+        return
+    specs = curve_specs(spec)
+    handles = {share: start(short, None) for share, short in specs.items()}
+    outcomes = {share: wait(handle, specs[share]) for share, handle in handles.items()}
+    losses = {
+        share: outcome.result.validation_loss
+        if outcome.state == "done" and outcome.result
+        else None
+        for share, outcome in outcomes.items()
+    }
+    verdict = data_verdict(losses)
+    value = {
+        "dataset": spec.dataset_digest,
+        "verdict": verdict,
+        "runs": [
+            {"share": share, "spec_digest": short.digest, "validation_loss": losses[share]}
+            for share, short in specs.items()
+        ],
+    }
+    context.store.put(
+        _curve_key(spec.task_id), json.dumps(value, indent=1, sort_keys=True).encode()
+    )
+    for short in specs.values():
+        RunStorage.of(context.store, short.digest).clear()
+    say(f"{spec.task_id}: {verdict or 'no learning curve, since a short run failed'}")
+
+
+def curve_verdict(context: Context, task_id: str) -> str | None:
+    """What the task's last learning curve said of more data."""
+    return _kept_curve(context, task_id).get("verdict")
+
+
+def _curve_key(task_id: str) -> str:
+    return f"reports/curves/{task_id}.json"
+
+
+def _kept_curve(context: Context, task_id: str) -> dict[str, Any]:
+    from infra.objects.store import ObjectMissing
+
+    try:
+        value = json.loads(context.store.get(_curve_key(task_id)))
+    except (ObjectMissing, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _winner(context: Context, key: str) -> str | None:

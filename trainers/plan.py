@@ -20,7 +20,7 @@ from infra.settings.learning import Night
 from infra.settings.model import Settings
 from trainers.defaults import batch_size
 from trainers.packing import launch_order, lay_out, makespan
-from trainers.search import share_of_steps
+from trainers.search import CURVE_SHARES, CURVE_STEPS, share_of_steps
 
 MIN_AGREEMENT = 0.6
 """Share of repeated prompts that the teacher must answer alike; below, no label can be learnt."""
@@ -72,6 +72,8 @@ class Measured:
     """Digests of data sets that an adapter was already trained on."""
     waiting: frozenset[str] = frozenset()
     """Ids of tasks that the last night had no room for."""
+    curves: Mapping[str, str] = field(default_factory=dict)
+    """Task id to what its last learning curve said of more data."""
     base_scores: Mapping[str, float] = field(default_factory=dict)
     """Task id to how often the base model alone was right, 0 to 1."""
 
@@ -185,7 +187,7 @@ def plan(
         taken.append(fitting)
     lengths = [wish.seconds for wish in taken]
     starts = lay_out(lengths, workers)
-    runs = tuple(_planned(taken[index], starts[index], settings) for index in launch_order(lengths))
+    runs = tuple(_planned(taken[index], starts[index], measured) for index in launch_order(lengths))
     return Plan(runs, tuple(skipped), deadline, makespan(lengths, workers), tuple(deferred))
 
 
@@ -217,6 +219,8 @@ def _wish(
 ) -> _Wish:
     steps = wanted_steps(dataset, settings)
     tried = share_of_steps(settings.training.candidates, steps)
+    if settings.training.learning_curve:
+        tried += len(CURVE_SHARES) / CURVE_STEPS
     return _Wish(
         task,
         dataset,
@@ -253,12 +257,13 @@ def _earliest_end(taken: Sequence[_Wish], workers: int) -> float:
     return ends[0]
 
 
-def _planned(wish: _Wish, start: float, settings: Settings) -> PlannedRun:
+def _planned(wish: _Wish, start: float, measured: Measured) -> PlannedRun:
     shortened = "" if wish.steps == wish.wanted else f", cut from {wish.wanted} to fit the night"
     waited = "; it waited for a night with room" if wish.waited else ""
+    curve = measured.curves.get(wish.task.id)
     reason = (
         f"saves about {wish.saving:.2f} a day; {_train_rows(wish.dataset)} training examples, "
-        f"{wish.steps} steps{shortened}{waited}"
+        f"{wish.steps} steps{shortened}{waited}" + (f"; {curve}" if curve else "")
     )
     return PlannedRun(
         wish.task.id,

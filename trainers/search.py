@@ -17,6 +17,13 @@ from trainers.spec import TrainSpec
 ETA = 2
 """One in so many goes on, with so many times the steps."""
 
+CURVE_SHARES = (0.1, 0.3)
+"""Shares of the examples that the two short runs of a learning curve see."""
+CURVE_STEPS = 4
+"""Each of them takes one in so many of the whole run's steps."""
+WORTH_MORE_DATA = 0.02
+"""Fall of the validation loss that twice the data must promise for more data to help."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -60,6 +67,33 @@ def share_of_steps(count: int, steps: int) -> float:
         total += left * (step - before)
         before, left = step, max(1, math.ceil(left / ETA))
     return (total + (steps - before)) / steps
+
+
+def curve_specs(spec: TrainSpec) -> dict[float, TrainSpec]:
+    """Share of the examples to the short run on it: as many steps for each, a quarter of the whole's."""
+    steps = max(1, spec.steps // CURVE_STEPS)
+    return {
+        share: spec.model_copy(update={"data_share": share, "steps": steps})
+        for share in CURVE_SHARES
+    }
+
+
+def data_verdict(losses: Mapping[float, float | None]) -> str | None:
+    """Whether more data would help, in words; None when a run failed.
+
+    The validation loss is taken to fall as a power of the number of examples (J. Hestness et al., Deep
+    learning scaling is predictable, empirically, 2017), so two points say what twice the data gives.
+
+    Args:
+        losses: the shares of ``CURVE_SHARES`` to validation loss.
+    """
+    few, many = (losses.get(share) for share in CURVE_SHARES)
+    if few is None or many is None or not few > 0 or not many > 0:
+        return None
+    power = math.log(few / many) / math.log(CURVE_SHARES[1] / CURVE_SHARES[0])
+    gain = 1 - 2**-power
+    said = f"validation loss {few:.3f} on 10 % of the examples, {many:.3f} on 30 %"
+    return f"more data would {'help' if gain >= WORTH_MORE_DATA else 'not help'} ({said})"
 
 
 def survivors(losses: Mapping[str, float | None], final: bool = False) -> list[str]:

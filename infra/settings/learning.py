@@ -100,6 +100,11 @@ class Training(Section):
     old_share: float = Field(
         0.0, ge=0, lt=1, description="Share of examples from the task's previous data set"
     )
+    learning_curve: bool = Field(
+        False,
+        description="Two short runs on 10 % and 30 % of the examples before the first run of a data "
+        "set; the next plan says whether more data would help",
+    )
     resample_calls: int = Field(
         0,
         ge=0,

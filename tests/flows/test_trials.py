@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.trials import choose
+from flows.trials import choose, curve_verdict, learn_curve
 from flows.wiring import Context, open_context
 from infra.database.open import Database
 from infra.settings.model import Settings
@@ -18,6 +19,7 @@ from tests.tiny_run import tiny_spec
 from trainers.executors.local import LocalExecutor
 from trainers.executors.protocol import RunHandle, RunOutcome, TrainJob
 from trainers.run_folder import RunFolder, RunRequest
+from trainers.search import data_verdict
 from trainers.spec import TrainSpec
 
 
@@ -29,6 +31,43 @@ def context(settings: Settings, database: Database) -> Iterator[Context]:
     )
     with open_context(changed) as opened:
         yield opened
+
+
+def test_two_short_runs_say_whether_more_data_would_help(context: Context, tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base")
+    spec, examples = tiny_spec(base, steps=16), tool_examples(48)
+    executor, begun = LocalExecutor(2), dict[float, RunFolder]()
+
+    def start(short: TrainSpec, pause_step: int | None) -> RunHandle:
+        request = RunRequest(base_folder=base, backend="peft")
+        folder = context.settings.training.runs / short.digest[:16]
+        run = RunFolder.create(folder, short, request, examples[:40], examples[40:])
+        begun[short.data_share] = run
+        return executor.submit(TrainJob(run.path))
+
+    def wait(handle: RunHandle, short: TrainSpec) -> RunOutcome:
+        return handle.wait(200)
+
+    said: list[str] = []
+    try:
+        learn_curve(context, spec, start, wait, said.append)
+        assert begun == {}, "off by default"
+        training = context.settings.training.model_copy(update={"learning_curve": True})
+        asked = replace(
+            context, settings=context.settings.model_copy(update={"training": training})
+        )
+        learn_curve(asked, spec, start, wait, said.append)
+        results = {share: run.result() for share, run in begun.items()}
+        assert {s: r.examples for s, r in results.items() if r} == {0.1: 4, 0.3: 12}
+        begun.clear()
+        learn_curve(asked, spec, start, wait, said.append)
+        assert begun == {}, "made once per data set"
+    finally:
+        executor.close()
+    verdict = curve_verdict(context, spec.task_id)
+    losses = {share: result.validation_loss for share, result in results.items() if result}
+    assert verdict == data_verdict(losses)
+    assert said == [f"{spec.task_id}: {verdict}"]
 
 
 def test_the_better_learning_rate_wins_and_is_found_again(context: Context, tmp_path: Path) -> None:

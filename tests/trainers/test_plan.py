@@ -85,6 +85,16 @@ def test_a_few_repeated_prompts_prove_no_disagreement():
     assert one(dataset=Dataset(agreement={"value": None, "prompts": 0})).runs
 
 
+def test_a_learning_curve_costs_half_a_run_and_its_verdict_is_in_the_reason():
+    training = SETTINGS.training.model_copy(update={"learning_curve": True})
+    curious = SETTINGS.model_copy(update={"training": training})
+    said = Measured(overhead_seconds=0, curves={"a": "more data would help"})
+    found = one(dataset=Dataset(), settings=curious, measured=said)
+    assert found.runs[0].estimated_seconds == 150
+    assert found.runs[0].reason.endswith("100 steps; more data would help")
+    assert one(dataset=Dataset()).runs[0].estimated_seconds == 100
+
+
 def test_the_largest_saving_goes_first_and_the_rest_waits_or_is_skipped():
     tasks = [Task("small", 1e3), Task("big", 9e6), Task("middle", 5e6), Task("tiny", 1.0)]
     settings = SETTINGS.model_copy(update={"night": Night(seconds_per_step=1, max_tasks=3)})

@@ -10,7 +10,7 @@ from infra.artifacts.folder import digest_folder
 from tests.tiny_run import tiny_run, tiny_spec
 from trainers.run import train
 from trainers.run_folder import RunFolder
-from trainers.search import candidates, rungs, share_of_steps, survivors
+from trainers.search import candidates, data_verdict, rungs, share_of_steps, survivors
 
 
 def test_variations_keep_the_scale_and_the_limit(tiny_base: Path) -> None:
@@ -57,3 +57,13 @@ def test_a_paused_run_gone_on_with_ends_like_one_never_paused(
     assert again.result() is None
     assert train(again).stopped is None
     assert digest_folder(RunFolder(run.path).adapter) == digest_folder(whole.adapter)
+
+
+def test_two_points_of_a_learning_curve_say_whether_more_data_would_help() -> None:
+    assert data_verdict({0.1: 1.0, 0.3: 0.8}) == (
+        "more data would help (validation loss 1.000 on 10 % of the examples, 0.800 on 30 %)"
+    )
+    # 1 - 2 ** -b with b = ln(1.0 / 0.98) / ln 3 is 1.3 %.
+    assert "would not help" in str(data_verdict({0.1: 1.0, 0.3: 0.98}))
+    assert "would not help" in str(data_verdict({0.1: 1.0, 0.3: 1.2}))
+    assert data_verdict({0.1: None, 0.3: 1.0}) is None
