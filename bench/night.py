@@ -44,7 +44,7 @@ from trainers.run_folder import RunFolder, RunRequest
 from trainers.spec import LoraSpec, TrainSpec
 
 WORKERS = 2
-STEPS = (60, 90, 120, 150, 200, 260, 330, 420)
+STEPS = (30, 45, 60, 75, 100, 130, 165, 210)
 QUICK = (4, 6, 12)
 GOAL = 1.15
 
