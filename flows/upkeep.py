@@ -43,19 +43,27 @@ def rollout() -> int:
     ends = time.monotonic() + TEND_FOR_SECONDS
     with open_context() as context:
         tender = Tender(context)
+        moves: dict[str, Rollout] = {}
         try:
             with hold(context.database, "tending", context.holder):
                 while True:
                     tended = tender.look()
                     for moved in tended.moved:
                         logger.info("%s is %s: %s", moved.adapter, moved.state, moved.reason)
-                        _show(context, moved)
+                        moves[moved.id] = moved
                     if tended.open == 0 or time.monotonic() > ends:
                         return tended.open
                     time.sleep(context.settings.rollout.tend_seconds)
         except Busy:
             logger.info("another run tends the rollouts")
             return 0
+        finally:
+            # The lease is free again: a picture is no reason for a rollback to wait.
+            for moved in moves.values():
+                try:
+                    _show(context, moved)
+                except Exception as error:  # noqa: BLE001 - nothing is lost but a picture
+                    logger.warning("%s cannot be shown: %s", moved.id, error)
 
 
 @flow(name="watch", flow_run_name="watch for drift", timeout_seconds=3600)
