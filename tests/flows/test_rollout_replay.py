@@ -147,3 +147,23 @@ def test_the_picture_shows_evidence_thresholds_steps_and_who_acted(world: World)
 def test_a_rollout_nobody_has_met_is_drawn_too(world: World) -> None:
     rollout = world.open(policy=replace(POLICY, steps=(0.2,)))
     assert "no session has been exposed" in picture(world.context, rollout.id, world.now)
+
+
+def test_the_champions_latency_is_measured_in_the_shadow_frozen_and_replayed(world: World) -> None:
+    world.open(policy=replace(POLICY, shadow_sessions=25, latency_floor_seconds=0.5))
+    world.look(1)
+    assert world.rollout().state == "shadow"
+    world.play(30, shadow=True, latency_seconds=1.0)
+    world.look(61)
+    rollout = world.rollout()
+    assert rollout.state == "canary" and rollout.latency_objective_seconds == 2.0
+    # What the champion does later does not move it, and a slow canary is found by it.
+    for _ in range(12):
+        if world.rollout().open:
+            world.play(40, latency_seconds=0.1, canary_seconds=9.0)
+            world.look(61)
+    rollout = world.rollout()
+    assert rollout.state == "rolled_back" and "latency worse" in rollout.reason
+    assert rollout.latency_objective_seconds == 2.0
+    steps = replay(world.context, rollout.id)
+    assert all(step.same for step in steps), [step.differences for step in steps]
