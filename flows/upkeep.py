@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -59,11 +61,7 @@ def rollout() -> int:
             return 0
         finally:
             # The lease is free again: a picture is no reason for a rollback to wait.
-            for moved in moves.values():
-                try:
-                    _show(context, moved)
-                except Exception as error:  # noqa: BLE001 - nothing is lost but a picture
-                    logger.warning("%s cannot be shown: %s", moved.id, error)
+            _show_all(context, moves.values())
 
 
 @flow(name="watch", flow_run_name="watch for drift", timeout_seconds=3600)
@@ -128,6 +126,15 @@ def rollback(task: str, reason: str = "by hand", to: str | None = None) -> str:
         )
         deliver(context.database, context.channels, utc_now())
     return route.champion
+
+
+def _show_all(context: Context, moves: Iterable[Rollout]) -> None:
+    """Never raises: nothing is lost but a picture."""
+    for moved in moves:
+        try:
+            _show(context, moved)
+        except Exception as error:  # noqa: BLE001
+            logging.getLogger(__name__).warning("%s cannot be shown: %s", moved.id, error)
 
 
 def _show(context: Context, moved: Rollout) -> None:

@@ -128,6 +128,9 @@ class Retention(Section):
     datasets_per_task: int = Field(
         3, ge=1, le=1000, description="Newest data sets of a task that stay, however old"
     )
+    evidence_seconds: LongSeconds = Field(
+        0, description="Kept evidence of a rollout since it ended; 0: for good"
+    )
     run_seconds: LongSeconds = Field(
         7 * 86400, description="Scratch folders and checkpoints of training runs, untouched"
     )
