@@ -1,11 +1,17 @@
 """How often is a canary judged wrongly, and how many labels does a right verdict take?
 
 The product's decision code and the rules of other tools (``bench/support/rollout_rules.py``) on the same
-simulated sessions. Policy: one metric, quality, at its default share (55 %) of a declared 5 % for
-rollback, rolled back when worse by more than 1 point, promoted when not worse by 5 points or more.
+simulated sessions. Policy: the default one, for one metric of it: quality, at its share (55 %) of the
+declared 5 % for rollback where every metric is in use but ``tools``, which needs a teacher as champion.
+It is rolled back when worse by more than 1 point beside an adapter (5 beside the teacher), and promoted
+when not worse by 5 points or more.
 
 * ``equal``: canary as good as the champion; every rollback is false.
 * ``worse``: canary worse by exactly the margin, 5 points; every promotion is false.
+* ``feedback``: an equal canary whose callers send feedback on 80 % of the right answers, or of the
+  wrong ones, or only in one arm, a tenth of it contrary to the teacher; every rollback is false.
+* ``teacher``: the same beside the teacher, with a canary worse by what is tolerated there, 5 points:
+  every rollback is false, and every promotion.
 * ``power``: canary 10 or 20 points worse at a base rate of 0.85 and a 10 % canary.
 * ``shadow``: both answer the same prompts, which differ in 14 % (10 points) and 24 % (20 points).
 
@@ -36,16 +42,27 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.support.rollout_rules import LOOK, NEVER, RULES, Seen, Setting
-from evaluators.metrics import EvidencePolicy
 from evaluators.simulation import Stream, Terms, Traffic, judge, simulate_shadow, streams
+from flows.observing import evidence_policy
+from serving.rollout.policy import RolloutPolicy
 
-ALPHA, MARGIN, ROLLBACK_MARGIN = 0.05, 0.05, 0.01
-LEVEL = EvidencePolicy(alpha_bad=ALPHA, latency_objective_seconds=1.0).levels(False)["quality"]
+POLICY = evidence_policy(RolloutPolicy(latency_objective_seconds=1.0, escalation_allowance=0.1))
+ALPHA, MARGIN, ROLLBACK_MARGIN = POLICY.alpha_bad, POLICY.margin, POLICY.tolerated(False)
+LEVEL, TEACHER_LEVEL = POLICY.quality_level(False), POLICY.quality_level(True)
 RATES = (0.70, 0.85, 0.95, 0.99)
 SHARES = (0.01, 0.1, 0.25, 0.5)
 MEAN_DELAY_SESSIONS, HORIZON_DELAYS = 200, 4
 DRIFT = -0.1
 PAIRS = 500
+SAID, CONTRARY = 0.8, 0.1
+# Who says something: share of the right answers, of the wrong ones, and in which arm.
+FEEDBACK: dict[str, tuple[float, float, Any]] = {
+    "": (0.0, 0.0, "both"),
+    "right": (SAID, 0.0, "both"),
+    "wrong": (0.0, SAID, "both"),
+    "canary": (SAID, SAID, "canary"),
+    "champion": (SAID, SAID, "champion"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,20 +73,32 @@ class Cell:
     share: float
     late: bool = False
     drift: bool = False
+    feedback: str = ""
 
     @property
     def terms(self) -> Terms:
         most = 200 if self.share < 0.05 else 500
+        if self.kind == "teacher":
+            tolerated = POLICY.tolerated(True)
+            return Terms(MARGIN, tolerated, TEACHER_LEVEL, ALPHA, (self.share,), 20, most, True)
         return Terms(MARGIN, ROLLBACK_MARGIN, LEVEL, ALPHA, (self.share,), max_sessions=most)
 
     @property
     def traffic(self) -> Traffic:
+        right, wrong, on = FEEDBACK[self.feedback]
         return Traffic(
+            feedback_right=right,
+            feedback_wrong=wrong,
+            contrary=CONTRARY if self.kind == "feedback" else 0.0,
+            feedback_on=on,
             champion=self.rate,
             harm=self.harm,
             drift=DRIFT if self.drift else 0.0,
             missing_right=math.exp(-HORIZON_DELAYS) if self.late else 0.0,
         )
+
+
+SPOKEN = [name for name in FEEDBACK if name]
 
 
 def cells() -> list[Cell]:
@@ -78,7 +107,14 @@ def cells() -> list[Cell]:
         for (kind, harm), rate, share, late, drift in itertools.product(
             (("equal", 0.0), ("worse", MARGIN)), RATES, SHARES, (False, True), (False, True)
         )
-    ] + [Cell("power", 0.85, harm, 0.1) for harm in (0.1, 0.2)]
+    ] + [
+        *(Cell("power", 0.85, harm, 0.1) for harm in (0.1, 0.2)),
+        *(Cell("feedback", rate, 0.0, 0.1, feedback=said) for rate in RATES for said in SPOKEN),
+        *(
+            Cell("teacher", 1.0, POLICY.tolerated(True), 0.1, feedback=said)
+            for said in ("", *SPOKEN)
+        ),
+    ]
 
 
 def measure(job: tuple[Cell, int, int]) -> dict[str, Any]:
@@ -191,8 +227,8 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if not found:
             return None
         row = max(found, key=lambda item: item["rules"][name][verdict])
-        cell = {key: row[key] for key in ("rate", "share", "late", "drift")}
-        bound = 0.01 if verdict == "bad" else 0.05
+        cell = {key: row[key] for key in ("rate", "share", "late", "drift", "feedback")}
+        bound = 0.01 if verdict == "bad" and kind != "teacher" else ALPHA
         over = sum(item["rules"][name][verdict] > bound for item in found)
         return {"share": row["rules"][name][verdict], "cell": cell, "cells_over": over}
 
@@ -200,6 +236,9 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         name: {
             "false_rollback": worst(name, "equal", "bad"),
             "false_promotion": worst(name, "worse", "good"),
+            "false_rollback_with_feedback": worst(name, "feedback", "bad"),
+            "false_rollback_beside_the_teacher": worst(name, "teacher", "bad"),
+            "false_promotion_beside_the_teacher": worst(name, "teacher", "good"),
             "power": {
                 f"{row['harm']:g}": row["rules"][name] for row in rows if row["kind"] == "power"
             },
@@ -214,6 +253,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="200 runs of a few cells")
+    parser.add_argument("--kinds", nargs="+", help="only cells of these kinds")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     given = parser.parse_args()
     chosen = cells()
@@ -221,6 +261,8 @@ def main() -> None:
     if given.quick:
         runs = min(runs, 200)
         chosen = [cell for cell in chosen if cell.share == 0.1 and not cell.drift]
+    if given.kinds:
+        chosen = [cell for cell in chosen if cell.kind in given.kinds]
     started = time.perf_counter()
     jobs = [(cell, runs, given.seed + place) for place, cell in enumerate(chosen)]
     jobs.sort(key=lambda job: job[0].share)  # the long ones first

@@ -28,7 +28,9 @@ __all__ = [
     "MetricDecision",
     "ShadowSummary",
     "judge_canary",
+    "judge_sessions",
     "judge_shadow",
+    "verdict_of",
 ]
 
 TEACHER = "teacher"
@@ -144,19 +146,8 @@ def judge_canary(
         carried = shadow.e_now
         if not shadow.settled:
             fed = []  # evidence is used in the order of assignment, and the shadow came first
-    levels = policy.levels(by_teacher)
-    metrics = tuple(
-        _judge_metric(
-            metric,
-            fed,
-            levels[metric.name],
-            policy,
-            by_teacher,
-            carried if metric.name == "quality" else 1.0,
-        )
-        for metric in policy.active(by_teacher)
-    )
-    verdict = _verdict(metrics)
+    metrics = judge_sessions(fed, policy, champion_is_teacher=by_teacher, carried=carried)
+    verdict = verdict_of(metrics)
     canaries = [item for item in fed if item.arm == "canary"]
     champions = [item for item in fed if item.arm == "champion"]
     asked = [metric for metric in metrics if metric.asked]
@@ -182,6 +173,31 @@ def judge_canary(
     )
 
 
+def judge_sessions(
+    fed: Sequence[SessionOutcome],
+    policy: EvidencePolicy,
+    *,
+    champion_is_teacher: bool,
+    carried: float = 1.0,
+) -> tuple[MetricDecision, ...]:
+    """Every metric in use on settled sessions in assignment order.
+
+    ``carried``: e-value that the quality test begins with.
+    """
+    levels = policy.levels(champion_is_teacher)
+    return tuple(
+        _judge_metric(
+            metric,
+            fed,
+            levels[metric.name],
+            policy,
+            champion_is_teacher,
+            carried if metric.name == "quality" else 1.0,
+        )
+        for metric in policy.active(champion_is_teacher)
+    )
+
+
 def _judge_metric(
     metric: Metric,
     fed: Sequence[SessionOutcome],
@@ -190,20 +206,25 @@ def _judge_metric(
     by_teacher: bool,
     carried: float,
 ) -> MetricDecision:
-    outcomes = [outcome_of(metric.name, session) for session in fed]
-    # The teacher agrees with itself, but is not always fast: its latency is seen, not known.
-    known = by_teacher and metric.name != "latency"
+    outcomes = [
+        outcome_of(
+            metric.name, session, champion_is_teacher=by_teacher, audited=policy.audit_rate > 0
+        )
+        for session in fed
+    ]
+    known = policy.known(metric.name) if by_teacher else None
     result: TestResult = run_test(
-        match_blocks(outcomes, champion_is_teacher=known),
+        match_blocks(outcomes, champion_is_teacher=known is not None),
         metric.margin,
         level,
         policy.alpha_good,
         rollback_margin=metric.rollback_margin,
-        known=policy.known(metric.name),
+        known=1.0 if known is None else known,
         carried=carried,
     )
     labelled = sum(item.labelled for item in outcomes if item.arm == "canary")
-    disappeared = silent(outcomes)
+    # Nobody owes a guardrail its labels.
+    disappeared = silent(outcomes) and not metric.guardrail
     verdict = result.verdict
     if verdict == "good" and (not labelled or disappeared):
         verdict = "continue"
@@ -223,7 +244,7 @@ def _judge_metric(
     )
 
 
-def _verdict(metrics: Sequence[MetricDecision]) -> Verdict:
+def verdict_of(metrics: Sequence[MetricDecision]) -> Verdict:
     """Any metric rolls back; all that are asked promote; bad comes first."""
     if any(metric.verdict == "bad" for metric in metrics):
         return "bad"

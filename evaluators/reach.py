@@ -32,7 +32,8 @@ class Reach:
     hours: float
     """Until the later of the two, with the delay of labels."""
     reasons: tuple[str, ...]
-    """Why the policy must be refused; empty when it can be met."""
+    """Why this traffic is not likely to meet it; empty when it does. What no traffic can meet is refused
+    when a rollout opens (``RolloutPolicy.unreachable``)."""
 
     @property
     def met(self) -> bool:
@@ -56,6 +57,9 @@ def reachable(
         raise ValueError(
             f"a harm of {harm:g} is within the rollback margin: no rollback is asked for"
         )
+    if terms.champion_is_teacher:
+        # Expected as beside an adapter that is always right, which takes no fewer sessions.
+        traffic = replace(traffic, champion=1.0)
     share = terms.steps[-1]
     equal, harmful = replace(traffic, harm=0.0), replace(traffic, harm=harm)
     good = _needed(

@@ -41,8 +41,6 @@ class Outcome:
     """Sessions are compared only within one epoch: a time of unchanged weights."""
     low: float
     high: float
-    by_agreement: bool = True
-    """Scored against the teacher alone; False when a caller's feedback had a part."""
 
     @property
     def labelled(self) -> bool:
@@ -64,8 +62,6 @@ class Block:
     canary_high: float
     champion_low: float
     champion_high: float
-    for_bad: bool = True
-    """False: counts towards the harder test, ``good``, only."""
 
 
 def block_ends(arms: Iterable[Arm], *, champion_is_teacher: bool = False) -> list[int]:
@@ -99,8 +95,7 @@ def match_blocks(outcomes: Iterable[Outcome], *, champion_is_teacher: bool) -> l
     """Cut the sessions of each epoch into blocks, in the order in which the blocks are complete.
 
     Sessions left over when an epoch ends are discarded, because a block across a change of weights
-    compares two times. Where feedback had a part in the score of a canary that stands alone against
-    the teacher, the comparison would be lopsided: such a block counts only towards ``good``.
+    compares two times.
     """
     # Gateways learn of new weights moments apart, so epochs may interleave.
     epochs: dict[Hashable, list[tuple[int, Outcome]]] = {}
@@ -173,13 +168,7 @@ def run_test(
 def counts_for_bad(blocks: Iterable[Block]) -> Counts:
     """Canaries at their best, champions at their worst."""
     return Counts.of(
-        (
-            block.canaries if block.for_bad else 0,
-            block.canary_high,
-            block.champions,
-            block.champion_low,
-        )
-        for block in blocks
+        (block.canaries, block.canary_high, block.champions, block.champion_low) for block in blocks
     )
 
 
@@ -203,7 +192,6 @@ def _block(members: Sequence[Outcome]) -> Block:
         sum(outcome.high for outcome in canaries),
         sum(outcome.low for outcome in champions),
         sum(outcome.high for outcome in champions),
-        for_bad=bool(champions) or all(outcome.by_agreement for outcome in canaries),
     )
 
 

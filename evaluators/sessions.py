@@ -1,17 +1,20 @@
 """From the call log to session outcomes in assignment order: what the sequential test is fed.
 
 One session is one unit. It is charged to the arm it was first exposed in, whoever answered in the
-end (intention to treat), and its outcome is the worst of its calls within the maturity horizon. Of
-each call, the first that applies:
+end (intention to treat), and its outcome is the worst of its calls within the maturity horizon. A call
+is scored on two scales, which are kept apart because who sends feedback may depend on the answer:
 
-1. a hard failure (failed checks, engine error, timeout, kill switch, no answer) is 0;
-2. the caller's feedback: its score, or the agreement of the answer with the correction;
-3. the teacher answered, as champion or for a reason in ``FORGIVEN``: 1 by definition;
-4. the agreement of the shown answer with the teacher's audit answer;
-5. else it is missing: anything from 0 to 1.
+* *agreement* with the teacher: 0 for a hard failure (failed checks, engine error, timeout, kill
+  switch); 1 where the teacher answered, as champion or for a reason in ``FORGIVEN``; else that of the
+  shown answer with the teacher's audit answer; without an audit anything from 0 to 1;
+* what the caller *said*: 0 for a hard failure; the latest feedback (its score, or the agreement of the
+  answer with the correction); without feedback anything from 0 to 1.
 
-Beside this quality a session has what the other metrics need: hard failures, slow calls, escalations,
-and tool errors that the agent reported (``evaluators/tool_results.py``).
+Where there was no engine (``ABSENT``), or the teacher itself did not answer, nobody knows how good the
+arm would have been: anything from 0 to 1 on either scale, and no failure of the arm.
+
+Beside this a session has what the other metrics need: hard failures, slow calls, escalations, and tool
+errors that the agent reported (``evaluators/tool_results.py``).
 
 A session is settled once its horizon has passed, or at a hard failure, which nothing can mend; calls
 after that failure count for nothing. Sessions are fed up to the first unsettled one: quick failures and
@@ -27,7 +30,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from evaluators.scoring import score_answer
 from evaluators.tool_results import tool_error_reported
@@ -38,16 +41,40 @@ from infra.calls.record import Arm, CallRecord, FeedbackRecord
 # than its answer takes. Every other escalation is the adapter's failure.
 FORGIVEN = frozenset({"confidence", "overloaded", "prompt_too_long", "token_limit"})
 
+# No engine was there for anybody: the connection was refused, or the adapter is not back after a
+# restart. An engine that breaks while it works on a call is another matter: the adapter may have done it.
+ABSENT = frozenset({"engine_absent"})
+
 Basis = Literal["failure", "feedback", "agreement", "missing"]
 
 
 @dataclass(frozen=True)
-class CallOutcome:
-    """A call's score lies in [low, high]."""
+class Interval:
+    """A score in [low, high]: known when they are equal."""
 
     low: float
     high: float
+
+    @property
+    def known(self) -> bool:
+        return self.low == self.high
+
+
+NOTHING_KNOWN, WRONG, RIGHT = Interval(0.0, 1.0), Interval(0.0, 0.0), Interval(1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class CallOutcome:
+    """A call on both scales; ``basis`` is the stronger one that is known, feedback first."""
+
+    agreed: Interval
+    said: Interval
     basis: Basis
+
+    @property
+    def best_known(self) -> Interval:
+        """What the caller said, else the agreement."""
+        return self.said if self.basis == "feedback" else self.agreed
 
 
 @dataclass(frozen=True)
@@ -62,18 +89,25 @@ class SessionOutcome:
     assigned: datetime
     """Time of the first exposed call."""
     low: float
+    """With ``high``: of each call what was said of it, else its agreement. For people to read, and
+    for a promotion beside the teacher."""
     high: float
     settled: bool
     calls: int
     escalations: int
     """Calls that the teacher answered in the small model's place, for whatever reason."""
-    by_feedback: bool
+    agreed: Interval = NOTHING_KNOWN
+    said: Interval = NOTHING_KNOWN
     failed: bool = False
     """A hard failure of the arm."""
     tool_failed: bool = False
     """The agent reported that a tool call of an answer ended in an error; never beside ``failed``."""
     slow: int = 0
     """Calls slower than the objective."""
+    absent: int = 0
+    """Calls for which there was no engine; among the escalations."""
+    unanswered: bool = False
+    """The teacher itself failed to answer a call; never beside ``failed``."""
 
     @property
     def labelled(self) -> bool:
@@ -89,12 +123,15 @@ class SessionOutcome:
             self.assigned.isoformat(),
             self.low,
             self.high,
-            self.by_feedback,
+            [self.agreed.low, self.agreed.high],
+            [self.said.low, self.said.high],
             self.escalations,
             self.calls,
             self.failed,
             self.tool_failed,
             self.slow,
+            self.absent,
+            self.unanswered,
         ]
 
 
@@ -110,7 +147,8 @@ def session_outcomes(
     """Every session of the rollout's canary stage in assignment order, settled or not.
 
     The order of the input does not matter, and a record read twice counts once. Calls in epochs
-    without any canary call (the shadow stage) are left out.
+    without any canary call (the shadow stage) are left out, and so are sessions that met no engine at
+    any call: like those at a gateway that has not loaded the candidate, they were not treated.
     """
     exposed = [
         call
@@ -126,7 +164,9 @@ def session_outcomes(
     horizon = timedelta(seconds=maturity_seconds)
     slow = math.inf if latency_objective_seconds is None else latency_objective_seconds
     outcomes = [_outcome(members, reported, horizon, now, slow) for members in sessions.values()]
-    return sorted(outcomes, key=lambda item: (item.assigned, item.tenant, item.session))
+    # While such a session may still go on it holds its place in the line.
+    treated = [item for item in outcomes if not item.settled or item.absent < item.calls]
+    return sorted(treated, key=lambda item: (item.assigned, item.tenant, item.session))
 
 
 def settled_prefix(outcomes: Sequence[SessionOutcome]) -> list[SessionOutcome]:
@@ -161,27 +201,41 @@ def feedback_by_call(
 
 
 def call_outcome(call: CallRecord, feedback: Sequence[FeedbackRecord]) -> CallOutcome:
-    """What is known of how good the answer to one call was; the latest useful feedback counts."""
-    answer = call.answer
-    if answer is None or hard_failure(call.answered_by.escalation):
-        return CallOutcome(0.0, 0.0, "failure")
+    """What is known of how good the answer to one call was."""
+    answer, by = call.answer, call.answered_by
+    if hard_failure(by.escalation) or (answer is None and by.adapter is not None):
+        return CallOutcome(WRONG, WRONG, "failure")
+    if answer is None or by.escalation in ABSENT:
+        return CallOutcome(NOTHING_KNOWN, NOTHING_KNOWN, "missing")
+    said = _said(call, answer, feedback)
+    if by.adapter is None or by.escalation is not None:
+        agreed = RIGHT
+    elif call.audit is None:
+        agreed = NOTHING_KNOWN
+    else:
+        score = score_answer(call.audit, answer, call.request).correct
+        agreed = Interval(score, score)
+    if said is not None:
+        return CallOutcome(agreed, said, "feedback")
+    return CallOutcome(agreed, NOTHING_KNOWN, "agreement" if agreed.known else "missing")
+
+
+def _said(
+    call: CallRecord, answer: Mapping[str, Any], feedback: Sequence[FeedbackRecord]
+) -> Interval | None:
+    """By the latest feedback that says how good the answer was."""
     for item in reversed(feedback):
-        if item.score is not None:
-            return CallOutcome(item.score, item.score, "feedback")
-        if item.correction is not None:
+        score = item.score
+        if score is None and item.correction is not None:
             score = score_answer(item.correction, answer, call.request).correct
-            return CallOutcome(score, score, "feedback")
-    if call.answered_by.adapter is None or call.answered_by.escalation is not None:
-        return CallOutcome(1.0, 1.0, "agreement")
-    if call.audit is None:
-        return CallOutcome(0.0, 1.0, "missing")
-    score = score_answer(call.audit, answer, call.request).correct
-    return CallOutcome(score, score, "agreement")
+        if score is not None:
+            return Interval(score, score)
+    return None
 
 
 def hard_failure(escalation: str | None) -> bool:
     """Whether this escalation is the adapter's failure; an unknown reason is."""
-    return escalation is not None and escalation.split(":")[0] not in FORGIVEN
+    return escalation is not None and escalation.split(":")[0] not in FORGIVEN | ABSENT
 
 
 def _outcome(
@@ -211,16 +265,25 @@ def _outcome(
         arm=arm,
         epoch=first.answered_by.route_version,
         assigned=first.time,
-        low=min(result.low for result in results),
-        high=min(result.high for result in results),
+        low=min(result.best_known.low for result in results),
+        high=min(result.best_known.high for result in results),
         settled=failure is not None or now >= closes,
         calls=len(counted),
         escalations=sum(call.answered_by.escalation is not None for call in counted),
-        by_feedback=any(result.basis == "feedback" for result in results),
+        agreed=_worst(result.agreed for result in results),
+        said=_worst(result.said for result in results),
         failed=failure is not None,
         tool_failed=failure is None and tool_error_reported(counted, in_time),
         slow=sum(call.latency_seconds > slow_seconds for call in counted),
+        absent=sum(call.answered_by.escalation in ABSENT for call in counted),
+        unanswered=failure is None and any(call.answer is None for call in counted),
     )
+
+
+def _worst(intervals: Iterable[Interval]) -> Interval:
+    """Of a session: it is as good as its worst call."""
+    found = list(intervals)
+    return Interval(min(one.low for one in found), min(one.high for one in found))
 
 
 def _richness(call: CallRecord) -> tuple[int, str]:

@@ -91,7 +91,7 @@ def judge_shadow(
             # hold every call that only the champion got right against an equal candidate.
             ours, theirs = zip(*known, strict=True)
             differences.append(min(ours) - min(theirs))
-    tolerated = policy.margin if policy.rollback_margin is None else policy.rollback_margin
+    tolerated = policy.tolerated(champion_is_teacher)
     running = paired_worse(np.array(differences, dtype=float), tolerated)
     path = np.exp(np.minimum(running, 700.0))
     e_bad = float(path.max(initial=1.0))

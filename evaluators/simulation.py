@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,14 @@ _CHUNK_SESSIONS = 4_000_000
 
 @dataclass(frozen=True)
 class Traffic:
-    """What arrives. Shares and rates are fractions of one; scores are right or wrong.
+    """What arrives. Shares and rates are fractions of one; scores are right or wrong, by agreement
+    with the teacher.
 
     Raises ValueError for values out of range.
     """
 
     champion: float = 0.85
-    """Chance that the champion is right."""
+    """Chance that the champion is right; 1 for the teacher."""
     harm: float = 0.0
     """By how much the canary is right less often."""
     drift: float = 0.0
@@ -38,13 +40,20 @@ class Traffic:
     missing_right: float = 0.0
     """Share of right answers whose label does not come within the maturity horizon."""
     missing_wrong: float = 0.0
+    feedback_right: float = 0.0
+    """Share of right answers of which the caller says something."""
+    feedback_wrong: float = 0.0
+    contrary: float = 0.0
+    """Share of what callers say that is contrary to the teacher."""
+    feedback_on: Literal["both", "canary", "champion"] = "both"
     sessions_per_hour: float = 100.0
     maturity_hours: float = 0.0
 
     def __post_init__(self) -> None:
-        shares = (self.champion, self.missing_right, self.missing_wrong)
+        shares = [self.champion, self.missing_right, self.missing_wrong]
+        shares += [self.feedback_right, self.feedback_wrong, self.contrary]
         if not all(0 <= share <= 1 for share in shares):
-            raise ValueError("a base rate and a missing share lie between 0 and 1")
+            raise ValueError("a base rate, a missing share and one of feedback lie between 0 and 1")
         if not (-1 <= self.harm <= 1 and -1 <= self.drift <= 1):
             raise ValueError("harm and drift are differences of two rates: between -1 and 1")
         if not (self.sessions_per_hour > 0 and self.maturity_hours >= 0):
@@ -67,6 +76,7 @@ class Terms:
     step_sessions: int = 20
     max_sessions: int = 500
     """Canary sessions, then inconclusive."""
+    champion_is_teacher: bool = False
 
     def __post_init__(self) -> None:
         check_margin(self.margin)
@@ -89,6 +99,7 @@ class Sessions:
     canary: Bools
     starts: NDArray[np.int64] = field(repr=False)
     """First session of each block. The last entry is the end of the last block."""
+    champion_is_teacher: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,8 @@ class Stream:
     sessions: Sessions
     right: Bools
     known: Bools
+    said: NDArray[np.int8] | None = None
+    """What callers said: 1 right, -1 wrong, 0 nothing; None: nobody said anything."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,10 @@ def draw_sessions(random: np.random.Generator, terms: Terms) -> Sessions:
         gaps = random.geometric(share, wanted)
         step = np.zeros(int(gaps.sum()), dtype=bool)
         step[np.cumsum(gaps) - 1] = True
-        ends = block_ends("canary" if one else "champion" for one in step.tolist())
+        ends = block_ends(
+            ("canary" if one else "champion" for one in step.tolist()),
+            champion_is_teacher=terms.champion_is_teacher,
+        )
         starts += [begin + start for start in [0, *ends][: len(ends)]]
         begin += len(step)
         # What is left of a step after its last block is cut off, so that blocks lie end to end.
@@ -135,13 +151,20 @@ def draw_sessions(random: np.random.Generator, terms: Terms) -> Sessions:
             step, begin = step[:0], begin - len(step)
         arms.append(step)
         left -= wanted
-    return Sessions(np.concatenate(arms), np.array([*starts, begin], dtype=np.int64))
+    return Sessions(
+        np.concatenate(arms),
+        np.array([*starts, begin], dtype=np.int64),
+        terms.champion_is_teacher,
+    )
 
 
 def draw_stream(
     random: np.random.Generator, traffic: Traffic, sessions: Sessions, runs: int
 ) -> Stream:
+    """Outcomes of ``runs`` rollouts. Raises ValueError for a teacher that is not always right."""
     n = len(sessions.canary)
+    if sessions.champion_is_teacher and (traffic.champion < 1 or traffic.drift):
+        raise ValueError("the teacher agrees with itself: its base rate is 1, without a drift")
     drift = traffic.drift * np.linspace(0, 1, n, dtype=np.float32)
     chance = np.clip(traffic.champion + drift - traffic.harm * sessions.canary, 0, 1)
     right = random.random((runs, n), dtype=np.float32) < chance.astype(np.float32)
@@ -150,13 +173,28 @@ def draw_stream(
     else:
         lost = np.where(right, np.float32(traffic.missing_right), np.float32(traffic.missing_wrong))
         known = random.random((runs, n), dtype=np.float32) >= lost
-    return Stream(sessions, right, known)
+    if sessions.champion_is_teacher:
+        known = known | ~sessions.canary
+    return Stream(sessions, right, known, _said(random, traffic, sessions, right))
+
+
+def _said(
+    random: np.random.Generator, traffic: Traffic, sessions: Sessions, right: Bools
+) -> NDArray[np.int8] | None:
+    if traffic.feedback_right == traffic.feedback_wrong == 0:
+        return None
+    share = np.where(right, np.float32(traffic.feedback_right), np.float32(traffic.feedback_wrong))
+    spoken = random.random(right.shape, dtype=np.float32) < share
+    if traffic.feedback_on != "both":
+        spoken &= sessions.canary == (traffic.feedback_on == "canary")
+    contrary = random.random(right.shape, dtype=np.float32) < traffic.contrary
+    return np.where(spoken, np.where(right ^ contrary, 1, -1), 0).astype(np.int8)
 
 
 def counts_of(stream: Stream) -> tuple[Counts, Counts]:
     """The blocks as ``bad`` and as ``good`` see them: what is unknown counts against each verdict."""
     canary, starts = stream.sessions.canary, stream.sessions.starts[:-1]
-    sure, perhaps = stream.right & stream.known, stream.right | ~stream.known
+    sure, perhaps = _bounds(stream)
 
     def sums(scores: Bools) -> Numbers:
         return np.add.reduceat(scores, starts, axis=1, dtype=np.int32).astype(float)
@@ -167,6 +205,17 @@ def counts_of(stream: Stream) -> tuple[Counts, Counts]:
     bad = Counts(canaries, sums(perhaps & canary), champions, sums(sure & ~canary))
     good = Counts(canaries, sums(sure & canary), champions, sums(perhaps & ~canary))
     return bad, good
+
+
+def _bounds(stream: Stream) -> tuple[Bools, Bools]:
+    """Whether each session is right for sure, and perhaps: ``metrics.outcome_of`` for quality."""
+    sure, perhaps, said = stream.right & stream.known, stream.right | ~stream.known, stream.said
+    if said is None:
+        return sure, perhaps
+    if not stream.sessions.champion_is_teacher:
+        return sure & (said >= 0), perhaps | (said > 0)
+    canary = stream.sessions.canary
+    return np.where(canary & (said != 0), said > 0, sure), perhaps | (canary & (said > 0))
 
 
 def judge(stream: Stream, terms: Terms) -> Ends:

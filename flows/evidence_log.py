@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
@@ -29,7 +29,7 @@ class EvidenceLog:
         self._max_line_bytes = max_line_bytes
         self._read: set[str] = set()
         self._calls: dict[str, list[CallRecord]] = defaultdict(list)
-        self._feedback: list[FeedbackRecord] = []
+        self._feedback: deque[FeedbackRecord] = deque(maxlen=MAX_RECORDS)
 
     def look(self, since: datetime) -> None:
         """Take in what was logged since then and was not read yet.
@@ -47,12 +47,14 @@ class EvidenceLog:
         """Free what belongs to rollouts that have ended."""
         for rollout in set(self._calls) - set(rollouts):
             del self._calls[rollout]
+        if not rollouts:
+            self._feedback.clear()
 
     def calls(self, rollout: str) -> list[CallRecord]:
         return self._calls.get(rollout, [])
 
     def feedback(self) -> list[FeedbackRecord]:
-        return self._feedback
+        return list(self._feedback)
 
     def _take(self, key: str) -> None:
         try:
@@ -69,6 +71,8 @@ class EvidenceLog:
                 except RecordError:
                     continue
                 if isinstance(record, FeedbackRecord):
+                    if len(self._feedback) == MAX_RECORDS:
+                        logger.warning("over %d reports: the oldest are left out", MAX_RECORDS)
                     self._feedback.append(record)
                 elif record.answered_by.rollout is not None:
                     self._keep(record.answered_by.rollout, record)

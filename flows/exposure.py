@@ -9,25 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from evaluators import sample_ratio as sample
-from evaluators.sample_ratio import sample_ratio
+from evaluators.sample_ratio import Split, sample_ratio
 from infra.calls.record import CallRecord
 from infra.database.events import Event
-
-
-@dataclass(frozen=True)
-class Split:
-    """Sessions first exposed under one version of the route."""
-
-    route_version: int
-    weight: float
-    """Share asked for."""
-    canary: int
-    champion: int
-
 
 SplitTest = Callable[[Sequence[Split]], str | None]
 """Why the splits cannot be what was asked for, or None."""
@@ -72,16 +58,12 @@ def exposures(
         if call.time <= until
     )
     return [
-        Split(version, weight, counted[version, "canary"], counted[version, "champion"])
+        Split(counted[version, "canary"], counted[version, "champion"], weight)
         for version, weight in sorted(weights.items())
     ]
 
 
 def mismatch(splits: Sequence[Split]) -> str | None:
     """Why these cannot be the splits that were asked for, or None (``evaluators.sample_ratio``)."""
-    test = sample_ratio(
-        sample.Split(split.canary, split.champion, split.weight)
-        for split in splits
-        if 0 < split.weight < 1
-    )
+    test = sample_ratio(split for split in splits if 0 < split.share < 1)
     return test.reason if test.mismatch else None

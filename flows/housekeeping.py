@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from flows.holding import Busy, hold
+from flows.kept_evidence import expire
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from serving.registry.retention.collecting import Done, Outcome, collect
@@ -54,6 +55,7 @@ def housekeep(
     done += _runs(context, now, dry_run)
     done += _stored_runs(context, now, dry_run)
     done += _logs(context, now, dry_run)
+    done += _evidence(context, now, dry_run)
     return Housekeeping(tuple(done), dry_run)
 
 
@@ -92,6 +94,22 @@ def _stored_runs(context: Context, now: datetime, dry_run: bool) -> list[Done]:
             RunStorage(context.store, run_id).clear()
         why = f"untouched for {idle / 3600:.0f} hours" if touched else "nobody knows since when"
         done.append(Done("run", f"checkpoints/{run_id}", outcome, why))
+    return done
+
+
+def _evidence(context: Context, now: datetime, dry_run: bool) -> list[Done]:
+    """Of rollouts that ended long ago. What is open is never touched."""
+    seconds = context.settings.retention.evidence_seconds
+    if not seconds:
+        return []
+    done = []
+    for rollout in context.registry.rollouts():
+        if rollout.open or (now - rollout.entered).total_seconds() <= seconds:
+            continue
+        count = expire(context.store, rollout.id, dry_run=dry_run)
+        if count:
+            why = f"{count} objects of a rollout that ended {rollout.entered:%Y-%m-%d}"
+            done.append(Done("evidence", rollout.id, "would go" if dry_run else "removed", why))
     return done
 
 

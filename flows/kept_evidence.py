@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
 from evaluators.sessions import unique_calls
 from infra.calls.codec import Problem, encode_lines, parse_line, read_lines
 from infra.calls.record import CallRecord, FeedbackRecord
-from infra.objects.store import ObjectExists, ObjectStore
+from infra.objects.store import ObjectExists, ObjectMissing, ObjectStore
 
 PREFIX = "evidence/rollouts/"
 """Not among the reports: those are shown to whoever has their address, and these are calls."""
@@ -79,6 +79,27 @@ def read_kept(store: ObjectStore, key: str) -> Records:
         else:
             calls.append(record)
     return calls, feedback
+
+
+def naming(store: ObjectStore, tenant: str, session: str) -> Iterator[str]:
+    """Keys of what is kept that holds a call of this session; reads all that is kept.
+
+    Raises ObjectStoreError, EvidenceDamaged.
+    """
+    for item in store.list(PREFIX):
+        with contextlib.suppress(ObjectMissing):
+            calls, _ = read_kept(store, item.key)
+            if any((call.tenant, call.session) == (tenant, session) for call in calls):
+                yield item.key
+
+
+def expire(store: ObjectStore, rollout_id: str, *, dry_run: bool) -> int:
+    """Delete what is kept of one rollout; how many objects. Safe to repeat."""
+    keys = [item.key for item in store.list(f"{PREFIX}{rollout_id}/")]
+    if not dry_run:
+        for key in keys:
+            store.delete(key)
+    return len(keys)
 
 
 def _without_prompt(call: CallRecord) -> CallRecord:

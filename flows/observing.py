@@ -6,10 +6,11 @@ Tending, replaying and drawing a rollout all go through here, so that they canno
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 
 from evaluators.evidence import EvidencePolicy, judge_canary, judge_shadow
+from evaluators.latency import champion_objective
 from evaluators.sessions import session_outcomes, settled_prefix
 from flows.exposure import SplitTest, exposures, mismatch
 from infra.calls.record import CallRecord, FeedbackRecord
@@ -37,7 +38,15 @@ def observe(
         loaded: whether the engine holds the adapter; not in the log.
     """
     terms = rollout.policy
-    policy = evidence_policy(terms)
+    objective = rollout.latency_objective_seconds
+    policy = replace(evidence_policy(terms), latency_objective_seconds=objective)
+    if objective is None and rollout.state != "canary":
+        objective = champion_objective(
+            calls,
+            rollout=rollout.id,
+            now=now,
+            floor_seconds=terms.latency_floor_seconds,
+        )
     champion = rollout.champion or TEACHER
     shadow = judge_shadow(
         calls,
@@ -79,12 +88,13 @@ def observe(
         reason=decision.reason,
         shadow_reason=shadow.reason,
         step_labels=_step_labels(rollout, calls, feedback, now, since),
+        latency_objective_seconds=objective,
         mismatch=split_test(splits),
         evidence={
             "canary": decision.to_dict(),
             "shadow": shadow.to_dict(),
             "exposed": [
-                {"weight": split.weight, "canary": split.canary, "champion": split.champion}
+                {"weight": split.share, "canary": split.canaries, "champion": split.champions}
                 for split in splits
             ],
         },

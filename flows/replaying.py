@@ -23,7 +23,7 @@ from infra.database.events import Event
 from infra.objects.store import ObjectMissing
 from serving.registry.records import Rollout
 from serving.rollout.effects import summary
-from serving.rollout.machine import Observation, next_step
+from serving.rollout.machine import Observation, State, next_step
 from serving.rollout.states import state_from_json
 
 COMPARED = ("counts", "verdicts", "observed")
@@ -115,7 +115,7 @@ def _again(
     if records is None:
         records, where = logs.records(), "log"
     seen = observe(
-        rollout,
+        _as_it_was(rollout, decided_on["state"]),
         *records,
         now=datetime.fromisoformat(source["now"]),
         weights=_until(weights, decided_on["route_version"]),
@@ -124,6 +124,14 @@ def _again(
     )
     seen = replace(seen, kill=facts.get("kill"), source=source)
     return Replayed(*told, where, tuple(_differences(rollout, event, seen)))
+
+
+def _as_it_was(rollout: Rollout, state: State) -> Rollout:
+    """In that state: before the canary no latency objective had been frozen."""
+    evidence = dict(rollout.evidence)
+    if state != "canary":
+        evidence.pop("latency_objective_seconds", None)
+    return replace(rollout, state=state, evidence=evidence)
 
 
 def _until(weights: Mapping[int, float], last: int) -> dict[int, float]:

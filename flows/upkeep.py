@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
@@ -42,19 +44,23 @@ def rollout() -> int:
     ends = time.monotonic() + TEND_FOR_SECONDS
     with open_context() as context:
         tender = Tender(context)
+        moves: dict[str, Rollout] = {}
         try:
             with hold(context.database, "tending", context.holder):
                 while True:
                     tended = tender.look()
                     for moved in tended.moved:
                         logger.info("%s is %s: %s", moved.adapter, moved.state, moved.reason)
-                        _show(context, moved)
+                        moves[moved.id] = moved
                     if tended.open == 0 or time.monotonic() > ends:
                         return tended.open
                     time.sleep(context.settings.rollout.tend_seconds)
         except Busy:
             logger.info("another run tends the rollouts")
             return 0
+        finally:
+            # The lease is free again: a picture is no reason for a rollback to wait.
+            _show_all(context, moves.values())
 
 
 @flow(name="watch", flow_run_name="watch for drift", timeout_seconds=3600)
@@ -130,6 +136,15 @@ def rollback(
         )
         context.deliver_messages()
     return route.champion
+
+
+def _show_all(context: Context, moves: Iterable[Rollout]) -> None:
+    """Never raises: nothing is lost but a picture."""
+    for moved in moves:
+        try:
+            _show(context, moved)
+        except Exception as error:  # noqa: BLE001
+            logging.getLogger(__name__).warning("%s cannot be shown: %s", moved.id, error)
 
 
 def _show(context: Context, moved: Rollout) -> None:

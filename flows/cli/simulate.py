@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,16 @@ What is not given comes from the settings. Rates and margins are fractions of on
 
 @click.command(epilog=EPILOG)
 @click.option("--sessions-per-hour", type=POSITIVE, default=100.0, show_default=True)
-@click.option("--base-rate", type=SHARE, default=0.85, show_default=True, help="Champion right.")
+@click.option(
+    "--champion",
+    type=click.Choice(["adapter", "teacher"]),
+    default="adapter",
+    show_default=True,
+    help="Whom the canary stands beside; the teacher is always right.",
+)
+@click.option(
+    "--base-rate", type=SHARE, default=0.85, show_default=True, help="An adapter as champion right."
+)
 @click.option(
     "--harm",
     "harms",
@@ -33,7 +43,7 @@ What is not given comes from the settings. Rates and margins are fractions of on
     help="How much worse the canary is; may be given often. Default: 0, the margins, 0.1, 0.2.",
 )
 @click.option("--margin", type=SHARE, help="Worse by this must not be promoted.")
-@click.option("--rollback-margin", type=SHARE, help="Worse by more is rolled back. [margin]")
+@click.option("--rollback-margin", type=SHARE, help="Worse by more is rolled back.")
 @click.option("--alpha-bad", type=SHARE, help="Level of rollback, all metrics together.")
 @click.option("--alpha-good", type=SHARE, help="Level of promotion.")
 @click.option("--step", "steps", type=SHARE, multiple=True, help="Canary share; once per step.")
@@ -71,7 +81,7 @@ def simulate(
     from evaluators.reach import reachable
 
     try:
-        traffic, terms = _traffic_and_terms(ctx, given)
+        traffic, terms, refused = _traffic_and_terms(ctx, given)
         harms = given["harms"] or (0.0, terms.rollback_margin, terms.margin, 0.1, 0.2)
         harms = tuple(sorted(set(harms)))
         with click.progressbar(
@@ -96,13 +106,16 @@ def simulate(
             "runs": runs,
             "seed": seed,
             "rows": rows,
-            "unreachable": list(reach.reasons),
+            "refused": refused,
+            "unlikely": list(reach.reasons),
         }
         click.echo(json.dumps(body, indent=1))
     else:
         show(rows, False, "")
+        if refused is not None:
+            click.echo(f"a rollout would be refused: {refused}")
         for reason in reach.reasons:
-            click.echo(f"this policy would be refused: {reason}")
+            click.echo(f"with this traffic: {reason}")
     if picture is not None:
         try:
             draw(trial, picture)
@@ -111,22 +124,27 @@ def simulate(
         click.echo(f"picture: {picture}", err=True)
 
 
-def _traffic_and_terms(ctx: click.Context, given: dict[str, Any]) -> tuple[Any, Any]:
-    """From the options, and from the settings where none is given; raises ValueError."""
-    from evaluators.metrics import EvidencePolicy
+def _traffic_and_terms(ctx: click.Context, given: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """With the policy that a rollout would open with: from the options, and from the settings where
+    none is given. Raises ValueError."""
     from evaluators.simulation import Terms, Traffic
+    from flows.observing import evidence_policy
+    from serving.rollout.policy import RolloutPolicy
 
-    rollout = settings_of(ctx).rollout
-
-    def chosen(name: str) -> Any:
-        return getattr(rollout, name) if given[name] is None else given[name]
-
-    margin = chosen("margin")
-    tolerated = chosen("rollback_margin")
-    tolerated = margin if tolerated is None else tolerated
-    policy = EvidencePolicy(margin, chosen("alpha_bad"), chosen("alpha_good"))
-    maturity = given["maturity_hours"]
-    hours = rollout.maturity_seconds / 3600 if maturity is None else maturity
+    by_teacher = given["champion"] == "teacher"
+    changes = {name: given[name] for name in _OF_THE_POLICY if given[name] is not None}
+    if by_teacher and "rollback_margin" in changes:
+        changes["teacher_rollback_margin"] = changes.pop("rollback_margin")
+    if given["steps"]:
+        changes["steps"] = given["steps"]
+    if given["maturity_hours"] is not None:
+        changes["maturity_seconds"] = 3600 * given["maturity_hours"]
+    opened = replace(RolloutPolicy.from_settings(settings_of(ctx).rollout), **changes)
+    judged = evidence_policy(opened)
+    if judged.latency_objective_seconds is None and opened.shadow_sessions:
+        # Measured in the shadow: what it will be changes nothing here but that it is judged.
+        judged = replace(judged, latency_objective_seconds=opened.latency_floor_seconds)
+    hours = opened.maturity_seconds / 3600
     delay = given["label_delay_hours"]
     too_late = math.exp(-hours / delay) if delay else 0.0
     lost = {
@@ -134,19 +152,30 @@ def _traffic_and_terms(ctx: click.Context, given: dict[str, Any]) -> tuple[Any, 
         for kind in ("right", "wrong")
     }
     traffic = Traffic(
-        champion=given["base_rate"],
+        champion=1.0 if by_teacher else given["base_rate"],
         missing_right=lost["right"],
         missing_wrong=lost["wrong"],
         sessions_per_hour=given["sessions_per_hour"],
         maturity_hours=hours,
     )
     terms = Terms(
-        margin=margin,
-        rollback_margin=tolerated,
-        alpha_bad=policy.quality_level(champion_is_teacher=False),
-        alpha_good=policy.alpha_good,
-        steps=given["steps"] or rollout.steps,
-        step_sessions=chosen("step_sessions"),
-        max_sessions=chosen("max_sessions"),
+        margin=judged.margin,
+        rollback_margin=judged.tolerated(by_teacher),
+        alpha_bad=judged.quality_level(by_teacher),
+        alpha_good=judged.alpha_good,
+        steps=opened.steps,
+        step_sessions=opened.step_sessions,
+        max_sessions=opened.max_sessions,
+        champion_is_teacher=by_teacher,
     )
-    return traffic, terms
+    return traffic, terms, opened.unreachable()
+
+
+_OF_THE_POLICY = (
+    "margin",
+    "rollback_margin",
+    "alpha_bad",
+    "alpha_good",
+    "step_sessions",
+    "max_sessions",
+)

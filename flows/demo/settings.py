@@ -62,6 +62,8 @@ def demo_variables(
         "rollout.shadow_sessions": 8,
         "rollout.step_sessions": 10,
         "rollout.margin": 0.15,
+        "rollout.rollback_margin": 0.15,
+        "rollout.teacher_rollback_margin": 0.15,
         "rollout.maturity_seconds": 6,
         "rollout.tend_seconds": 2,
     }

@@ -12,6 +12,7 @@ from infra.settings.model import Settings
 
 HEARTBEAT_SECONDS = 30
 """How often a flow run says that it lives; Prefect takes no less."""
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_RUNNER_POLL_FREQUENCY": "2",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        # In memory, a server that is started again would end every run that holds a place of its
+        # deployment: a night does not end with the server.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
         "PREFECT_CLI_COLORS": "false",
         "DO_NOT_TRACK": "1",
     }

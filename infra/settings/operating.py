@@ -36,9 +36,20 @@ class Rollout(Section):
     step_sessions: int = Field(
         20, ge=1, le=1_000_000, description="Canary sessions before the next step"
     )
-    margin: float = Field(0.1, gt=0, le=0.5, description="Tolerated loss against the champion")
+    margin: float = Field(
+        0.05, gt=0, le=0.5, description="Worse than the champion by this is not promoted"
+    )
     rollback_margin: float | None = Field(
-        None, ge=0, le=0.5, description="Worse by more than this is rolled back; None: margin"
+        0.01,
+        ge=0,
+        le=0.5,
+        description="Worse than an adapter as champion by more is rolled back; None: margin",
+    )
+    teacher_rollback_margin: float | None = Field(
+        0.05,
+        ge=0,
+        le=0.5,
+        description="Likewise beside the teacher; what gate.margin lets through; None: margin",
     )
     alpha_bad: float = Field(0.05, gt=0, lt=0.5, description="False rollback rate")
     alpha_good: float = Field(0.05, gt=0, lt=0.5, description="False promotion rate")
@@ -73,7 +84,12 @@ class Rollout(Section):
         10, description="A canary's answer that takes longer is slow; a run of them stops it"
     )
     latency_objective_seconds: Seconds | None = Field(
-        None, description="Answers above it count against either arm; None: latency is not judged"
+        None,
+        description="Answers above it count against either arm; None: measured of the champion in "
+        "the shadow, and frozen",
+    )
+    latency_floor_seconds: Seconds = Field(
+        5, description="A measured latency objective is never below this"
     )
     escalation_allowance: Share | None = Field(
         None, description="Share of calls that may escalate beside the teacher; None: not judged"
@@ -113,6 +129,9 @@ class Retention(Section):
     )
     datasets_per_task: int = Field(
         3, ge=1, le=1000, description="Newest data sets of a task that stay, however old"
+    )
+    evidence_seconds: LongSeconds = Field(
+        0, description="Kept evidence of a rollout since it ended; 0: for good"
     )
     run_seconds: LongSeconds = Field(
         7 * 86400, description="Scratch folders and checkpoints of training runs, untouched"

@@ -20,6 +20,7 @@ from serving.engines.protocol import (
     STOPS,
     Completion,
     CompletionChunk,
+    EngineAbsent,
     EngineError,
     EngineRefused,
     EngineTimeout,
@@ -295,7 +296,9 @@ class EngineClient:
     def _failure(self, error: Exception, limit: float) -> EngineError:
         if isinstance(error, TimeoutError):
             return EngineTimeout(f"{self.url} did not answer within {limit:g} seconds")
-        return EngineUnavailable(f"no engine answers at {self.url}: {type(error).__name__}")
+        unsent = isinstance(error, aiohttp.ClientConnectorError)
+        kind = EngineAbsent if unsent else EngineUnavailable
+        return kind(f"no engine answers at {self.url}: {type(error).__name__}")
 
 
 def _absolute(folder: Path) -> str:

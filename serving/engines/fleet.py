@@ -23,10 +23,10 @@ from serving.engines.protocol import (
     STOPS,
     Completion,
     CompletionChunk,
+    EngineAbsent,
     EngineError,
     EngineRefused,
     EngineTimeout,
-    EngineUnavailable,
     check_adapter_name,
 )
 from serving.engines.reconcile import reconcile
@@ -298,7 +298,7 @@ class Fleet:
         return answer
 
     def _choose(self, model: str | None, not_this: Replica | None = None) -> Replica:
-        """Raises EngineRefused (404) when none holds the model, EngineUnavailable when none of
+        """Raises EngineRefused (404) when none holds the model, EngineAbsent when none of
         those that do takes calls."""
         if model is not None:
             check_adapter_name(model)
@@ -327,7 +327,7 @@ class Fleet:
     def _nobody(self, model: str | None) -> EngineError:
         if model is not None and model not in self.ready:
             return EngineRefused(f"no replica holds {model}", status=404)
-        return EngineUnavailable("no replica takes calls now: all of them failed lately")
+        return EngineAbsent("no replica takes calls now: all of them failed lately")
 
     async def _each(
         self, work: Callable[[Replica], Awaitable[T]], replicas: Sequence[Replica]

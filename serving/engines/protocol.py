@@ -35,6 +35,10 @@ class EngineUnavailable(EngineError):
     """No engine there, or it failed inside: nothing wrong with the request, another may answer."""
 
 
+class EngineAbsent(EngineUnavailable):
+    """No connection could be made: the request reached nobody and did no harm."""
+
+
 class EngineTimeout(EngineUnavailable):
     """The engine did not answer within the time that the caller gave it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.calls.record import Arm
+from serving.gateway.cascade import ABSENT
 from serving.gateway.routes import AdapterRoute, TaskRoute
 from serving.rollout.assignment import arm
 
@@ -50,7 +51,7 @@ def assign(
     champion = route.champion
     missing = champion is not None and champion.name not in ready
     answerer = None if missing or champion_killed else champion
-    reason = "kill_switch" if champion_killed else "engine_unavailable" if missing else None
+    reason = "kill_switch" if champion_killed else ABSENT if missing else None
     if route.policy == "teacher":
         return TEACHER
     if route.policy == "shadow":

@@ -11,6 +11,7 @@ from infra.anonymize.placeholders import PLACEHOLDER
 from infra.calls.record import Checks, Usage
 from infra.prompting.answers import CUT_OFF
 from serving.engines.protocol import (
+    EngineAbsent,
     EngineError,
     EngineOverloaded,
     EngineRefused,
@@ -20,10 +21,14 @@ from serving.engines.protocol import (
 from serving.small_model import SmallAnswer
 
 MAX_REASON_CHARACTERS = 120
-NOT_THE_ADAPTERS = frozenset({"overloaded", "prompt_too_long", "token_limit"})
+ABSENT = "engine_absent"
+"""No engine to be reached, or not with this adapter: whatever came of it is not the adapter's doing."""
+NOT_THE_ADAPTERS = frozenset({"overloaded", "prompt_too_long", "token_limit", ABSENT})
 """Escalations that are nobody's failure and say nothing about the adapter."""
 TOO_LONG = frozenset({400, 413})
 """HTTP statuses of an engine to a request of ours that it does not take: the prompt is too long."""
+GONE = 404
+"""Its status to an adapter that it does not hold any more: it was restarted."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class Small:
     confidence: float | None = None
     accepted: bool = False
     escalation: str | None = None
-    """None when accepted, else one of checks:<...>, confidence, engine_unavailable, engine_timeout,
-    overloaded, prompt_too_long, token_limit."""
+    """None when accepted, else one of checks:<...>, confidence, engine_absent, engine_unavailable,
+    engine_timeout, overloaded, prompt_too_long, token_limit."""
     hard_failure: bool = False
     """Whether it counts towards the kill switch: the adapter failed, not the road to it."""
     latency_seconds: float = 0.0
@@ -109,6 +114,10 @@ def failed(adapter: str, error: EngineError | TimeoutError, latency_seconds: flo
         reason, hard = "overloaded", False
     elif isinstance(error, EngineRefused) and error.status in TOO_LONG:
         reason, hard = "prompt_too_long", False
+    elif isinstance(error, EngineAbsent) or (
+        isinstance(error, EngineRefused) and error.status == GONE
+    ):
+        reason, hard = ABSENT, False
     else:
         inside = isinstance(error, EngineUnavailable) and error.status is not None
         reason, hard = "engine_unavailable", inside

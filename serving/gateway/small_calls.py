@@ -12,7 +12,15 @@ from infra.calls.record import Checks
 from infra.settings.model import Settings
 from serving.breaker import CircuitBreaker
 from serving.engines.protocol import EngineError, EngineRefused, EngineUnavailable
-from serving.gateway.cascade import Small, failed, judged, placeholders, refused_as_unsafe
+from serving.gateway.cascade import (
+    ABSENT,
+    GONE,
+    Small,
+    failed,
+    judged,
+    placeholders,
+    refused_as_unsafe,
+)
 from serving.gateway.early import TextTurnedBad
 from serving.gateway.holdings import Holdings
 from serving.gateway.problems import CallerGone
@@ -54,7 +62,7 @@ class SmallCalls:
         if self._under_way >= self._most:
             return Small(adapter.name, escalation="overloaded")
         if not self.breaker.allow():
-            return Small(adapter.name, escalation="engine_unavailable")
+            return Small(adapter.name, escalation=ABSENT)
         self._under_way += 1
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -101,5 +109,5 @@ class SmallCalls:
             return
         # It answered, be it with a refusal.
         self.breaker.succeeded()
-        if isinstance(error, EngineRefused) and error.status == 404:
+        if isinstance(error, EngineRefused) and error.status == GONE:
             self._holdings.recheck()

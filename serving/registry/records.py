@@ -125,9 +125,10 @@ class Rollout:
     """One adapter being brought in.
 
     ``evidence`` holds: ``salt`` and ``champion`` (what it is compared with), ``step`` (``entered``,
-    ``route_version``), ``counts``, ``verdicts``, ``observed`` (the observer's own numbers), and
-    ``gate_override`` if it was let past the gate; ``paused`` (``at``, ``by``, ``left_seconds``) while
-    it is, and ``approval`` (``at``, ``by``, ``is``) from when one was asked for.
+    ``route_version``), ``latency_objective_seconds`` (frozen when the canary began), ``counts``,
+    ``verdicts``, ``observed`` (the observer's own numbers), and ``gate_override`` if it was let past
+    the gate; ``paused`` (``at``, ``by``, ``left_seconds``) while it
+    is, and ``approval`` (``at``, ``by``, ``is``) from when one was asked for.
     """
 
     id: str
@@ -162,6 +163,13 @@ class Rollout:
     def champion(self) -> str | None:
         """Whom the candidate is compared with; None while it waits for its turn."""
         return cast("str | None", self.evidence.get("champion"))
+
+    @property
+    def latency_objective_seconds(self) -> float | None:
+        """The terms' own, else the champion's as it was frozen; None: latency is not judged."""
+        frozen = cast("float | None", self.evidence.get("latency_objective_seconds"))
+        stated = self.policy.latency_objective_seconds
+        return frozen if stated is None else stated
 
     @property
     def step_entered(self) -> datetime:

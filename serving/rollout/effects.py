@@ -101,6 +101,9 @@ def carry_out(
         facts["decided_on"] = {"kind": transition.kind, **decided_on}
     after = _move_route(connection, rollout, route, transition, act, facts)
     evidence = {**rollout.evidence, **facts}
+    if transition.kind == "canary" and seen is not None:
+        # From here on it is the same at every look, however many records come late.
+        evidence["latency_objective_seconds"] = seen.latency_objective_seconds
     if transition.kind in _ENTERS_STEP:
         evidence["step"] = {"entered": act.now.isoformat(), "route_version": after.version}
     evidence |= _waits(rollout, transition, act)
@@ -165,6 +168,8 @@ def summary(seen: Observation) -> dict[str, Any]:
         "observed": _plain(seen.evidence),
         "loaded": seen.loaded,
     }
+    if seen.latency_objective_seconds is not None:
+        facts["latency_objective"] = seen.latency_objective_seconds
     if seen.kill is not None:
         facts["kill"] = seen.kill[:500]
     if seen.mismatch is not None:

@@ -122,6 +122,8 @@ class Observation:
     shadow_reason: str = ""
     step_labels: int | None = None
     """Canary sessions of the present step with a valid label; None: not counted by step."""
+    latency_objective_seconds: float | None = None
+    """What an answer may take: as frozen, else what the champion has shown so far."""
     mismatch: str | None = None
     """Why the recorded split cannot be the one that was asked for (sample-ratio mismatch)."""
     evidence: Mapping[str, Any] = field(default_factory=dict)
@@ -187,7 +189,7 @@ def order(now_is: RolloutState, what: Order, why: str, now: datetime) -> Transit
             now_is.step,
             "none",
             0.0,
-            f"paused: {why}",
+            f"paused: {why}"[:MAX_REASON],
             now_is.policy.pause_seconds,
         )
     if what == "resume":
@@ -224,19 +226,17 @@ def _rollback(now_is: RolloutState, seen: Observation) -> Transition | None:
     def back(reason: str) -> Transition:
         return end("roll_back", "rolled_back", now_is.step, reason)
 
-    policy = now_is.policy
-    margin = policy.margin if policy.rollback_margin is None else policy.rollback_margin
     if seen.kill is not None:
         return back(f"kill switch: {seen.kill or 'no reason given'}")
     if seen.verdict == "bad":
         return back(
-            f"the sequential test found the canary worse than the champion by more than {margin:g} "
+            "the sequential test found the canary worse than the champion by more than is tolerated "
             f"after {seen.canary_sessions} canary sessions{_because(seen.reason)}"
         )
     if seen.shadow_verdict == "bad":
         return back(
-            f"the paired shadow test found the adapter worse than the champion by more than "
-            f"{margin:g} after {seen.shadow_pairs} pairs; nobody was exposed by the shadow"
+            "the paired shadow test found the adapter worse than the champion by more than is "
+            f"tolerated after {seen.shadow_pairs} pairs; nobody was exposed by the shadow"
             f"{_because(seen.shadow_reason)}"
         )
     return None

@@ -29,10 +29,12 @@ class RolloutPolicy:
     """Shares of sessions in the canary arm, strictly rising."""
     step_sessions: int = 20
     """Canary sessions before the next step, and the fewest before a promotion."""
-    margin: float = 0.1
+    margin: float = 0.05
     """Worse by this or more must not be promoted."""
-    rollback_margin: float | None = None
-    """Worse by more than this is rolled back; None: ``margin``."""
+    rollback_margin: float | None = 0.01
+    """Worse than an adapter by more than this is rolled back; None: ``margin``."""
+    teacher_rollback_margin: float | None = 0.05
+    """Likewise beside the teacher, to whom a small model that passed the gate may lose as much."""
     alpha_bad: float = 0.05
     alpha_good: float = 0.05
     maturity_seconds: float = 300
@@ -54,7 +56,10 @@ class RolloutPolicy:
     slow_seconds: float = 10
     """An answer of the canary that takes longer is slow: the latency it must not collapse beyond."""
     latency_objective_seconds: float | None = None
-    """The champion's objective, frozen here: answers above it count against either arm. None: not judged."""
+    """Answers above it count against either arm. None: measured of the champion in the shadow, and
+    frozen with the rollout when the canary begins; without a shadow latency is not judged."""
+    latency_floor_seconds: float = 5
+    """A measured objective is never below this."""
     escalation_allowance: float | None = None
     """Share of calls that may escalate beside the teacher, which never does; None: not judged there."""
 
@@ -80,8 +85,8 @@ class RolloutPolicy:
         )
         if min(deadlines) <= 0:
             raise ValueError("every state has a deadline above 0 seconds, also a pause")
-        if self.slow_seconds <= 0:
-            raise ValueError("slow_seconds is above 0")
+        if self.slow_seconds <= 0 or self.latency_floor_seconds <= 0:
+            raise ValueError("slow_seconds and latency_floor_seconds are above 0")
         if self.cooldown_seconds < 0:
             raise ValueError("cooldown_seconds is 0 or more")
         if self.when_open not in ("supersede", "queue"):

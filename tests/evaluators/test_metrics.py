@@ -48,10 +48,11 @@ def one(decision, name):
 def test_levels_of_rollback_add_up_and_promotion_asks_for_every_metric():
     policy = EvidencePolicy(latency_objective_seconds=2)
     levels = policy.levels(champion_is_teacher=False)
-    assert set(levels) == {"quality", "errors", "latency", "escalation"}
+    assert set(levels) == {"quality", "errors", "latency", "escalation", "feedback"}
     assert sum(levels.values()) == pytest.approx(policy.alpha_bad)
     teacher = EvidencePolicy().levels(champion_is_teacher=True)
-    assert set(teacher) == {"quality", "errors"} and sum(teacher.values()) == pytest.approx(0.05)
+    assert set(teacher) == {"quality", "errors", "tools", "feedback"}
+    assert sum(teacher.values()) == pytest.approx(0.05)
 
     good = decide(both(60), latency_objective_seconds=2)
     assert good.verdict == "good"
@@ -170,6 +171,62 @@ def test_a_reported_tool_error_is_an_error_of_the_session():
     assert failed([fine], [report_of(fine, None, label="tool_error")])
     assert not failed([fine], [report_of(fine, None, label="tool_error", after_seconds=61)])
     assert not failed([fine], [report_of(fine, None, label="thumbs")])
+
+
+def test_tool_errors_beside_the_teacher_are_compared_with_the_teachers_own():
+    def rollout(canary_errors: int, teacher_errors: int):
+        calls, feedback = [], []
+        for place in range(120):
+            ours = call(f"c{place}", place * 10)
+            beside = call(f"t{place}", place * 10 + 5, "champion", adapter=None)
+            calls += [ours, beside]
+            for record, errors in ((ours, canary_errors), (beside, teacher_errors)):
+                if place % 10 < errors:
+                    feedback.append(report_of(record, None, label="tool_error"))
+        return decide(calls, feedback, champion="teacher")
+
+    more = rollout(6, 1)
+    assert more.verdict == "bad" and one(more, "tools").verdict == "bad"
+    # The same tools fail for both: nothing to hold against the canary, and nothing to promote it on.
+    alike = rollout(6, 6)
+    assert alike.verdict == "continue" and one(alike, "tools").e_bad < 5
+    assert rollout(0, 0).verdict == "good"
+
+
+def absent(**more):
+    return {"escalation": "engine_absent", **more}
+
+
+def test_an_engine_that_is_away_is_nobodys_failure():
+    """All calls of a restart go to the teacher: no verdict, whoever is the champion."""
+    away = both(80, canary=lambda place: absent(), champion=lambda place: absent())
+    assert decide(away).verdict == "continue" and decide(away).canary_sessions == 0
+    beside_teacher = [item for item in away if item.answered_by.arm == "canary"]
+    assert decide(beside_teacher, champion="teacher", escalation_allowance=0.1).verdict != "bad"
+    # What was found before and after it decides as if it had not been.
+    calls = both(60) + [
+        item.model_copy(update={"time": item.time + timedelta(hours=1), "session": f"x{place}"})
+        for place, item in enumerate(away)
+    ]
+    assert decide(calls).verdict == "good"
+    # An engine that breaks while it works on an answer may have been broken by the adapter.
+    broken = [call(f"c{place}", place, escalation="engine_unavailable") for place in range(20)]
+    assert decide(broken, champion="teacher").verdict == "bad"
+    # A session that met it at one call only is judged by the others, and may be good or bad.
+    mixed = [
+        item for p in range(9) for item in (call(f"m{p}", p, **absent()), call(f"m{p}", p + 1))
+    ]
+    found = decide(mixed, champion="teacher")
+    assert (found.canary_sessions, found.labelled) == (9, 0)
+
+
+def test_a_teacher_that_does_not_answer_is_held_against_nobody():
+    calls = [
+        call(f"c{place}", place, escalation="confidence", answered=False) for place in range(60)
+    ]
+    decision = decide(calls, champion="teacher")
+    assert decision.verdict == "continue" and one(decision, "errors").e_bad <= 1
+    assert decide([call(f"c{p}", p, answered=False) for p in range(20)]).mean_canary == 0
 
 
 def test_what_comes_after_a_failure_does_not_change_the_session_any_more():

@@ -11,9 +11,7 @@ from evaluators.sequential import Block, Outcome, block_ends, match_blocks, run_
 
 
 def canary(score: float = 1.0, epoch: int = 1, **more) -> Outcome:
-    return Outcome(
-        "canary", epoch, more.get("low", score), more.get("high", score), more.get("ag", True)
-    )
+    return Outcome("canary", epoch, more.get("low", score), more.get("high", score))
 
 
 def champion(score: float = 1.0, epoch: int = 1, **more) -> Outcome:
@@ -117,13 +115,6 @@ def test_hiding_a_canarys_label_never_makes_either_verdict_nearer(rows):
     after = run_test(match_blocks(hidden, champion_is_teacher=False), 0.1, 0.05, 0.05)
     assert after.e_bad <= before.e_bad * (1 + 1e-9)
     assert after.e_good <= before.e_good * (1 + 1e-9)
-
-
-def test_feedback_is_not_held_against_the_imagined_teacher():
-    (block,) = match_blocks([canary(0.5, ag=False)], champion_is_teacher=True)
-    assert not block.for_bad and block.canary_low == 0.5
-    wrong = match_blocks([canary(0, ag=False)] * 50, champion_is_teacher=True)
-    assert run_test(wrong, 0.1, 0.05, 0.05).e_bad == 1
 
 
 def test_bad_comes_before_good_and_stays():

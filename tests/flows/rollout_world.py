@@ -78,6 +78,9 @@ class World:
         skew_seconds: float = 0,
         lost: str = "",
         writer: str = "gateway",
+        shadow: bool = False,
+        latency_seconds: float = 0.0,
+        canary_seconds: float | None = None,
     ) -> None:
         """So many new sessions, one a second, through a gateway that has the present route.
 
@@ -86,6 +89,8 @@ class World:
             error: the canary fails and the teacher answers in its place.
             skew_seconds: how far the gateway's clock is ahead.
             lost: the arm whose records never arrive.
+            shadow: the candidate answers unseen beside the champion, and right.
+            latency_seconds: of every answer; ``canary_seconds``: of the canary's.
         """
         route = self.route
         records = []
@@ -96,7 +101,27 @@ class World:
             side = arm(route.salt, session, route.weight) if route.stage == "canary" else None
             if side is not None and side == lost:
                 continue
-            records.append(self._call(route, session, side, right, error, skew_seconds))
+            if shadow and route.stage == "shadow":
+                side = "champion"
+            made = self._call(route, session, side, right, error, skew_seconds)
+            seconds = canary_seconds if side == "canary" else latency_seconds
+            others = list(made.other_answers)
+            if shadow:
+                said = {"role": "assistant", "content": "yes"}
+                others.append(
+                    OtherAnswer(
+                        model="m",
+                        adapter=route.candidate,
+                        purpose="shadow",
+                        message=said,
+                        checks=Checks(parsed=True),
+                    )
+                )
+            changes = {
+                "latency_seconds": latency_seconds if seconds is None else seconds,
+                "other_answers": others,
+            }
+            records.append(made.model_copy(update=changes))
         self.objects += 1
         if records:
             key = log_key(records[0].time, writer, self.objects)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from flows import evidence_log
 from flows.evidence_log import EvidenceLog
 from infra.calls.codec import encode_lines, log_key
 from infra.calls.record import AnsweredBy, CallRecord, FeedbackRecord
@@ -66,3 +67,14 @@ def test_ended_rollouts_are_forgotten(store: ObjectStore):
     log.look(NOON)
     log.forget_all_but(["r2"])
     assert (sessions(log, "r1"), sessions(log, "r2")) == ([], ["b"])
+
+
+def test_reports_are_bounded_and_freed_with_the_last_rollout(store: ObjectStore, monkeypatch):
+    monkeypatch.setattr(evidence_log, "MAX_RECORDS", 3)
+    reports = [FeedbackRecord(call_id=f"c{n}", score=1.0, time=NOON) for n in range(5)]
+    put(store, 1, [call("a", "r1"), *reports])
+    log = EvidenceLog(store, 1 << 20)
+    log.look(NOON)
+    assert [item.call_id for item in log.feedback()] == ["c2", "c3", "c4"]
+    log.forget_all_but([])
+    assert log.feedback() == []

@@ -32,5 +32,5 @@ def test_a_step_is_an_artifact_with_a_picture(
         (said,) = asyncio.run(read())
         assert rollout.adapter in said and "is **pending**" in said
         key = f"reports/rollouts/{rollout.id}/picture.html"
-        assert f"/{key})" in said
+        assert f"/{key}?link=" in said
         assert b"<svg" in world.context.store.get(key)

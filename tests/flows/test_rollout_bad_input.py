@@ -8,7 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from flows.exposure import Split, exposures, mismatch, weights_of
+from evaluators.sample_ratio import Split
+from flows.exposure import exposures, mismatch, weights_of
 from infra.database.open import Database
 from infra.settings.model import Settings
 from serving.gateway.guard import tended
@@ -106,7 +107,7 @@ def test_records_of_one_arm_that_come_late_are_no_mismatch(world: World) -> None
         settled_seconds=3600,
         now=world.now,
     )
-    assert sum(split.canary + split.champion for split in splits) == 0
+    assert sum(split.canaries + split.champions for split in splits) == 0
     assert mismatch(splits) is None
 
 
@@ -119,13 +120,13 @@ def test_equal_splits_are_hardly_ever_called_a_mismatch() -> None:
         canary = 0
         for seen in range(1, 401):
             canary += random.random() < 0.1
-            if mismatch([Split(1, 0.1, canary, seen - canary)]):
+            if mismatch([Split(canary, seen - canary, 0.1)]):
                 called += 1
                 break
     assert called <= 2  # 0.001 declared; 300 runs looked at after each session
-    assert mismatch([Split(1, 0.1, 40, 60)])
-    assert mismatch([Split(1, 0.1, 0, 200)])
-    assert mismatch([Split(1, 1.0, 10, 0), Split(2, 0.0, 0, 10)]) is None
+    assert mismatch([Split(40, 60, 0.1)])
+    assert mismatch([Split(0, 200, 0.1)])
+    assert mismatch([Split(10, 0, 1.0), Split(0, 10, 0.0)]) is None
 
 
 @pytest.mark.parametrize("skew", [-1800.0, 1800.0])

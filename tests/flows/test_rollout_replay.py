@@ -8,7 +8,9 @@ from datetime import timedelta
 
 import pytest
 
-from flows.kept_evidence import PREFIX, EvidenceDamaged, read_kept
+from flows import upkeep
+from flows.housekeeping import housekeep
+from flows.kept_evidence import PREFIX, EvidenceDamaged, naming, read_kept
 from flows.replaying import replay
 from flows.rollout_picture import keep_picture, picture
 from infra.calls.codec import LOG_PREFIX
@@ -147,3 +149,60 @@ def test_the_picture_shows_evidence_thresholds_steps_and_who_acted(world: World)
 def test_a_rollout_nobody_has_met_is_drawn_too(world: World) -> None:
     rollout = world.open(policy=replace(POLICY, steps=(0.2,)))
     assert "no session has been exposed" in picture(world.context, rollout.id, world.now)
+
+
+def test_the_champions_latency_is_measured_in_the_shadow_frozen_and_replayed(world: World) -> None:
+    world.open(policy=replace(POLICY, shadow_sessions=25, latency_floor_seconds=0.5))
+    world.look(1)
+    assert world.rollout().state == "shadow"
+    world.play(30, shadow=True, latency_seconds=1.0)
+    world.look(61)
+    rollout = world.rollout()
+    assert rollout.state == "canary" and rollout.latency_objective_seconds == 2.0
+    # What the champion does later does not move it, and a slow canary is found by it.
+    for _ in range(12):
+        if world.rollout().open:
+            world.play(40, latency_seconds=0.1, canary_seconds=9.0)
+            world.look(61)
+    rollout = world.rollout()
+    assert rollout.state == "rolled_back" and "latency worse" in rollout.reason
+    assert rollout.latency_objective_seconds == 2.0
+    steps = replay(world.context, rollout.id)
+    assert all(step.same for step in steps), [step.differences for step in steps]
+
+
+def test_kept_evidence_is_found_by_session_and_goes_when_its_time_is_over(world: World) -> None:
+    to_the_end(world, right=False)
+    rollout, store = world.rollout(), world.context.store
+    kept = [item.key for item in store.list(PREFIX)]
+    of_key = {key: {call.session for call in read_kept(store, key)[0]} for key in kept}
+    session = next(iter(set().union(*of_key.values())))
+    assert list(naming(store, "default", session)) == [k for k in kept if session in of_key[k]]
+    assert list(naming(store, "another tenant", session)) == []
+    assert list(naming(store, "default", "nobody")) == []
+
+    retention = world.context.settings.retention.model_copy(update={"evidence_seconds": 86400})
+    settings = world.context.settings.model_copy(update={"retention": retention})
+    aged = replace(world.context, settings=settings)
+    soon, late = rollout.entered + timedelta(hours=23), rollout.entered + timedelta(hours=25)
+    for context, now, dry in (
+        (aged, soon, False),
+        (aged, late, True),
+        (world.context, late, False),
+    ):
+        housekeep(context, now=now, dry_run=dry)
+        assert [item.key for item in store.list(PREFIX)] == kept
+    done = housekeep(aged, now=late).done
+    assert [entry.what for entry in done if entry.kind == "evidence"] == [rollout.id]
+    assert list(store.list(PREFIX)) == []
+
+
+def test_a_picture_that_cannot_be_drawn_is_only_said(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> str:
+        raise ValueError("no colours")
+
+    monkeypatch.setattr(upkeep, "keep_picture", broken)
+    upkeep._show_all(world.context, [world.open()])
+    assert "no colours" in caplog.text

@@ -20,7 +20,8 @@ RUN /opt/venv/bin/pip install --no-build-isolation '.[train,judge,flows]' \
 FROM ${PYTHON_IMAGE}
 RUN groupadd --gid 10001 nightschool \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/nightschool nightschool \
-    && install -d -o 10001 -g 10001 -m 0750 /var/lib/nightschool /var/lib/nightschool/shared
+    && install -d -o 10001 -g 10001 -m 0750 /var/lib/nightschool /var/lib/nightschool/shared \
+        /var/lib/nightschool/prefect
 COPY --from=build /opt/venv /opt/venv
 COPY infra/deploy/prefect.yaml infra/deploy/register-deployments.sh /opt/nightschool/
 ENV PATH=/opt/venv/bin:$PATH \

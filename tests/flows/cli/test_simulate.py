@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from evaluators.metrics import EvidencePolicy
 from flows.cli import main
+from serving.rollout.policy import RolloutPolicy
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,7 @@ def test_a_table_for_people_and_json_for_scripts():
 def test_settings_give_the_defaults_and_options_win(tmp_path: Path):
     (tmp_path / "nightschool.toml").write_text("[rollout]\nmargin = 0.2\nmax_sessions = 300\n")
     terms = json.loads(simulate("--harm", "0", "--json").stdout)["terms"]
-    assert (terms["margin"], terms["rollback_margin"], terms["max_sessions"]) == (0.2, 0.2, 300)
+    assert (terms["margin"], terms["rollback_margin"], terms["max_sessions"]) == (0.2, 0.01, 300)
     given = ("--margin", "0.05", "--rollback-margin", "0.01", "--step", "0.3")
     terms = json.loads(simulate("--harm", "0", "--json", *given).stdout)["terms"]
     assert (terms["margin"], terms["rollback_margin"], terms["steps"]) == (0.05, 0.01, [0.3])
@@ -50,7 +52,21 @@ def test_late_labels_count_as_missing_and_verdicts_wait_for_the_horizon():
 
 def test_a_policy_that_cannot_be_met_is_said_to_be():
     said = simulate("--harm", "0", "--missing", "0.4")
-    assert said.exit_code == 0 and "would be refused" in said.stdout
+    assert said.exit_code == 0 and "with this traffic: a promotion can never" in said.stdout
+    assert "would be refused" not in said.stdout, "an opening knows nothing of the traffic"
+    given = {"margin": 0.01, "max_sessions": 100}
+    opening = RolloutPolicy(**given).unreachable()
+    said = simulate("--harm", "0", "--margin", "0.01", "--max-sessions", "100")
+    assert opening is not None and f"a rollout would be refused: {opening}" in said.stdout
+
+
+def test_the_level_is_that_of_all_metrics_beside_this_champion():
+    def level(*given: str) -> float:
+        return json.loads(simulate("--harm", "0", "--json", *given).stdout)["terms"]["alpha_bad"]
+
+    policy = EvidencePolicy(latency_objective_seconds=5)
+    assert level() == pytest.approx(policy.quality_level(champion_is_teacher=False))
+    assert level("--champion", "teacher") == pytest.approx(policy.quality_level(True))
 
 
 def test_a_picture_is_written_and_a_place_that_is_not_there_is_named(tmp_path: Path):

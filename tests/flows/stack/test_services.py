@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from flows.stack.processes import Stack, answers
-from flows.stack.services import addresses, services
+from flows.stack.services import addresses, prefect_environment, services
 from infra.database.open import open_database
 from infra.settings.sources import load_settings
 from serving.registry.keys import create_key
@@ -50,3 +53,13 @@ def test_every_replica_of_the_engine_is_asked_whether_it_is_well():
         "engine 2": "http://10.0.0.2:8302/health",
         "engine 3": "http://10.0.0.3:8302/health",
     }
+
+
+async def test_a_prefect_server_that_is_started_again_knows_who_holds_a_place(settings, tmp_path):
+    """Else it ends the runs that hold one, a night in the middle of it among them."""
+    module = import_module(
+        prefect_environment(settings)["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
+    )
+    an_hour = timedelta(hours=1)
+    lease = await module.ConcurrencyLeaseStorage(tmp_path).create_lease([uuid4()], an_hour)
+    assert await module.ConcurrencyLeaseStorage(tmp_path).renew_lease(lease.id, an_hour) is True

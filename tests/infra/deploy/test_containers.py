@@ -83,7 +83,7 @@ def test_the_day_tables_bucket_gateway_hooks_engine(place: Place, s3_server: S3S
             assert time.monotonic() < deadline, "the gateway never reached the store"
             time.sleep(0.2)
     # Nothing outside the volumes: the root file system is read-only.
-    assert place.written() <= {"spool", "shared"}
+    assert place.written() <= {"spool", "shared", "prefect"}
 
 
 def test_a_gateway_of_vllm_starts_with_the_base_model_that_was_fetched_for_it(
@@ -129,7 +129,7 @@ def test_the_night_server_deployments_and_worker_on_the_pool(place: Place) -> No
                 assert time.monotonic() < deadline, now
                 time.sleep(0.5)
             assert now.state == "COMPLETED", now.message
-    assert place.written() <= {"spool", "shared"}
+    assert place.written() <= {"spool", "shared", "prefect"}
 
 
 @pytest.mark.slow

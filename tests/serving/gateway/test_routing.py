@@ -164,7 +164,7 @@ def test_a_champion_that_is_not_there_is_replaced_by_the_teacher() -> None:
         None,
         "champion",
         "r",
-        "engine_unavailable",
+        "engine_absent",
     )
 
 

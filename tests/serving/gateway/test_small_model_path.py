@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from infra.database.open import Database
 from infra.database.tables import adapters, routes
 from infra.objects.store import ObjectStore
 from infra.prompting.template import PRUNED
+from serving.engines.client import EngineClient
+from serving.engines.protocol import EngineAbsent, EngineUnavailable
+from serving.gateway.cascade import failed
 from serving.rollout.assignment import bucket
 from tests.serving.gateway.conftest import Running, Start
 from tests.serving.gateway.upstreams import EngineServer, TeacherServer
@@ -123,8 +127,12 @@ async def test_a_streaming_caller_gets_the_adapters_answer_in_chunks(
         (lambda e: setattr(e, "mode", "too long"), "prompt_too_long"),
         (lambda e: setattr(e, "finish_reason", "length"), "checks:cut off at the token limit"),
         (lambda e: setattr(e, "mode", "hang"), "engine_timeout"),
+        (lambda e: setattr(e, "mode", "restarted"), "engine_absent"),
     ],
-    ids=["confidence", "empty", "placeholder", "error", "full", "too long", "cut off", "hang"],
+    ids=[
+        *("confidence", "empty", "placeholder", "error", "full", "too long", "cut off", "hang"),
+        "restarted",
+    ],
 )
 async def test_the_teacher_answers_what_the_canary_should_not(
     start: Start,
@@ -137,6 +145,8 @@ async def test_the_teacher_answers_what_the_canary_should_not(
     break_it(engine)
     async with start(small_model_timeout_seconds=0.3) as running:
         await ready(running.http, running.url, candidate)
+        if engine.mode == "restarted":
+            engine.loaded.clear()
         status, body, headers = await running.ask(chat("on"))
         assert status == 200
         assert body["choices"][0]["message"]["content"] == "teacher: on"
@@ -149,6 +159,29 @@ async def test_the_teacher_answers_what_the_canary_should_not(
     (refused,) = record.other_answers
     assert refused.adapter == candidate and not refused.accepted
     assert (refused.message is None) == (refused.error is not None)
+
+
+async def test_an_engine_that_nobody_reaches_is_told_from_one_that_breaks() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    async with EngineClient(url) as away:
+        with pytest.raises(EngineAbsent):
+            await away.complete(None, "hello", max_tokens=1)
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server, EngineClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as it:
+        with pytest.raises(EngineUnavailable) as broken:
+            await it.complete("a@1", "hello", max_tokens=1)
+    assert not isinstance(broken.value, EngineAbsent)
+    escalations = [
+        failed("a@1", error, 0.0).escalation for error in (EngineAbsent(""), broken.value)
+    ]
+    assert escalations == ["engine_absent", "engine_unavailable"]
 
 
 async def test_what_the_callers_own_limit_cuts_off_is_not_held_against_the_canary(
