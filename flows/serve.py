@@ -16,10 +16,14 @@ from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.runner import Runner
 from prefect.states import StateType
 
+from flows.approving import approval
 from flows.night import night
+from flows.orchestrator import Orchestrator
 from flows.schedules import keep_changes, remember
-from flows.stack.services import HEARTBEAT_SECONDS
+from flows.stack.services import HEARTBEAT_SECONDS, prefect_api_url
+from flows.takeover import ON_CRASH, take_over, takeover
 from flows.upkeep import housekeeping, ingest, retrain, rollback, rollout, watch
+from infra.calls.record import utc_now
 from infra.settings.model import Settings
 from infra.settings.sources import load_settings
 
@@ -75,6 +79,8 @@ def deployments(settings: Settings) -> list[RunnerDeployment]:
             "retrain", concurrency_limit=ONE_AFTER_ANOTHER, tags=_tags("learning")
         ),
         rollback.to_deployment("rollback", tags=_tags("rollouts")),
+        approval.to_deployment("approval", tags=_tags("rollouts")),
+        takeover.to_deployment("takeover", triggers=[ON_CRASH], tags=_tags("upkeep")),
     ]
     # Inside a running event loop Prefect would hand out coroutines; here there is none.
     return [deployment for deployment in made if isinstance(deployment, RunnerDeployment)]
@@ -131,7 +137,10 @@ def main() -> None:
     watch_for_zombies()
     # Pausing what is scheduled at every stop would look like somebody's wish at the next start.
     runner = Runner(pause_on_shutdown=False, limit=MAX_RUNS)
-    register(runner, load_settings())
+    settings = load_settings()
+    register(runner, settings)
+    # What crashed while nobody served: its event may have found no deployment to start.
+    take_over(Orchestrator(prefect_api_url(settings)), utc_now(), print)
     with contextlib.suppress(KeyboardInterrupt, TerminationSignal):
         asyncio.run(runner.start())
 
