@@ -94,7 +94,7 @@ def test_a_retraining_asked_for_while_a_night_runs_waits_for_it(
         assert not api.run(first.id).ended and not api.run(second.id).ended
     for one in (first, second):
         ended = eventually(lambda one=one: _ended(api, one.id), "it never had its turn", 240)
-        assert (ended.state, ended.message) == ("COMPLETED", ended.message)
+        assert ended.state == "COMPLETED", ended.message
     database.close()
 
 
