@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from prefect import flow, get_run_logger
 from prefect.events import DeploymentEventTrigger
 
-from flows.orchestrator import Orchestrator, PastRun
+from flows.orchestrator import Orchestrator, OrchestratorRefused, PastRun
 from flows.stack.services import prefect_api_url
 from infra.calls.record import utc_now
 from infra.settings.sources import load_settings
@@ -47,7 +47,7 @@ def take_over(
     """Start what crashed lately again, with its own parameters; ids of the runs that do it.
 
     However often and by however many it is called, each crash is taken over once. Raises
-    OrchestratorDown, OrchestratorRefused.
+    OrchestratorDown, and OrchestratorRefused when the runs cannot be listed.
     """
     started: list[str] = []
     for run in orchestrator.crashed(TAKEN_OVER, now - LOOK_BACK):
@@ -55,7 +55,12 @@ def take_over(
         if key is None:
             say(f"{run.name} crashed {MOST + 1} times and is left alone: see its logs")
             continue
-        again = orchestrator.start(run.flow, run.parameters, idempotency_key=key)
+        try:
+            again = orchestrator.start(run.flow, run.parameters, idempotency_key=key)
+        except OrchestratorRefused as error:
+            # This release may no longer know a parameter; that must not keep back the others.
+            say(f"{run.name} crashed and cannot be started again: {error}")
+            continue
         say(f"{run.name} crashed; {again.name} does its work")
         started.append(again.id)
     return started

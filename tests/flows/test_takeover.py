@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from flows.holding import hold
-from flows.orchestrator import Orchestrator, PastRun
+from flows.orchestrator import FlowRun, Orchestrator, OrchestratorRefused, PastRun
 from flows.takeover import MOST, PREFIX, successor, take_over
 from infra.calls.record import new_id, utc_now
 from infra.database.open import open_database
@@ -49,6 +49,26 @@ def test_a_run_is_taken_over_so_often_and_no_more() -> None:
         key = successor(run(key, run_id=f"run {len(keys)}"))
     assert keys == [f"{PREFIX}:{number}:abc" for number in range(1, MOST + 1)]
     assert successor(run("sender:17")) == f"{PREFIX}:1:abc", "a webhook's key counts nothing"
+
+
+class Refusing(Orchestrator):
+    """Prefect knows no parameters of the first run any more."""
+
+    def crashed(self, flows: Sequence[str], since: datetime) -> list[PastRun]:
+        return [run(run_id="first"), run(run_id="second")]
+
+    def start(
+        self, flow: str, parameters: Mapping[str, Any], *, idempotency_key: str | None = None
+    ) -> FlowRun:
+        if idempotency_key == f"{PREFIX}:1:first":
+            raise OrchestratorRefused("no parameter 'old'", 409)
+        return FlowRun("again", "night: again", "SCHEDULED", "")
+
+
+def test_one_that_cannot_be_started_keeps_no_other_back() -> None:
+    said: list[str] = []
+    assert take_over(Refusing("http://nowhere/api"), utc_now(), said.append) == ["again"]
+    assert any("cannot be started again: no parameter 'old'" in line for line in said)
 
 
 def test_a_crashed_night_is_done_again_by_the_server_alone(
