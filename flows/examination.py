@@ -38,7 +38,17 @@ CHECK_SECONDS = 10.0
 MAX_SKEW_SECONDS = 5.0
 FREE_SHARE = 0.05
 FREE_BYTES = 1 << 30
-DEPLOYED = ("night", "ingest", "rollout", "watch", "housekeeping", "retrain", "rollback")
+DEPLOYED = (
+    "night",
+    "ingest",
+    "rollout",
+    "watch",
+    "housekeeping",
+    "retrain",
+    "rollback",
+    "approval",
+    "takeover",
+)
 Outcome = Literal["ok", "warning", "broken"]
 
 

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
-from flows.holding import TTL_SECONDS, hold
+from flows.holding import hold
 from flows.judging import Judgement, judge
 from flows.learning import (
     Trained,
@@ -33,6 +33,9 @@ from trainers.executors.open import open_executor
 from trainers.executors.protocol import Executor
 from trainers.ingest.ingest import IngestReport
 from trainers.plan import Plan, PlannedRun
+
+QUEUE_SECONDS = 6 * 3600.0
+"""How long a night waits for another one, or for a retraining, before it gives up."""
 
 
 class NightFailed(Exception):
@@ -106,7 +109,7 @@ def drift_task(run: PlannedRun) -> str:
     name="night",
     flow_run_name="night: {reason}",
     task_runner=ThreadPoolTaskRunner(max_workers=8),  # type: ignore[arg-type]
-    timeout_seconds=12 * 3600,
+    timeout_seconds=18 * 3600,
 )
 def night(
     reason: str = "schedule",
@@ -127,9 +130,10 @@ def night(
         within_hours: How long training may take when it is started by hand.
     """
     logger = get_run_logger()
+    logger.info("waiting for its turn, if another night or retraining is under way")
     with (
         open_context() as context,
-        hold(context.database, "night", context.holder, wait_seconds=2 * TTL_SECONDS),
+        hold(context.database, "night", context.holder, wait_seconds=QUEUE_SECONDS),
     ):
         ingested = ingest_task()
         logger.info(

@@ -11,8 +11,9 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ REQUEST_SECONDS = 10.0
 ATTEMPTS = 5
 RETRY_SECONDS = 0.5
 """Before the second attempt; the later ones wait longer, five seconds in all."""
+MAX_RUNS_READ = 200
 TERMINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "CRASHED"})
 
 
@@ -57,6 +59,20 @@ class FlowRun:
     @property
     def ended(self) -> bool:
         return self.state in TERMINAL
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A deployment's run with what is needed to start it again."""
+
+    id: str
+    name: str
+    flow: str
+    """Name of its deployment, which is that of its flow."""
+    state: str
+    parameters: dict[str, Any]
+    idempotency_key: str
+    """Empty for a run of the schedule's."""
 
 
 class Orchestrator:
@@ -126,6 +142,48 @@ class Orchestrator:
             "started": found[0].get("start_time"),
             "ended": found[0].get("end_time"),
         }
+
+    def crashed(self, flows: Sequence[str], since: datetime) -> list[PastRun]:
+        """Runs of these deployments that crashed since then, newest first. Raises as ``start``."""
+        state = {"type": {"any_": ["CRASHED"]}}
+        ended = {"end_time": {"after_": since.isoformat()}}
+        return [
+            run
+            for flow in flows
+            for run in self._runs(flow, {"state": state, **ended}, "END_TIME_DESC")
+        ]
+
+    def going(self, flow: str) -> list[PastRun]:
+        """Runs of this deployment that have not ended, suspended ones too. Raises as ``start``."""
+        state = {"type": {"not_any_": sorted(TERMINAL)}}
+        return self._runs(flow, {"state": state}, "START_TIME_ASC")
+
+    def finish(self, run_id: str, message: str) -> None:
+        """Say that a suspended run's work is done, without running it. Raises as ``start``."""
+        body = {
+            "state": {"type": "COMPLETED", "name": "Completed", "message": message[:500]},
+            "force": True,
+        }
+        self._ask("POST", f"/flow_runs/{quote(run_id, safe='')}/set_state", body)
+
+    def _runs(self, flow: str, which: Mapping[str, Any], order: str) -> list[PastRun]:
+        body = {
+            "deployments": {"name": {"any_": [flow]}},
+            "flow_runs": dict(which),
+            "sort": order,
+            "limit": MAX_RUNS_READ,
+        }
+        return [
+            PastRun(
+                str(found["id"]),
+                str(found["name"]),
+                flow,
+                str(found["state_type"]),
+                dict(found.get("parameters") or {}),
+                str(found.get("idempotency_key") or ""),
+            )
+            for found in self._ask("POST", "/flow_runs/filter", body)
+        ]
 
     def version(self) -> str:
         """Of the server. Raises OrchestratorDown, OrchestratorRefused."""

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
 
-from prefect import serve
 from prefect.automations import Automation
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, TerminationSignal
+from prefect.runner import Runner
 from prefect.states import StateType
 
+from flows.approving import approval
 from flows.night import night
-from flows.stack.services import HEARTBEAT_SECONDS
+from flows.orchestrator import Orchestrator
+from flows.schedules import keep_changes, remember
+from flows.stack.services import HEARTBEAT_SECONDS, prefect_api_url
+from flows.takeover import ON_CRASH, take_over, takeover
 from flows.upkeep import housekeeping, ingest, retrain, rollback, rollout, watch
+from infra.calls.record import utc_now
 from infra.settings.model import Settings
 from infra.settings.sources import load_settings
 
-MAX_RUNS = 4
+MAX_RUNS = 6
+"""A night, one that waits behind it, the one that tends rollouts, and three short ones."""
 ZOMBIES = "night school: runs without a heartbeat have crashed"
 MISSED_HEARTBEATS = 6
 """So many in a row missing make a run a zombie; a busy machine delays one or two."""
+RESTS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
+"""States without a process, which say no heartbeat is to come."""
 ONE_AT_A_TIME = ConcurrencyLimitConfig(
     limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
 )
+ONE_AFTER_ANOTHER = ConcurrencyLimitConfig(
+    limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
+)
+ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
+"""What intervals are counted from: fixed, so that the same default is the same after a restart."""
 
 
 def deployments(settings: Settings) -> list[RunnerDeployment]:
@@ -34,36 +49,55 @@ def deployments(settings: Settings) -> list[RunnerDeployment]:
     nightly = CronSchedule(cron=settings.night.cron, timezone=settings.night.timezone)
     made = [
         night.to_deployment(
-            "night", schedules=[nightly], concurrency_limit=ONE_AT_A_TIME, tags=["night"]
+            "night", schedules=[nightly], concurrency_limit=ONE_AT_A_TIME, tags=_tags("learning")
         ),
         ingest.to_deployment(
-            "ingest", schedules=[_every(minutes=15)], concurrency_limit=ONE_AT_A_TIME
+            "ingest",
+            schedules=[_every(minutes=15)],
+            concurrency_limit=ONE_AT_A_TIME,
+            tags=_tags("learning"),
         ),
         rollout.to_deployment(
-            "rollout", schedules=[_every(minutes=10)], concurrency_limit=ONE_AT_A_TIME
+            "rollout",
+            schedules=[_every(minutes=10)],
+            concurrency_limit=ONE_AT_A_TIME,
+            tags=_tags("rollouts"),
         ),
-        watch.to_deployment("watch", schedules=[_every(hours=1)], concurrency_limit=ONE_AT_A_TIME),
+        watch.to_deployment(
+            "watch",
+            schedules=[_every(hours=1)],
+            concurrency_limit=ONE_AT_A_TIME,
+            tags=_tags("upkeep"),
+        ),
         housekeeping.to_deployment(
-            "housekeeping", schedules=[_every(days=1)], concurrency_limit=ONE_AT_A_TIME
+            "housekeeping",
+            schedules=[_every(days=1)],
+            concurrency_limit=ONE_AT_A_TIME,
+            tags=_tags("upkeep"),
         ),
-        retrain.to_deployment("retrain", tags=["night"]),
-        rollback.to_deployment("rollback"),
+        retrain.to_deployment(
+            "retrain", concurrency_limit=ONE_AFTER_ANOTHER, tags=_tags("learning")
+        ),
+        rollback.to_deployment("rollback", tags=_tags("rollouts")),
+        approval.to_deployment("approval", tags=_tags("rollouts")),
+        takeover.to_deployment("takeover", triggers=[ON_CRASH], tags=_tags("upkeep")),
     ]
     # Inside a running event loop Prefect would hand out coroutines; here there is none.
     return [deployment for deployment in made if isinstance(deployment, RunnerDeployment)]
 
 
 def watch_for_zombies() -> None:
-    """A run whose process died without a word is marked crashed, once its heartbeat is missed."""
+    """A run whose process died without a word is marked crashed, once its heartbeat is missed.
+
+    An automation of that name that is there already gets this release's trigger; one that somebody
+    turned off stays off.
+    """
     heartbeat = "prefect.flow-run.heartbeat"
-    ends = {
-        f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")
-    }
     automation = Automation(
         name=ZOMBIES,
         trigger=EventTrigger(
             after={heartbeat},
-            expect={heartbeat, *ends},
+            expect={heartbeat, *(f"prefect.flow-run.{state}" for state in RESTS)},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
@@ -73,18 +107,42 @@ def watch_for_zombies() -> None:
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat")],
     )
     try:
-        Automation.read(name=ZOMBIES)  # type: ignore[unused-coroutine]
+        there = Automation.read(name=ZOMBIES)
     except (ValueError, ObjectNotFound):
         automation.create()
+        return
+    assert isinstance(there, Automation)
+    there.trigger, there.actions = automation.trigger, automation.actions
+    there.update()
+
+
+def register(runner: Runner, settings: Settings) -> None:
+    """Register every deployment with what people changed of it."""
+    made = deployments(settings)
+    defaults = keep_changes(made)
+    for deployment in made:
+        runner.add_deployment(deployment)
+    remember(defaults)
+
+
+def _tags(kind: str) -> list[str]:
+    return ["nightschool", kind]
 
 
 def _every(**interval: int) -> IntervalSchedule:
-    return IntervalSchedule(interval=timedelta(**interval))
+    return IntervalSchedule(interval=timedelta(**interval), anchor_date=ANCHOR)
 
 
 def main() -> None:
     watch_for_zombies()
-    serve(*deployments(load_settings()), limit=MAX_RUNS, print_starting_message=False)
+    # Pausing what is scheduled at every stop would look like somebody's wish at the next start.
+    runner = Runner(pause_on_shutdown=False, limit=MAX_RUNS)
+    settings = load_settings()
+    register(runner, settings)
+    # What crashed while nobody served: its event may have found no deployment to start.
+    take_over(Orchestrator(prefect_api_url(settings)), utc_now(), print)
+    with contextlib.suppress(KeyboardInterrupt, TerminationSignal):
+        asyncio.run(runner.start())
 
 
 if __name__ == "__main__":

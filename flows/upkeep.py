@@ -11,6 +11,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
+from flows.approving import settle_quietly
 from flows.holding import Busy, hold
 from flows.housekeeping import housekeep
 from flows.learning import ingest_logs
@@ -29,7 +30,9 @@ TEND_FOR_SECONDS = 900.0
 """One run of the rollout flow tends this long; the schedule starts the next one."""
 
 
-@flow(name="ingest", flow_run_name="ingest", timeout_seconds=3600)
+@flow(
+    name="ingest", flow_run_name="ingest", retries=2, retry_delay_seconds=30, timeout_seconds=3600
+)
 def ingest() -> dict[str, Any]:
     """Take the newest logs in, so that the night has less to do."""
     with open_context() as context:
@@ -52,6 +55,7 @@ def rollout() -> int:
                     for moved in tended.moved:
                         logger.info("%s is %s: %s", moved.adapter, moved.state, moved.reason)
                         moves[moved.id] = moved
+                    settle_quietly(context, logger.info)
                     if tended.open == 0 or time.monotonic() > ends:
                         return tended.open
                     time.sleep(context.settings.rollout.tend_seconds)
@@ -63,7 +67,13 @@ def rollout() -> int:
             _show_all(context, moves.values())
 
 
-@flow(name="watch", flow_run_name="watch for drift", timeout_seconds=3600)
+@flow(
+    name="watch",
+    flow_run_name="watch for drift",
+    retries=2,
+    retry_delay_seconds=30,
+    timeout_seconds=3600,
+)
 def watch() -> list[str]:
     """Compare live traffic with what the champions were trained on; ask for a night if it drifted."""
     logger = get_run_logger()
@@ -94,14 +104,14 @@ def housekeeping(dry_run: bool = False) -> dict[str, int]:
     return kept
 
 
-@flow(name="retrain", flow_run_name="retrain {task}: {reason}", timeout_seconds=12 * 3600)
+@flow(name="retrain", flow_run_name="retrain {task}: {reason}", timeout_seconds=18 * 3600)
 def retrain(
     task: str | None = None,
     reason: str = "by hand",
     within_hours: Annotated[float, Field(gt=0, le=24)] = 4.0,
     asked_by: str = "prefect",
 ) -> dict[str, Any]:
-    """Train one task (or all) now, judge it, and open its rollout.
+    """Train one task (or all) now, judge it, and open its rollout; while a night runs, after it.
 
     Args:
         task: The id of a task; empty for all.

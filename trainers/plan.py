@@ -111,19 +111,20 @@ class Plan:
 def night_window(night: Night, now: datetime) -> tuple[datetime, datetime]:
     """Start and end (UTC) of the night that ``now`` lies in, else of the next one.
 
-    Times on the clock of ``night.timezone``; an end at or before the start is on the next day.
+    Times on the clock of ``night.timezone``; an end at or before the start is on the next day. An hour
+    that the clock skips counts as the one after it; a night that lies wholly inside it is left out.
     """
     zone = ZoneInfo(night.timezone)
     start, end = time.fromisoformat(night.start), time.fromisoformat(night.end)
     local = now.astimezone(zone)
-    for days in (-1, 0, 1, 2):
+    for days in (-1, 0, 1, 2, 3):
         day = local.date() + timedelta(days=days)
         opens = datetime.combine(day, start, zone).astimezone(UTC)
         last = day + timedelta(days=1) if end <= start else day
         closes = datetime.combine(last, end, zone).astimezone(UTC)
-        if now < closes:
+        if max(now, opens) < closes:
             return opens, closes
-    raise AssertionError("a night ends within two days")
+    raise AssertionError("of two days one has a night")
 
 
 def plan(

@@ -61,6 +61,6 @@ def prefect_world(
 def deployed(prefect_world: PrefectWorld) -> None:
     """Waits until the last of the flows is deployed."""
     deadline = time.monotonic() + 90
-    while not prefect_world.orchestrator.has_deployment("rollback"):
+    while not prefect_world.orchestrator.has_deployment("takeover"):
         assert time.monotonic() < deadline, "the flows were not deployed"
         time.sleep(0.5)

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 from prefect import Flow
+from prefect.events import DeploymentTriggerTypes
+from pydantic import TypeAdapter
 
 from flows.serve import deployments
 from infra.settings.model import Settings
@@ -43,6 +45,8 @@ def test_the_pool_has_the_deployments_that_up_serves() -> None:
             strategy = one.concurrency_options.collision_strategy
             assert limit["collision_strategy"] == strategy.value, name
         assert there.get("parameters", {}) == one.parameters, name
+        triggers = TypeAdapter(list[DeploymentTriggerTypes])
+        assert triggers.validate_python(there.get("triggers", [])) == list(one.triggers), name
         assert there["work_pool"] == {"name": "nightschool"}, name
 
 

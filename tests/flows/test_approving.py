@@ -1,0 +1,195 @@
+"""Approval from Prefect's side: a suspended run asks, whoever answers first has answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from flows.approving import FLOW, settle
+from flows.orchestrator import Orchestrator, PastRun
+from infra.calls.record import new_id, utc_now
+from infra.database.open import open_database
+from infra.database.tables import (
+    adapters,
+    dataset_sources,
+    dataset_versions,
+    rollouts,
+    routes,
+    scorecards,
+    tasks,
+)
+from serving.registry.records import TEACHER, Rollout
+from serving.registry.registry import Registry
+from serving.rollout.controller import tend
+from serving.rollout.machine import Observation
+from serving.rollout.orders import give_order
+from serving.rollout.policy import RolloutPolicy
+from tests.flows.conftest import PrefectWorld
+from tests.flows.test_takeover import eventually
+from tests.serving.registry.world import add_adapter, add_task
+
+POLICY = RolloutPolicy(
+    shadow_sessions=0, steps=(0.5,), step_sessions=1, approval=True, approval_seconds=3600
+)
+GOOD = Observation(
+    loaded=True, verdict="good", labels=50, canary_sessions=50, step_sessions=50, step_labels=50
+)
+
+
+@pytest.fixture
+def registry(prefect_world: PrefectWorld) -> Iterator[Registry]:
+    database = open_database(prefect_world.settings.database)
+    yield Registry(database)
+    # The other tests' nights share this database, and these tasks have no data behind them.
+    with database.begin() as connection:
+        for table in (
+            routes,
+            scorecards,
+            rollouts,
+            adapters,
+            dataset_sources,
+            dataset_versions,
+            tasks,
+        ):
+            connection.execute(table.delete())
+    database.close()
+
+
+def see(registry: Registry, rollout: Rollout, seconds: float = 0) -> Rollout:
+    now = utc_now() + timedelta(seconds=seconds)
+    return tend(registry, rollout.id, lambda _: GOOD, now, "test", ())
+
+
+def waiting(registry: Registry, policy: RolloutPolicy = POLICY) -> Rollout:
+    """A rollout whose promotion waits for a person."""
+    task = f"task-{new_id()[-8:].lower()}"
+    add_task(registry.database, task)
+    adapter = add_adapter(registry, task, 1)
+    rollout = registry.open_rollout(task, adapter.name, policy, actor="night", why="trained")
+    for _ in range(4):
+        if rollout.approval != "asked":
+            rollout = see(registry, rollout)
+    assert rollout.approval == "asked"
+    return rollout
+
+
+def question(api: Orchestrator, rollout: Rollout) -> PastRun | None:
+    found = [run for run in api.going(FLOW) if run.parameters["rollout_id"] == rollout.id]
+    assert len(found) <= 1, "one question, one run"
+    return found[0] if found else None
+
+
+def asked(api: Orchestrator, registry: Registry, rollout: Rollout) -> PastRun:
+    """Its run, once it is suspended."""
+    settle(api, registry)
+    settle(api, registry)
+
+    def suspended() -> PastRun | None:
+        run = question(api, rollout)
+        return run if run is not None and run.state == "PAUSED" else None
+
+    found: PastRun = eventually(suspended, "no run waits for an answer")
+    return found
+
+
+def resume(api: Orchestrator, run: PastRun, **answer: object) -> None:
+    """As the form in Prefect's UI does it."""
+    said = api._ask("POST", f"/flow_runs/{run.id}/resume", {"run_input": answer})
+    assert said["status"] == "ACCEPT", said
+
+
+def until_ended(api: Orchestrator, run: PastRun) -> str:
+    eventually(lambda: api.run(run.id).ended, "the question's run did not end")
+    return api.run(run.id).state
+
+
+@pytest.mark.parametrize(
+    ("promote", "state", "approval"),
+    [(True, "canary", "given"), (False, "inconclusive", None)],
+)
+def test_an_answer_in_prefects_form_is_carried_out(
+    prefect_world: PrefectWorld,
+    deployed: None,
+    registry: Registry,
+    promote: bool,
+    state: str,
+    approval: str | None,
+) -> None:
+    api, rollout = prefect_world.orchestrator, waiting(registry)
+    run = asked(api, registry, rollout)
+    resume(api, run, promote=promote, why="looked at it")
+    assert until_ended(api, run) == "COMPLETED"
+    after = registry.rollout(rollout.id)
+    assert after.state == state and "looked at it" in after.reason
+    if approval is not None:
+        assert after.approval == approval
+        assert see(registry, rollout).state == "promoted"
+    else:
+        assert registry.route(rollout.task_id).champion == TEACHER
+    settle(api, registry)
+    assert question(api, rollout) is None
+
+
+Elsewhere = Callable[[Registry, Rollout], object]
+
+
+def approve(registry: Registry, rollout: Rollout) -> object:
+    return give_order(registry, rollout.id, "approve", actor="ann", why="by hand")
+
+
+def too_late(registry: Registry, rollout: Rollout) -> object:
+    ended = see(registry, rollout, POLICY.approval_seconds + 60)
+    assert ended.state == "inconclusive" and registry.route(rollout.task_id).champion == TEACHER
+    return ended
+
+
+@pytest.mark.parametrize("elsewhere", [approve, too_late])
+def test_an_answer_from_elsewhere_or_none_in_time_ends_the_question(
+    prefect_world: PrefectWorld, deployed: None, registry: Registry, elsewhere: Elsewhere
+) -> None:
+    api, rollout = prefect_world.orchestrator, waiting(registry)
+    run = asked(api, registry, rollout)
+    elsewhere(registry, rollout)
+    before = registry.rollout(rollout.id)
+    settle(api, registry)
+    assert api.run(run.id).state == "COMPLETED"
+    assert "answered elsewhere" in api.run(run.id).message
+    assert registry.rollout(rollout.id) == before
+    assert question(api, rollout) is None
+
+
+def test_an_answer_that_comes_second_changes_nothing(
+    prefect_world: PrefectWorld, deployed: None, registry: Registry
+) -> None:
+    api, rollout = prefect_world.orchestrator, waiting(registry)
+    run = asked(api, registry, rollout)
+    approve(registry, rollout)
+    resume(api, run, promote=False, why="no")
+    assert until_ended(api, run) == "COMPLETED"
+    assert registry.rollout(rollout.id).approval == "given"
+
+
+def test_a_tasks_own_word_comes_before_the_settings(registry: Registry) -> None:
+    task = f"task-{new_id()[-8:].lower()}"
+    add_task(registry.database, task)
+    adapters = [add_adapter(registry, task, number) for number in (1, 2, 3)]
+    auto = replace(POLICY, approval=False, when_open="supersede", cooldown_seconds=0)
+
+    def opened(number: int, policy: RolloutPolicy) -> bool:
+        return registry.open_rollout(
+            task, adapters[number].name, policy, actor="night", why="trained"
+        ).policy.approval
+
+    registry.set_task_approval(task, "approve", actor="ann", why="it pays bills")
+    assert opened(0, auto)
+    registry.set_task_approval(task, "auto", actor="ann", why="it never failed")
+    assert not opened(1, replace(auto, approval=True))
+    registry.set_task_approval(task, None, actor="ann", why="as set up")
+    assert not opened(2, auto)
+    with pytest.raises(ValueError, match="maybe"):
+        registry.set_task_approval(task, "maybe", actor="ann", why="")  # type: ignore[arg-type]
+    said = [event for event in registry.events(task, 20) if event.what == "task.approval"]
+    assert [event.why for event in said] == ["as set up", "it never failed", "it pays bills"]

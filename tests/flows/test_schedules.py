@@ -1,0 +1,133 @@
+"""What people change in Prefect's UI, and a new start of the flows, in a real Prefect server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from prefect.automations import Automation
+from prefect.client.orchestration import get_client
+from prefect.runner import Runner
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.orchestrator import Orchestrator
+from flows.schedules import edited
+from flows.serve import ZOMBIES, register, watch_for_zombies
+from infra.settings.learning import Night
+from infra.settings.model import Settings
+from tests.prefect_server import start_prefect
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orchestrator]:
+    """A server of this module's own: what is changed here must not meet other tests."""
+    with start_prefect(tmp_path_factory.mktemp("schedules")) as server:
+        url = server.variables["PREFECT_API_URL"]
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield Orchestrator(url)
+
+
+def start(cron: str) -> None:
+    """What a start of the flows registers, with this night in the settings."""
+    register(Runner(pause_on_shutdown=False), Settings(night=Night(cron=cron)))
+
+
+def deployment(api: Orchestrator, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = api._ask("GET", f"/deployments/name/{name}/{name}")
+    return found
+
+
+def crons(api: Orchestrator) -> list[str]:
+    return [entry["schedule"]["cron"] for entry in deployment(api, "night")["schedules"]]
+
+
+def change(name: str, **changes: Any) -> None:
+    """As the UI does it."""
+    with get_client(sync_client=True) as client:
+        there = client.read_deployment_by_name(f"{name}/{name}")
+        path = f"/deployments/{there.id}"
+        if "paused" in changes:
+            client.request("PATCH", path, json=changes)
+            return
+        schedule = there.schedules[0].id
+        client.request("PATCH", f"{path}/schedules/{schedule}", json=changes)
+
+
+def test_what_nobody_changed_follows_the_settings_and_what_somebody_changed_stays(
+    api: Orchestrator,
+) -> None:
+    start("0 22 * * *")
+    start("30 21 * * *")
+    assert crons(api) == ["30 21 * * *"], "nobody had touched it"
+    assert not deployment(api, "night")["paused"]
+
+    change("night", schedule={"cron": "5 1 * * *", "timezone": "Europe/Paris"})
+    change("ingest", paused=True)
+    change("watch", active=False)
+    change("rollout", schedule={"interval": 120.0, "anchor_date": "2026-01-01T00:00:00Z"})
+    for cron in ("30 21 * * *", "0 20 * * *"):
+        start(cron)
+        night = deployment(api, "night")["schedules"]
+        assert [entry["schedule"]["cron"] for entry in night] == ["5 1 * * *"]
+        assert night[0]["schedule"]["timezone"] == "Europe/Paris"
+        assert deployment(api, "ingest")["paused"]
+        assert [entry["active"] for entry in deployment(api, "watch")["schedules"]] == [False]
+        rollout = deployment(api, "rollout")["schedules"]
+        assert [entry["schedule"]["interval"] for entry in rollout] == [120.0]
+        assert not deployment(api, "housekeeping")["paused"]
+
+    change("ingest", paused=False)
+    start("0 20 * * *")
+    assert not deployment(api, "ingest")["paused"]
+
+
+def test_a_schedule_that_was_taken_away_stays_away_until_its_deployment_goes(
+    api: Orchestrator,
+) -> None:
+    start("0 20 * * *")
+    with get_client(sync_client=True) as client:
+        there = client.read_deployment_by_name("housekeeping/housekeeping")
+        client.request("DELETE", f"/deployments/{there.id}/schedules/{there.schedules[0].id}")
+        start("0 20 * * *")
+        assert deployment(api, "housekeeping")["schedules"] == []
+        client.request("DELETE", f"/deployments/{there.id}")
+    start("0 20 * * *")
+    daily = deployment(api, "housekeeping")["schedules"]
+    assert [entry["schedule"]["interval"] for entry in daily] == [86400.0]
+
+
+def test_what_we_registered_and_could_not_remember_is_nobodys_change() -> None:
+    last, default = [{"schedule": {"cron": "a"}}], [{"schedule": {"cron": "b"}}]
+    assert not edited(last, last, default)
+    assert not edited(default, last, default)
+    assert edited([], last, default)
+
+
+def test_every_form_in_the_ui_says_what_its_fields_mean(api: Orchestrator) -> None:
+    start("0 20 * * *")
+    found = api._ask("POST", "/deployments/filter", {})
+    assert len(found) >= 7
+    for one in found:
+        fields = one["parameter_openapi_schema"].get("properties", {})
+        assert all(field.get("description") for field in fields.values()), one["name"]
+        assert one["description"], one["name"]
+        assert "nightschool" in one["tags"], one["name"]
+
+
+def test_an_older_automation_is_mended_and_one_turned_off_stays_off(api: Orchestrator) -> None:
+    watch_for_zombies()
+    there = Automation.read(name=ZOMBIES)
+    assert isinstance(there, Automation)
+    there.trigger.expect = {"prefect.flow-run.heartbeat"}  # type: ignore[union-attr]
+    there.enabled = False
+    there.update()
+    watch_for_zombies()
+    mended = api._ask("POST", "/automations/filter", {})
+    mine = [one for one in mended if one["name"] == ZOMBIES]
+    assert len(mine) == 1
+    expect = set(mine[0]["trigger"]["expect"])
+    assert {"prefect.flow-run.Suspended", "prefect.flow-run.Paused"} <= expect
+    assert mine[0]["enabled"] is False
+    assert mine[0]["trigger"]["within"] == timedelta(seconds=180).total_seconds()
