@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
 from infra.anonymize.anonymizer import Anonymizer
+from infra.anonymize.session_names import SessionNames
 from infra.database.open import Database, open_database
 from infra.notify.open import channel_names
 from infra.objects.open import open_store
@@ -27,7 +28,7 @@ from serving.gateway.feedback import CallIndex, anonymized, read_feedback
 from serving.gateway.gauges import watch
 from serving.gateway.guard import KillSwitch
 from serving.gateway.holdings import Holdings
-from serving.gateway.intake import SessionNames, parse_object
+from serving.gateway.intake import parse_object
 from serving.gateway.keys import Caller, identify
 from serving.gateway.metrics import Metrics
 from serving.gateway.open_paths import Permission
