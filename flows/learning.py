@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from flows.holding import Busy, hold
+from flows.retraining import due_tasks
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.database.events import list_events
@@ -326,4 +327,5 @@ def _measured(context: Context) -> Measured:
         seconds_per_step=sum(seconds[-5:]) / len(seconds[-5:]) if seconds else None,
         coverage=coverage,
         trained=frozenset(a.dataset_digest for a in adapters if a.name in released - drills),
+        due=due_tasks(context, ends),
     )

@@ -62,6 +62,8 @@ class Measured:
     """Task id to the share of calls its last adapter answered."""
     trained: frozenset[str] = frozenset()
     """Digests of data sets that an adapter was already trained on."""
+    due: frozenset[str] = frozenset()
+    """Tasks whose adapter learned from what was forgotten since: trained also on known examples."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def plan(
         reason = (
             f"saves about {saving:.2f} a day; {_train_rows(dataset)} training examples, "
             f"{steps} steps{shortened}"
+            + ("; due, for what was forgotten" if task.id in measured.due else "")
         )
         runs.append(PlannedRun(task.id, dataset.digest, steps, seconds, free_at, saving, reason))
     return Plan(tuple(runs), tuple(skipped), deadline, max(workers) if runs else 0.0)
@@ -215,7 +218,7 @@ def _obstacle(
             f"the teacher agrees with itself on only {value:.0%} of {prompts} repeated prompts, "
             f"{MIN_AGREEMENT:.0%} are needed"
         )
-    if dataset.digest in measured.trained:
+    if dataset.digest in measured.trained and task.id not in measured.due:
         return "nothing new: already trained on exactly these examples"
     return None
 

@@ -66,3 +66,14 @@ def test_ended_rollouts_are_forgotten(store: ObjectStore):
     log.look(NOON)
     log.forget_all_but(["r2"])
     assert (sessions(log, "r1"), sessions(log, "r2")) == ([], ["b"])
+
+
+def test_records_taken_out_of_the_log_leave_memory_too(store: ObjectStore):
+    first = [call("a", "r1"), call("b", "r1")]
+    put(store, 1, first)
+    put(store, 2, [call("c", "r1")])
+    log = EvidenceLog(store, 1 << 20)
+    log.look(NOON)
+    put(store, 1, first[1:])
+    log.look(NOON)
+    assert sessions(log, "r1") == ["b", "c"]

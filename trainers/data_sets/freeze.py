@@ -92,7 +92,7 @@ def freeze(
     with database.begin() as connection:
         reserve(connection, location_of(task_id, digest), now)
     version = write_version(store, task_id, digest, splits, manifest)
-    _register(database, version, now)
+    register(database, version, now)
     return version
 
 
@@ -141,7 +141,8 @@ def _weighted(examples: list[Example], similarity: float) -> list[Example]:
     ]
 
 
-def _register(database: Database, version: DatasetVersion, now: datetime) -> None:
+def register(database: Database, version: DatasetVersion, now: datetime) -> None:
+    """Enter a version that is written, with its event; once. Raises BeingRemoved."""
     counts: Mapping[str, int] = version.manifest["counts"]
     with database.begin() as connection:
         row = {

@@ -38,7 +38,7 @@ def find_in_logs(store: ObjectStore, subject: Subject, max_line_bytes: int) -> C
     for item in store.list(LOG_PREFIX):
         found = 0
         for record in _records(store, item.key, max_line_bytes):
-            if isinstance(record, Problem) or not _goes(subject, record):
+            if isinstance(record, Problem) or not subject.goes(record):
                 continue
             found += 1
             counts[_kind(record)] += 1
@@ -57,9 +57,9 @@ def take_from_logs(store: ObjectStore, subject: Subject, max_line_bytes: int) ->
     counts: Counter[str] = Counter()
 
     def feedback(line: LogRecord | bytes) -> bool:
-        return isinstance(line, FeedbackRecord) and _goes(subject, line)
+        return isinstance(line, FeedbackRecord) and subject.goes(line)
 
-    for goes in (feedback, lambda line: _goes(subject, line)):
+    for goes in (feedback, subject.goes):
         for item in store.list(LOG_PREFIX):
             try:
                 with store.open(item.key) as stream:
@@ -102,10 +102,6 @@ def holds(stream: BinaryIO, goes: Goes, max_line_bytes: int) -> bool:
         not isinstance(record, Problem) and goes(record)
         for _, record in _parsed(stream, max_line_bytes)
     )
-
-
-def _goes(subject: Subject, record: LogRecord | bytes) -> bool:
-    return subject.has_line(record) if isinstance(record, bytes) else subject.has(record)
 
 
 def _kind(record: LogRecord | bytes) -> str:

@@ -57,6 +57,10 @@ class Subject:
             needles.add(anonymizer.scope().text(value).casefold())
         return cls(kind, value, names, tuple(sorted(needles)))
 
+    def goes(self, line: LogRecord | bytes) -> bool:
+        """Whether a record, or a line that is none, is the subject's."""
+        return self.has_line(line) if isinstance(line, bytes) else self.has(line)
+
     def has(self, record: LogRecord) -> bool:
         """Whether the record is the subject's: by itself, or as feedback on a call that is known."""
         if self.kind == "tenant":

@@ -126,7 +126,7 @@ def _take(
         condemned = _condemn(connection, mark, verdict, policy, now)
     if condemned is None:
         return "not now"
-    return _clear(database, store, condemned, now, on_step)
+    return clear(database, store, condemned, now, on_step)
 
 
 def _condemn(
@@ -135,10 +135,10 @@ def _condemn(
     """In one transaction: decide again on what is so now, retire, and condemn. None: not any more."""
     if mark.state == "marked" and not _still_goes(connection, mark, verdict, policy, now):
         return None
-    return _own(connection, mark, now)
+    return own(connection, mark, now)
 
 
-def _own(connection: Connection, mark: Mark, now: datetime) -> Mark | None:
+def own(connection: Connection, mark: Mark, now: datetime) -> Mark | None:
     """Condemn it in this run's name: whoever held it before, or was about to write there, finds out."""
     since = max(now, mark.since + _TICK)
     if not move_mark(connection, mark, "condemned", since):
@@ -171,7 +171,7 @@ def _still_goes(
     return True
 
 
-def _clear(
+def clear(
     database: Database,
     store: ObjectStore,
     mark: Mark,
@@ -217,10 +217,10 @@ def _finish_others(
         if mark.subject in seen:
             continue
         with database.begin() as connection:
-            owned = _own(connection, mark, now)
+            owned = own(connection, mark, now)
         if owned is None:
             continue
-        outcome = _clear(database, store, owned, now, on_step)
+        outcome = clear(database, store, owned, now, on_step)
         yield Done(mark.kind, mark.subject, outcome, mark.why)
 
 
