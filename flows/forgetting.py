@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 
-from flows.holding import hold
+from flows.holding import TTL_SECONDS, hold
 from flows.kept_evidence import FORGOTTEN, MAX_LINE_BYTES, PREFIX
 from flows.learning import IMPORT, INGEST, INGEST_WAIT_SECONDS
 from flows.retraining import mark_due
@@ -31,6 +31,8 @@ from trainers.ingest.expiry import clear_superseded
 from trainers.ingest.ingest import ingest
 
 ACTOR = "forget"
+KILLED_SECONDS = TTL_SECONDS + 10
+"""After so long the lease of a run that was killed has run out; a night takes longer."""
 
 
 def look_for(context: Context, subject: Subject) -> Counter[str]:
@@ -57,7 +59,7 @@ def forget(context: Context, subject: Subject, *, now: datetime | None = None) -
     """
     now = now or utc_now()
     with (
-        hold(context.database, "night", context.holder),
+        hold(context.database, "night", context.holder, wait_seconds=KILLED_SECONDS),
         hold(context.database, INGEST, context.holder, wait_seconds=INGEST_WAIT_SECONDS),
         hold(context.database, IMPORT, context.holder, wait_seconds=INGEST_WAIT_SECONDS),
     ):
