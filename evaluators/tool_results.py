@@ -10,14 +10,10 @@ A tool can fail through no fault of the model. That is no bias, for it happens t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from infra.calls.record import CallRecord, FeedbackRecord
-
-TOOL_ERROR = "tool_error"
-_MAX_RESULT_CHARACTERS = 1 << 20
+from infra.calls.tool_results import TOOL_ERROR, is_error, tool_call_ids
 
 
 def tool_error_reported(
@@ -32,7 +28,7 @@ def tool_error_reported(
     for call in calls:
         if any(item.label == TOOL_ERROR for item in feedback.get(call.id, ())):
             return True
-    asked = {name for call in calls for name in _tool_call_ids(call.answer)}
+    asked = {name for call in calls for name in tool_call_ids(call.answer)}
     return any(
         message.get("role") == "tool"
         and message.get("tool_call_id") in asked
@@ -41,28 +37,3 @@ def tool_error_reported(
         for message in call.messages
         if isinstance(message, Mapping)
     )
-
-
-def is_error(content: Any) -> bool:
-    """Whether a tool message's content says, as JSON, that the tool failed."""
-    if not isinstance(content, str) or len(content) > _MAX_RESULT_CHARACTERS:
-        return False
-    if not content.lstrip().startswith("{"):
-        return False
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        return False
-    if not isinstance(body, dict):
-        return False
-    flagged = any(body.get(key) for key in ("error", "is_error", "isError"))
-    return flagged or body.get("status") == "error"
-
-
-def _tool_call_ids(answer: Mapping[str, Any] | None) -> list[str]:
-    calls = (answer or {}).get("tool_calls") or []
-    return [
-        call["id"]
-        for call in calls
-        if isinstance(call, Mapping) and isinstance(call.get("id"), str)
-    ]

@@ -21,13 +21,13 @@ MAX_RECORDS = 500_000
 class EvidenceLog:
     """The log records that belong to open rollouts, kept in memory between two looks.
 
-    Log objects are immutable, so an object that was read is never read again.
+    An object that was read is not read again, unless it was replaced by one without some records.
     """
 
     def __init__(self, store: ObjectStore, max_line_bytes: int) -> None:
         self._store = store
         self._max_line_bytes = max_line_bytes
-        self._read: set[str] = set()
+        self._read: dict[str, str] = {}
         self._calls: dict[str, list[CallRecord]] = defaultdict(list)
         self._feedback: deque[FeedbackRecord] = deque(maxlen=MAX_RECORDS)
 
@@ -38,10 +38,16 @@ class EvidenceLog:
         """
         first_hour = (since - LATE).astimezone(UTC)
         after = f"{LOG_PREFIX}dt={first_hour:%Y-%m-%d}/hh={first_hour:%H}/"
-        for item in self._store.list(LOG_PREFIX, after=after):
+        found = list(self._store.list(LOG_PREFIX, after=after))
+        if any(self._read.get(item.key, item.etag) != item.etag for item in found):
+            # Somebody's records were taken out of the log: what is in memory goes too.
+            self._read.clear()
+            self._calls.clear()
+            self._feedback.clear()
+        for item in found:
             if item.key not in self._read:
                 self._take(item.key)
-                self._read.add(item.key)
+                self._read[item.key] = item.etag
 
     def forget_all_but(self, rollouts: Collection[str]) -> None:
         """Free what belongs to rollouts that have ended."""

@@ -16,6 +16,7 @@ from flows.kept_evidence import expire
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from serving.registry.retention.collecting import Done, Outcome, collect
+from serving.registry.retention.forgetting import forget_ordered
 from trainers.ingest.expiry import expire_logs, first_kept_day
 from trainers.old_runs import clear_run, find_runs
 from trainers.run_storage import RunStorage, stored_runs
@@ -52,6 +53,7 @@ def housekeep(
     now = now or utc_now()
     policy = context.settings.retention
     done = collect(context.database, context.store, policy, now, dry_run=dry_run)
+    done += forget_ordered(context.database, context.store, now, dry_run=dry_run)
     done += _runs(context, now, dry_run)
     done += _stored_runs(context, now, dry_run)
     done += _logs(context, now, dry_run)

@@ -20,6 +20,8 @@ from infra.objects.store import ObjectExists, ObjectMissing, ObjectStore
 
 PREFIX = "evidence/rollouts/"
 """Not among the reports: those are shown to whoever has their address, and these are calls."""
+FORGOTTEN = "evidence.forgotten"
+"""The event of a rollout that says under which name its records lie without somebody's."""
 MAX_BYTES = 256 << 20
 MAX_LINE_BYTES = 64 << 20
 

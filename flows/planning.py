@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from flows.retraining import due_tasks
 from flows.trials import curve_verdict
 from flows.wiring import Context
 from infra.artifacts.base_folder import local_base_folder
@@ -174,6 +175,7 @@ def _measured(context: Context, datasets: Mapping[str, DatasetVersion]) -> Measu
         base_scores=base_scores,
         curves={task_id: said for task_id in datasets if (said := curve_verdict(context, task_id))},
         waiting=frozenset(_last_night(context).get("deferred", ())),
+        due=due_tasks(context, ends),
     )
 
 

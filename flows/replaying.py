@@ -15,7 +15,7 @@ from typing import Any
 
 from flows.evidence_log import EvidenceLog
 from flows.exposure import weights_of
-from flows.kept_evidence import Records, read_kept
+from flows.kept_evidence import FORGOTTEN, Records, read_kept
 from flows.observing import observe
 from flows.tending import MAX_EVENTS
 from flows.wiring import Context
@@ -68,8 +68,24 @@ def replay(context: Context, rollout_id: str) -> list[Replayed]:
     rollout = context.registry.rollout(rollout_id)
     weights = weights_of(rollout.id, context.registry.events(rollout.task_id, MAX_EVENTS))
     logs = _Logs(context, rollout)
-    events = reversed(context.registry.events(rollout_id, MAX_EVENTS))
-    return [_again(context, rollout, event, weights, logs) for event in events]
+    events = list(reversed(context.registry.events(rollout_id, MAX_EVENTS)))
+    moved = {
+        event.evidence["object"]: event.evidence["replaced_by"]
+        for event in events
+        if event.what == FORGOTTEN
+    }
+    return [_again(context, rollout, _follow(event, moved), weights, logs) for event in events]
+
+
+def _follow(event: Event, moved: Mapping[str, str]) -> Event:
+    """The event, with what it rests on named as it lies now that somebody's records are gone."""
+    source = event.evidence.get("source")
+    if not source or source.get("object") not in moved:
+        return event
+    key = source["object"]
+    while key in moved:
+        key = moved[key]
+    return replace(event, evidence={**event.evidence, "source": {**source, "object": key}})
 
 
 def last_records(context: Context, rollout: Rollout) -> Records:

@@ -76,6 +76,8 @@ class Measured:
     """Task id to what its last learning curve said of more data."""
     base_scores: Mapping[str, float] = field(default_factory=dict)
     """Task id to how often the base model alone was right, 0 to 1."""
+    due: frozenset[str] = frozenset()
+    """Tasks whose adapter learned from what was forgotten since: trained also on known examples."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,9 @@ def _planned(wish: _Wish, start: float, measured: Measured) -> PlannedRun:
     curve = measured.curves.get(wish.task.id)
     reason = (
         f"saves about {wish.saving:.2f} a day; {_train_rows(wish.dataset)} training examples, "
-        f"{wish.steps} steps{shortened}{waited}" + (f"; {curve}" if curve else "")
+        f"{wish.steps} steps{shortened}{waited}"
+        + ("; due, for what was forgotten" if wish.task.id in measured.due else "")
+        + (f"; {curve}" if curve else "")
     )
     return PlannedRun(
         wish.task.id,
@@ -331,7 +335,7 @@ def _obstacle(
     base = measured.base_scores.get(task.id)
     if base is not None and base >= GOOD_BASE:
         return f"the base model alone is right on {base:.0%} of held-out calls: nothing to learn"
-    if dataset.digest in measured.trained:
+    if dataset.digest in measured.trained and task.id not in measured.due:
         return "nothing new: already trained on exactly these examples"
     return None
 

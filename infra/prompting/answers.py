@@ -61,6 +61,8 @@ def check_answer(message: Mapping[str, Any], request: Mapping[str, Any]) -> Chec
     if message.get("tool_calls"):
         return _check_calls(message["tool_calls"], request)
     content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = _parts_text(content)
     schema = _schema(request)
     if schema is not None:
         try:
@@ -110,17 +112,22 @@ def _tool_calls(text: str) -> list[dict[str, Any]] | None:
     ]
 
 
-def _check_calls(calls: Sequence[Mapping[str, Any]], request: Mapping[str, Any]) -> Checks:
+def _check_calls(calls: Any, request: Mapping[str, Any]) -> Checks:
+    if not isinstance(calls, list | tuple) or not all(_is_call(call) for call in calls):
+        return Checks(parsed=False, reason="tool_calls is not a list of function calls")
+    tools = request.get("tools")
     offered = {
-        tool["function"]["name"]: tool["function"].get("parameters") or {}
-        for tool in request.get("tools") or []
-        if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)
+        tool["function"].get("name"): tool["function"].get("parameters") or {}
+        for tool in (tools if isinstance(tools, list | tuple) else ())
+        if isinstance(tool, Mapping)
+        and isinstance(tool.get("function"), Mapping)
+        and isinstance(tool["function"].get("name"), str)
     }
     if len(calls) > 1 and request.get("parallel_tool_calls") is False:
         return Checks(parsed=False, reason="more than one tool call where one was allowed")
     for call in calls:
-        function = call.get("function") or {}
-        name = function.get("name")
+        function = call["function"]
+        name = function["name"]
         if name not in offered:
             return Checks(tool_known=False, reason=f"no tool named {str(name)[:80]!r} was offered")
         try:
@@ -131,6 +138,23 @@ def _check_calls(calls: Sequence[Mapping[str, Any]], request: Mapping[str, Any])
         if problem:
             return Checks(tool_known=True, schema_valid=False, reason=f"{name}: {problem}")
     return Checks(tool_known=True, schema_valid=True)
+
+
+def _parts_text(content: Any) -> str:
+    """The text of a content in parts."""
+    parts = content if isinstance(content, list | tuple) else ()
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _is_call(call: Any) -> bool:
+    """A name, and arguments as JSON text (or none)."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    return (
+        isinstance(function, Mapping)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), str | None)
+    )
 
 
 def _schema(request: Mapping[str, Any]) -> Any:

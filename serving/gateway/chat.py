@@ -14,11 +14,12 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from infra.anonymize.session_names import SessionNames
 from serving.gateway.answering import Answering
 from serving.gateway.call import Call
 from serving.gateway.early import TextTurnedBad
 from serving.gateway.feedback import CallIndex
-from serving.gateway.intake import SessionNames, parse_chat
+from serving.gateway.intake import parse_chat
 from serving.gateway.keys import Caller
 from serving.gateway.problems import CallerGone, GatewayError, teacher_unavailable, text_broken_off
 from serving.gateway.recorder import Recorder

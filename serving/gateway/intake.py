@@ -8,10 +8,7 @@ them than we do.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +16,7 @@ import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
+from infra.anonymize.session_names import SessionNames
 from serving.gateway.problems import GatewayError, bad_request, too_large, too_slow
 
 MAX_DEPTH = 64
@@ -32,7 +30,6 @@ TASK_HEADER = "x-task"
 OUR_METADATA = frozenset({"session_id", "task"})
 # OpenAI's own fields that identify the end user.
 END_USER_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
-_PLAIN_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:.-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -104,31 +101,6 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return value
 
 
-@dataclass(frozen=True)
-class SessionNames:
-    """How session ids become safe to log.
-
-    Args:
-        personal: whether a text holds personal data.
-        hash_key: key of the hash; empty for a plain one.
-    """
-
-    personal: Callable[[str], bool]
-    hash_key: bytes = b""
-
-    def safe(self, given: str, tenant: str) -> str:
-        """The id itself when it plainly is an identifier, else a hash of it."""
-        if _PLAIN_SESSION.fullmatch(given) and not self.personal(given):
-            return given
-        return self.hashed(given, tenant)
-
-    def hashed(self, value: str, tenant: str) -> str:
-        text = f"{len(tenant)}:{tenant}{value}".encode("utf-8", "surrogatepass")
-        key = self.hash_key
-        digest = hmac.new(key, text, hashlib.sha256) if key else hashlib.sha256(text)
-        return f"s-{digest.hexdigest()[:32]}"
-
-
 def parse_chat(
     raw: bytes, headers: Mapping[str, str], tenant: str, names: SessionNames
 ) -> ChatRequest:
@@ -178,7 +150,7 @@ def session_of(
         return names.safe(given, tenant)
     user = body.get("user")
     if isinstance(user, str) and user:
-        return names.hashed("user\0" + user, tenant)
+        return names.of_user(user, tenant)
     opening: list[Any] = []
     for message in body["messages"]:
         opening.append([message.get("role"), message.get("content")])

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from infra.anonymize.anonymizer import Anonymizer
+from infra.anonymize.session_names import SessionNames
 from infra.database.open import Database, open_database
 from infra.notify.open import channel_names
 from infra.objects.open import open_store
@@ -26,7 +27,7 @@ from serving.gateway.feedback import CallIndex, anonymized, read_feedback
 from serving.gateway.gauges import watch
 from serving.gateway.guard import KillSwitch
 from serving.gateway.holdings import Holdings
-from serving.gateway.intake import SessionNames, parse_object, read_body
+from serving.gateway.intake import parse_object, read_body
 from serving.gateway.keys import Caller, identify
 from serving.gateway.metrics import Metrics
 from serving.gateway.open_paths import Permission

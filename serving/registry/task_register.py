@@ -91,21 +91,7 @@ class TaskRegister:
             name: 1 to 200 characters that can be printed.
             pinned: whether the task's place (centroid and radius) stays as it is.
         """
-        if name is not None and not (0 < len(name) <= 200 and name.isprintable() and name.strip()):
-            raise ValueError("a task's name has 1 to 200 characters that can be printed")
         with self.database.begin() as connection:
-            task = task_rows.read_task(connection, task_id, lock=True)
-            changes: dict[str, Any] = {}
-            if name is not None:
-                changes["name"] = name
-            if pinned is not None:
-                changes["details"] = {**task.details, "pinned": pinned}
-            return task_rows.change_task(
-                connection,
-                task,
-                changes,
-                what="task.renamed" if name is not None else "task.pinned",
-                actor=actor,
-                why=why,
-                now=now or utc_now(),
+            return task_rows.override_task(
+                connection, task_id, name=name, pinned=pinned, actor=actor, why=why, now=now
             )

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from infra.calls.record import utc_now
 from infra.database.events import record_event
 from infra.database.tables import tasks
 from infra.database.writes import compare_and_swap
@@ -67,3 +68,28 @@ def change_task(
         time=now,
     )
     return read_task(connection, current.id)
+
+
+def override_task(
+    connection: Connection,
+    task_id: str,
+    *,
+    name: str | None,
+    pinned: bool | None,
+    actor: str,
+    why: str,
+    now: datetime | None,
+) -> Task:
+    """What a person says of a task. Raises UnknownTask, ValueError for another name."""
+    if name is not None and not (0 < len(name) <= 200 and name.isprintable() and name.strip()):
+        raise ValueError("a task's name has 1 to 200 characters that can be printed")
+    task = read_task(connection, task_id, lock=True)
+    changes: dict[str, Any] = {}
+    if name is not None:
+        changes["name"] = name
+    if pinned is not None:
+        changes["details"] = {**task.details, "pinned": pinned}
+    what = "task.renamed" if name is not None else "task.pinned"
+    return change_task(
+        connection, task, changes, what=what, actor=actor, why=why, now=now or utc_now()
+    )

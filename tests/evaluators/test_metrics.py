@@ -7,8 +7,8 @@ import pytest
 from evaluators.evidence import EvidencePolicy, judge_canary, judge_shadow
 from evaluators.metrics import Metric
 from evaluators.sessions import session_outcomes
-from evaluators.tool_results import is_error
 from infra.calls.record import Checks, OtherAnswer
+from infra.calls.tool_results import is_error
 from tests.evaluators.making import CANDIDATE, CHAMPION, ROLLOUT, START, call, report_of, says
 
 LATER = START + timedelta(hours=3)

@@ -78,3 +78,14 @@ def test_reports_are_bounded_and_freed_with_the_last_rollout(store: ObjectStore,
     assert [item.call_id for item in log.feedback()] == ["c2", "c3", "c4"]
     log.forget_all_but([])
     assert log.feedback() == []
+
+
+def test_records_taken_out_of_the_log_leave_memory_too(store: ObjectStore):
+    first = [call("a", "r1"), call("b", "r1")]
+    put(store, 1, first)
+    put(store, 2, [call("c", "r1")])
+    log = EvidenceLog(store, 1 << 20)
+    log.look(NOON)
+    put(store, 1, first[1:])
+    log.look(NOON)
+    assert sessions(log, "r1") == ["b", "c"]

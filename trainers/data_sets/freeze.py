@@ -7,14 +7,15 @@ row with its event. Each is found done when it is done again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
 
-from infra.calls.record import utc_now
+from infra.calls.record import CallRecord, utc_now
+from infra.calls.tool_results import is_error, tool_call_ids
 from infra.database.events import record_event
 from infra.database.garbage import require_kept, reserve
 from infra.database.open import Database
@@ -23,12 +24,18 @@ from infra.database.tables import dataset_versions, tasks
 from infra.database.writes import insert_if_absent
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
-from infra.tasks.signature import signature
+from infra.tasks.signature import items, role_of, signature
 from trainers.data_sets.labels import Example, Label, agreement, label_of, prompt_key
-from trainers.data_sets.splits import SPLITS, prompt_format, split_by_session
+from trainers.data_sets.splits import (
+    SPLITS,
+    SplitName,
+    prompt_format,
+    separated,
+    split_by_session,
+)
 from trainers.data_sets.versions import DatasetVersion, content_digest, location_of, write_version
 from trainers.discover import assignments
-from trainers.ingest.duplicates import exchange, group, weights
+from trainers.ingest.duplicates import exchange, group
 from trainers.ingest.reading import call_files, feedback_files, read_calls, read_feedback
 
 ACTOR = "datasets"
@@ -68,8 +75,13 @@ def freeze(
     if not examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         raise EmptyDataset(f"no call of {task_id} has a usable answer ({reasons or 'no calls'})")
-    examples = _weighted(examples, settings.ingest.near_duplicate_similarity)
-    splits = split_by_session(examples)
+    leaders = _leaders(examples, settings.ingest.near_duplicate_similarity)
+    splits, tied = separated(split_by_session(examples), _tied(examples, leaders))
+    dropped.update(tied)
+    splits = _weighted(splits, leaders)
+    examples = sorted(
+        (e for name in SPLITS for e in splits[name]), key=lambda e: (e.time, e.call_id)
+    )
     properties = {
         "task_id": task_id,
         "format": prompt_format(examples).to_dict(),
@@ -92,7 +104,7 @@ def freeze(
     with database.begin() as connection:
         reserve(connection, location_of(task_id, digest), now)
     version = write_version(store, task_id, digest, splits, manifest)
-    _register(database, version, now)
+    register(database, version, now)
     return version
 
 
@@ -104,7 +116,11 @@ def _examples(
     said = read_feedback(store, feedback_files(database, MAX_FEEDBACK_ROWS), members)
     found: dict[str, tuple[Example, str]] = {}
     dropped: Counter[str] = Counter()
+    failed: dict[tuple[str, str], datetime] = {}
     for record, source in read_calls(store, files, members):
+        for name in _failed(record):
+            place = f"{record.tenant}/{record.session}", name
+            failed[place] = max(record.time, failed.get(place, record.time))
         # Whoever knows a call's id may report on it, but only its own tenant teaches from it.
         reports = [item for item in said.get(record.id, ()) if item.tenant == record.tenant]
         label = label_of(record, reports)
@@ -112,12 +128,25 @@ def _examples(
             dropped[label] += 1
             continue
         found[record.id] = _example(record, label), source
+    # How a tool fared is told by the next call of its session.
+    for call_id, (example, _) in list(found.items()):
+        told = [failed.get((example.session, name)) for name in tool_call_ids(example.answer)]
+        if example.source == "teacher" and any(time and example.time < time for time in told):
+            del found[call_id]
+            dropped["tool-error"] += 1
     kept = sorted(found.values(), key=lambda item: (item[0].time, item[0].call_id))
     limit = settings.training.max_examples
     if len(kept) > limit:
         dropped["older"] += len(kept) - limit
         kept = kept[-limit:]
     return [example for example, _ in kept], sorted({source for _, source in kept}), dropped
+
+
+def _failed(record: CallRecord) -> Iterator[str]:
+    """Ids of the tool calls whose results, as the request carries them, are errors."""
+    for message in items(record.request.get("messages")):
+        if role_of(message) == "tool" and is_error(message.get("content")):
+            yield str(message.get("tool_call_id"))
 
 
 def _example(record: Any, label: Label) -> Example:
@@ -133,15 +162,41 @@ def _example(record: Any, label: Label) -> Example:
     )
 
 
-def _weighted(examples: list[Example], similarity: float) -> list[Example]:
-    leaders = group([exchange(e.request, e.answer, e.signature) for e in examples], similarity)
-    return [
-        replace(example, weight=weight)
-        for example, weight in zip(examples, weights(leaders), strict=True)
-    ]
+def _leaders(examples: list[Example], similarity: float) -> dict[str, str]:
+    """Call id to the call that it nearly repeats."""
+    found = group([exchange(e.request, e.answer, e.signature) for e in examples], similarity)
+    return {e.call_id: examples[i].call_id for e, i in zip(examples, found, strict=True)}
 
 
-def _register(database: Database, version: DatasetVersion, now: datetime) -> None:
+def _tied(examples: list[Example], leaders: Mapping[str, str]) -> dict[str, str]:
+    """The same, and with it whatever asks exactly the same, however it was answered."""
+    parents = {name: name for name in leaders.values()}
+
+    def root(name: str) -> str:
+        while parents[name] != name:
+            parents[name] = name = parents[parents[name]]
+        return name
+
+    asked: dict[str, str] = {}
+    for example in examples:
+        leader = root(leaders[example.call_id])
+        parents[leader] = root(asked.setdefault(prompt_key(example.request), leader))
+    return {call_id: root(leader) for call_id, leader in leaders.items()}
+
+
+def _weighted(
+    splits: Mapping[SplitName, list[Example]], leaders: Mapping[str, str]
+) -> dict[SplitName, list[Example]]:
+    """Each group of near copies weighs as much as one call."""
+    sizes = Counter(leaders[e.call_id] for name in SPLITS for e in splits[name])
+    return {
+        name: [replace(e, weight=1 / sizes[leaders[e.call_id]]) for e in splits[name]]
+        for name in SPLITS
+    }
+
+
+def register(database: Database, version: DatasetVersion, now: datetime) -> None:
+    """Enter a version that is written, with its event; once. Raises BeingRemoved."""
     counts: Mapping[str, int] = version.manifest["counts"]
     with database.begin() as connection:
         row = {

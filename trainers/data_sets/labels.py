@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from infra.calls.record import CallRecord, FeedbackRecord
+from infra.calls.tool_results import TOOL_ERROR
 from infra.prompting.answers import check_answer
 from infra.prompting.template import render_answer, render_prompt
 from infra.tasks.signature import items
@@ -57,6 +58,8 @@ def label_of(record: CallRecord, feedback: Sequence[FeedbackRecord]) -> Label | 
         return _usable(correction, record, "correction")
     score = next((item.score for item in reversed(feedback) if item.score is not None), None)
     if record.answered_by.adapter is None:
+        if any(item.label == TOOL_ERROR for item in feedback):
+            return "tool-error"
         if score == 0:
             return "rejected"
         message = answer_of(record)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, or_, select, update
 
 from infra.database.events import record_event
 from infra.database.open import Database
@@ -21,6 +21,8 @@ from infra.database.writes import compare_and_swap, insert_if_absent
 from infra.objects.store import ObjectInfo
 
 CLAIMED, DONE = "claimed", "done"
+SUPERSEDED = "superseded"
+"""The object under that key has other content now, which was committed: these files count no more."""
 IMPORTED = "import:"
 """How the keys of other systems' objects begin (``trainers/importing``); they have no files."""
 MAX_KEY_CHARACTERS = 500
@@ -104,7 +106,11 @@ def hold(database: Database, held: Claim, ttl_seconds: float, now: datetime) -> 
 
 
 def commit(database: Database, held: Claim, counts: Mapping[str, Any], now: datetime) -> bool:
-    """Make the object's files count. False: it was taken over, and the other's commit counts."""
+    """Make the object's files count. False: it was taken over, and the other's commit counts.
+
+    What was made of other content under the same key ends in the same transaction, so that an object
+    which was replaced counts once.
+    """
     with database.begin() as connection:
         done = compare_and_swap(
             connection,
@@ -112,6 +118,14 @@ def commit(database: Database, held: Claim, counts: Mapping[str, Any], now: date
             held._row,
             {"state": DONE, "counts": dict(counts), "finished": now},
         )
+        if done:
+            table = ingested_objects
+            connection.execute(
+                update(table)
+                .where(table.c.key == held.key, table.c.etag != held.etag)
+                .where(table.c.state.in_((CLAIMED, DONE)))
+                .values(state=SUPERSEDED)
+            )
         if done and counts.get("quarantined"):
             record_event(
                 connection,

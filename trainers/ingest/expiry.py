@@ -7,6 +7,7 @@ is there, the work is not done; a run that is killed anywhere is simply done aga
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Connection, Row, select
 
 from infra.calls.codec import LOG_PREFIX
 from infra.calls.record import utc_now
@@ -25,7 +26,8 @@ from infra.database.open import Database
 from infra.database.tables import ingested_objects
 from infra.database.writes import compare_and_swap
 from infra.objects.store import ObjectInfo, ObjectStore
-from trainers.ingest.claims import DONE, row_key
+from trainers.ingest.claims import DONE, SUPERSEDED, row_key
+from trainers.ingest.sinks import CALLS_PREFIX, FEEDBACK_PREFIX
 
 EXPIRED = "expired"
 ACTOR = "retention"
@@ -104,6 +106,45 @@ def expire_logs(
             last_day = _clear(store, database, item, row, now, why, last_day)
             removed += 1
     return Expiry(first_kept, why, removed, dict(kept), True)
+
+
+def clear_superseded(store: ObjectStore, database: Database) -> int:
+    """Delete what was made of content that its log object no longer has; of how many objects.
+
+    Killed anywhere, it is simply done again. Raises ObjectStoreError.
+    """
+    table = ingested_objects
+    query = select(table.c.key, table.c.etag, table.c.counts).where(table.c.state == SUPERSEDED)
+    cleared = 0
+    while True:
+        with database.read() as connection:
+            rows = connection.execute(query.limit(PAGE)).all()
+            kept = _quarantines(connection, {row.key for row in rows})
+        for row in rows:
+            for key in {*_made_of(row.counts), *_files_of(store, row.key, row.etag)} - kept:
+                store.delete(key)
+            expected = {"key": row.key, "etag": row.etag, "state": SUPERSEDED}
+            with database.begin() as connection:
+                compare_and_swap(connection, table, expected, {"state": EXPIRED, "counts": {}})
+            cleared += 1
+        if not rows:
+            return cleared
+
+
+def _quarantines(connection: Connection, keys: set[str]) -> set[str]:
+    """The lists of bad lines that what counts now names: the same key as before."""
+    table = ingested_objects
+    query = select(table.c.counts).where(table.c.key.in_(keys), table.c.state == DONE)
+    named = (row.counts.get("quarantine") for row in connection.execute(query))
+    return {str(key) for key in named if key}
+
+
+def _files_of(store: ObjectStore, key: str, etag: str) -> Iterator[str]:
+    """Also those that an ingest wrote and never committed."""
+    source = hashlib.sha256(f"{key}\0{etag}".encode()).hexdigest()
+    for prefix in (CALLS_PREFIX, FEEDBACK_PREFIX):
+        for item in store.list(f"{prefix}{source}-"):
+            yield item.key
 
 
 def _clear(

@@ -93,12 +93,8 @@ def collect(
 
     Raises ObjectStoreError, and what the database raises.
     """
-    offset = timedelta(0) if now is None else now - utc_now()
     now = now or utc_now()
-
-    def clock() -> datetime:
-        return utc_now() + offset  # a run may take long: what is owned is owned from that time on
-
+    clock = clock_from(now)
     done = []
     for verdict in look(database, store, policy, now):
         if dry_run:
@@ -112,6 +108,12 @@ def collect(
     if not dry_run:
         done += _finish_others(database, store, {entry.what for entry in done}, clock, on_step)
     return done
+
+
+def clock_from(now: datetime) -> Clock:
+    """A clock that is at ``now``: a run may take long, and what it owns it owns from that time on."""
+    offset = now - utc_now()
+    return lambda: utc_now() + offset
 
 
 def _take(
@@ -139,11 +141,11 @@ def _take(
     with database.begin() as connection:
         if mark.state == "marked" and not _still_goes(connection, mark, verdict, policy, now):
             return "not now"
-        owned = _own(connection, mark, clock())
-    return "not now" if owned is None else _clear(database, store, owned, clock, on_step)
+        owned = own(connection, mark, clock())
+    return "not now" if owned is None else clear(database, store, owned, clock, on_step)
 
 
-def _own(connection: Connection, mark: Mark, now: datetime) -> Mark | None:
+def own(connection: Connection, mark: Mark, now: datetime) -> Mark | None:
     """Condemn it in this run's name: whoever held it before, or was about to write there, finds out.
 
     None: another run has it, or it is no longer as it was read.
@@ -182,7 +184,7 @@ def _still_goes(
     return True
 
 
-def _clear(
+def clear(
     database: Database,
     store: ObjectStore,
     mark: Mark,
@@ -239,10 +241,10 @@ def _finish_others(
         if mark.subject in seen:
             continue
         with database.begin() as connection:
-            owned = _own(connection, mark, clock())
+            owned = own(connection, mark, clock())
         if owned is None:
             continue
-        outcome = _clear(database, store, owned, clock, on_step)
+        outcome = clear(database, store, owned, clock, on_step)
         yield Done(mark.kind, mark.subject, outcome, mark.why)
 
 

@@ -1,4 +1,4 @@
-"""What a caller's schema may cost: its patterns, its size, how many are remembered."""
+"""The check of an answer: no shape of one makes it raise, and no schema of a caller holds it up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.prompting import answers
 from infra.prompting.answers import check_answer
@@ -75,3 +77,47 @@ def test_what_is_remembered_of_schemas_is_bounded_in_bytes_and_number() -> None:
     for number in range(answers.MAX_KNOWN_SCHEMAS + 10):
         assert problem({}, {"maxProperties": number}) == ""
     assert answers._validator.cache_info().currsize == answers.MAX_KNOWN_SCHEMAS
+
+
+REQUEST = {"tools": [{"type": "function", "function": {"name": "go", "parameters": {}}}]}
+GOOD = {"id": "c", "type": "function", "function": {"name": "go", "arguments": "{}"}}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        "go",
+        {"function": {"name": "go"}},
+        7,
+        ["go"],
+        [None],
+        [GOOD, 1],
+        [{"function": "go"}],
+        [{"function": {"name": ["go"]}}],
+        [{"function": {"name": "go", "arguments": {"a": 1}}}],
+    ],
+)
+def test_tool_calls_of_another_shape_do_not_pass(calls: Any):
+    checks = check_answer({"tool_calls": calls}, REQUEST)
+    assert not checks.passed
+    assert "not a list of function calls" in checks.reason
+
+
+def test_a_well_formed_call_passes_and_an_unknown_tool_is_named():
+    assert check_answer({"tool_calls": [GOOD]}, REQUEST).passed
+    assert check_answer({"tool_calls": [{"function": {"name": "go"}}]}, REQUEST).passed
+    assert "'go'" in check_answer({"tool_calls": [GOOD]}, {"tools": "none"}).reason
+
+
+@given(JSON, JSON, JSON)
+def test_no_shape_raises(calls: Any, content: Any, tools: Any):
+    check_answer({"tool_calls": calls, "content": content}, {"tools": tools})
+    check_answer({"content": content}, {"response_format": {"type": "json_object"}})
+    assert not check_answer({"tool_calls": [calls]}, {"tools": []}).passed

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.anonymize.session_names import SessionNames
 from infra.database.open import Database
 from infra.objects.store import ObjectStore
 from infra.prompting.template import PRUNED
 from serving.breaker import CircuitBreaker
 from serving.gateway.guard import KillSwitch, tended
-from serving.gateway.intake import SessionNames, parse_chat
+from serving.gateway.intake import parse_chat
 from serving.gateway.opinions import sampled
 from serving.gateway.refresh import RouteTable
 from serving.gateway.routes import (

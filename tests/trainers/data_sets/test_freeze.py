@@ -39,11 +39,13 @@ def test_a_version_holds_the_teachers_answers(tmp_path):
     records = [home(n) for n in range(60)]
     store, database, task, version = frozen(tmp_path, records)
     assert version.location == f"datasets/{task.id}/{version.digest}"
-    assert version.manifest["counts"] == {"train": 40, "validation": 8, "test": 12}
+    counts, copies = version.manifest["counts"], version.manifest["dropped"]["near-copy"]
+    assert sum(counts.values()) == 60 - copies
+    assert all(counts[name] > 5 for name in counts)
+    assert version.manifest["test_prompts_in_train"] == 0
     found = {e.call_id: e for e in every(store, version)}
-    assert {id: (e.request, e.answer) for id, e in found.items()} == {
-        r.id: (r.request, r.answer) for r in records
-    }
+    said = {r.id: (r.request, r.answer) for r in records}
+    assert {id: (e.request, e.answer) for id, e in found.items()}.items() <= said.items()
     assert version.manifest["kind"] == "tool_call"
     assert version.manifest["format"]["drop_tools"] is True
     assert version.manifest["parents"]["log_objects"] == [next(store.list("logs/")).key]
@@ -98,6 +100,55 @@ def test_small_models_do_not_teach_themselves_and_people_correct(tmp_path):
     assert found["call-00002"].answer != right  # nobody teaches another tenant's tasks
     assert version.manifest["sources"] == {"correction": 2, "teacher": 28}
     assert version.manifest["dropped"] == {"rejected": 1, "small-model": 9}
+
+
+def test_errors_of_the_teacher_and_of_its_tools_teach_nothing(tmp_path):
+    def result(number: int, content: str, **more):
+        """The next call of the session, with what the tool said."""
+        before = home(number)
+        messages = [
+            *before.request["messages"],
+            before.answer,
+            {"role": "tool", "tool_call_id": "call_x", "content": content},
+        ]
+        request = {**before.request, "messages": messages}
+        return home(1000 + number, session=before.session, request=request, **more)
+
+    records = [home(n, session=f"s{n}") for n in range(30)]
+    records[3] = home(3, session="s3", response={"error": {"code": "429"}})
+    records[4] = home(
+        4,
+        session="s4",
+        response={"choices": [{"message": home(4).answer, "finish_reason": "length"}]},
+    )
+    records += [
+        result(0, '{"status": "error", "why": "no such room"}').model_copy(
+            update={"session": "s0"}
+        ),
+        result(1, "all the errors are listed here").model_copy(update={"session": "s1"}),
+        FeedbackRecord(call_id="call-00002", label="tool_error", time=START),
+    ]
+    store, _, _, version = frozen(tmp_path, records)
+    dropped = version.manifest["dropped"]
+    assert (dropped["tool-error"], dropped["unanswered"], dropped["invalid"]) == (2, 1, 1)
+    found = {e.call_id for e in every(store, version)}
+    assert not found & {f"call-0000{n}" for n in (0, 2, 3, 4)}
+
+
+def test_a_prompt_is_in_one_split_however_it_was_answered(tmp_path):
+    records = [
+        home(n % 12, id=f"c{n:03d}", time=START + timedelta(minutes=n), session=f"s{n}")
+        for n in range(60)
+    ]
+    for number in range(0, 60, 7):
+        records[number] = records[number].model_copy(update={"response": home(99).response})
+    store, _, _, version = frozen(tmp_path, records)
+    prompts = [
+        {json.dumps(e.request, sort_keys=True) for e in read_split(store, version, name)}
+        for name in ("train", "validation", "test")
+    ]
+    assert all(prompts)
+    assert sum(map(len, prompts)) == len(set.union(*prompts))
 
 
 def test_the_newest_examples_are_kept(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.trainers.recorded import START, call, home, ticket
 from trainers.data_sets.labels import Example
-from trainers.data_sets.splits import SPLITS, prompt_format, split_by_session
+from trainers.data_sets.splits import SPLITS, prompt_format, separated, split_by_session
 
 
 def example(number, session, minute=0, request=None):
@@ -55,6 +55,45 @@ def test_sessions_never_cross_and_the_newest_are_in_test(rows, dice):
     shuffled = list(rows)
     dice.shuffle(shuffled)
     assert split_by_session(shuffled) == split
+
+
+@given(examples, st.integers(1, 8))
+def test_no_near_copy_in_two_splits_and_no_test_older_than_train(rows, groups):
+    leaders = {e.call_id: f"c{int(e.call_id[1:]) % groups}" for e in rows}
+    before = split_by_session(rows)
+    split, lost = separated(before, leaders)
+    for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        assert not {leaders[e.call_id] for e in split[a]} & {leaders[e.call_id] for e in split[b]}
+    newest = max((e.time for e in split["train"]), default=START)
+    assert all(e.time >= newest for e in split["test"])
+    assert sum(map(len, split.values())) + lost.total() == len(rows)
+    assert bool(split["train"]) == bool(rows)
+    assert all(e in before[name] for name in SPLITS for e in split[name])
+
+
+def test_what_is_not_tied_stays():
+    rows = [example(n, f"s{n:03d}", n) for n in range(50)]
+    before = split_by_session(rows)
+    assert separated(before, {e.call_id: e.call_id for e in rows}) == (before, {})
+
+
+def test_repeated_prompts_are_shared_out_so_that_every_split_has_some():
+    rows = [example(n, f"s{n:03d}", n) for n in range(1000)]
+    split, lost = separated(
+        split_by_session(rows), {e.call_id: f"c{int(e.call_id[1:]) % 20}" for e in rows}
+    )
+    assert lost["near-copy"] > 0
+    shares = [len(split[name]) / size for name, size in zip(SPLITS, (650, 150, 200), strict=True)]
+    assert all(0.25 < share < 0.45 for share in shares)
+
+
+def test_sessions_side_by_side_lose_rows_on_both_sides():
+    rows = [example(n, f"s{n % 10}", n) for n in range(1000)]
+    before = split_by_session(rows)
+    split, lost = separated(before, {e.call_id: e.call_id for e in rows})
+    assert lost["out-of-time"] > 0
+    for name in ("train", "test"):
+        assert 0.4 < len(split[name]) / len(before[name]) < 0.6
 
 
 def requests(records):
