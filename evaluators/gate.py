@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluators.guards import judge_golden
 from evaluators.intervals import difference_bounds, proportion_upper, session_bootstrap
 from evaluators.served import GateRow
 from evaluators.tries import level_of_try
@@ -67,6 +68,10 @@ class GateEvidence:
     """``Threshold.to_dict()``; None when every answer that passes its checks is shown."""
     tries: int = 1
     """The how-manieth adapter this is that is judged against this incumbent."""
+    golden: tuple[GateRow, ...] = ()
+    """Cases that a person pinned; scores are 1 (right) or 0."""
+    golden_seen: int = 0
+    """How many of them are in the adapter's training data."""
 
     @property
     def digest(self) -> str:
@@ -75,6 +80,13 @@ class GateEvidence:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON. What came later than the first decisions is left out where there is none of it,
+        so that theirs keep their digests."""
+        later = {
+            "tries": (self.tries, 1),
+            "golden": ([row.to_dict() for row in self.golden], []),
+            "golden_seen": (self.golden_seen, 0),
+        }
         return {
             "candidate": self.candidate,
             "incumbent": self.incumbent,
@@ -83,7 +95,7 @@ class GateEvidence:
                 name: [row.to_dict() for row in rows] for name, rows in self.earlier.items()
             },
             "calibration": None if self.calibration is None else dict(self.calibration),
-            "tries": self.tries,
+            **{name: value for name, (value, none) in later.items() if value != none},
         }
 
     @classmethod
@@ -98,6 +110,8 @@ class GateEvidence:
             },
             value.get("calibration"),
             value.get("tries", 1),
+            tuple(map(GateRow.from_dict, value.get("golden", ()))),
+            value.get("golden_seen", 0),
         )
 
 
@@ -144,6 +158,9 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
     _judge_base(policy, rows, numbers, failed, open_, held)
     for name, earlier in sorted(evidence.earlier.items()):
         _judge_earlier(policy, name, earlier, numbers, failed, open_, held)
+    said = {"failed": failed, "open": open_, "held": held}
+    for finding in judge_golden(evidence.golden, evidence.golden_seen, numbers):
+        said[finding.state].append(finding.said)
     verdict: Verdict = "fail" if failed else "inconclusive" if open_ else "pass"
     return GateResult(verdict, (*failed, *open_, *held), numbers, evidence.digest)
 

@@ -223,3 +223,19 @@ def test_rows_that_the_incumbent_never_answered_are_refused():
         gate_rows([outcome("a"), outcome("b")], None, champion=serve([outcome("a")], None))
     with pytest.raises(ValueError, match="no teacher score"):
         serve([outcome("a"), outcome("b")], None, [outcome("a")])
+
+
+def test_no_golden_case_that_the_incumbent_gets_right_may_be_lost():
+    rows = [row(place) for place in range(80)]
+    kept = tuple(row(place) for place in range(5))
+    result = decide(POLICY, evidence(rows, golden=kept, golden_seen=2))
+    assert result.passed and any("2 of 5 golden" in reason for reason in result.reasons)
+    lost = (*kept, row(9, 0.0))
+    result = decide(POLICY, evidence(rows, golden=lost))
+    assert result.verdict == "fail" and "row-9" in result.reasons[0]
+    escalated = (*kept, row(9, 0.0, accepted=False), row(10, 0.0, incumbent=0.0))
+    assert decide(POLICY, evidence(rows, golden=escalated)).passed
+    unasked = (*kept, row(9, 0.0, accepted=False, error=True))
+    assert decide(POLICY, evidence(rows, golden=unasked)).verdict == "inconclusive"
+    given_ = evidence(rows, golden=lost, golden_seen=1)
+    assert GateEvidence.from_dict(json.loads(json.dumps(given_.to_dict()))) == given_

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from evaluators.gate import GateEvidence, GatePolicy, decide
 from flows.cli import main
 from flows.gate_replay import UnknownDecision, replay_gate
-from flows.judging import earlier_tests, tries_before
+from flows.judging_inputs import earlier_tests, tries_before
 from flows.wiring import Context
 from infra.database.open import Database
 from infra.database.tables import scorecards
