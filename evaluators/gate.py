@@ -15,12 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 
-from evaluators.guards import judge_golden
+from evaluators.guards import judge_golden, judge_slices
 from evaluators.intervals import difference_bounds, proportion_upper, session_bootstrap
 from evaluators.served import GateRow
 from evaluators.tries import level_of_try
@@ -41,17 +41,19 @@ class GatePolicy:
     level: float = 0.05
     min_coverage: float = 0.3
     min_rows: int = 30
+    slices: tuple[str, ...] = ()
+    min_slice_rows: int = 20
 
     @classmethod
     def from_settings(cls, settings: GateSettings) -> GatePolicy:
-        return cls(settings.margin, settings.level, settings.min_coverage, settings.min_rows)
+        return cls(**{item.name: getattr(settings, item.name) for item in fields(cls)})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> GatePolicy:
-        return cls(**value)
+        return cls(**{**value, "slices": tuple(value.get("slices", ()))})
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,15 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
     for name, earlier in sorted(evidence.earlier.items()):
         _judge_earlier(policy, name, earlier, numbers, failed, open_, held)
     said = {"failed": failed, "open": open_, "held": held}
-    for finding in judge_golden(evidence.golden, evidence.golden_seen, numbers):
+    guards = judge_golden(evidence.golden, evidence.golden_seen, numbers) + judge_slices(
+        rows,
+        policy.slices,
+        least_rows=policy.min_slice_rows,
+        margin=policy.margin,
+        level=policy.level,
+        numbers=numbers,
+    )
+    for finding in guards:
         said[finding.state].append(finding.said)
     verdict: Verdict = "fail" if failed else "inconclusive" if open_ else "pass"
     return GateResult(verdict, (*failed, *open_, *held), numbers, evidence.digest)

@@ -25,6 +25,7 @@ from flows.judging_inputs import (
     earlier_tests,
     golden_seen,
     right_or_wrong,
+    slices_by_example,
     teacher_score,
     tries_before,
 )
@@ -147,6 +148,7 @@ async def _judge(
     )
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
     shown_from = math.inf if threshold.value is None else threshold.value
+    slices = slices_by_example(test)
     evidence = GateEvidence(
         candidate=manifest.name,
         incumbent=incumbent,
@@ -155,6 +157,7 @@ async def _judge(
             shown_from,
             champion=champion[dataset.digest] if champion else None,
             base=base_rows,
+            slices=slices,
         ),
         earlier={
             digest: gate_rows(outcomes, shown_from, champion=champion[digest] if champion else None)
@@ -172,8 +175,8 @@ async def _judge(
     result = decide(GatePolicy.from_settings(gate), evidence)
     served = serve(rows, shown_from)
     cards = {
-        "adapter": make_scorecard(manifest.name, dataset.digest, rows),
-        "base": make_scorecard(manifest.base_model, dataset.digest, base_rows),
+        "adapter": make_scorecard(manifest.name, dataset.digest, rows, slices=slices),
+        "base": make_scorecard(manifest.base_model, dataset.digest, base_rows, slices=slices),
     }
     return Judgement(
         adapter=manifest.name,

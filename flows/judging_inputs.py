@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from evaluators.guards import slices_of
 from evaluators.replay import Outcome
 from evaluators.scoring import CallScore
 from evaluators.served import Served
@@ -72,6 +73,14 @@ def tries_before(context: Context, task_id: str, candidate: str, incumbent: str)
         )
         for adapter in context.registry.adapters(task_id)
     )
+
+
+def slices_by_example(examples: Sequence[Example]) -> dict[str, dict[str, str]]:
+    """Which slices each belongs to, by call id; a data set's sessions begin with their tenant."""
+    return {
+        row.call_id: slices_of(row.request, row.answer, row.session.partition("/")[0])
+        for row in examples
+    }
 
 
 def golden_seen(context: Context, dataset: DatasetVersion, cases: Sequence[GoldenCase]) -> int:

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from evaluators.calibration import calibrate
 from evaluators.gate import GateEvidence, GatePolicy, decide, non_inferiority_bounds
+from evaluators.guards import slices_of
 from evaluators.intervals import proportion_upper
 from evaluators.served import GateRow, gate_rows, serve
 from evaluators.tries import level_of_try
 from infra.settings.learning import Gate
 from tests.evaluators.making import outcome, row
 
-POLICY = GatePolicy.from_settings(Gate())
+POLICY = GatePolicy.from_settings(Gate(slices=()))
 
 
 def evidence(rows, **more) -> GateEvidence:
@@ -239,3 +240,51 @@ def test_no_golden_case_that_the_incumbent_gets_right_may_be_lost():
     assert decide(POLICY, evidence(rows, golden=unasked)).verdict == "inconclusive"
     given_ = evidence(rows, golden=lost, golden_seen=1)
     assert GateEvidence.from_dict(json.loads(json.dumps(given_.to_dict()))) == given_
+
+
+def test_a_slice_may_not_regress_behind_a_good_mean():
+    def tools(lost: int, small: int):
+        """``small`` of 300 rows are of another tool, ``lost`` of them wrong."""
+        return [
+            row(n, float(n >= lost), slices={"tool": "rare" if n < small else "send"})
+            for n in range(300)
+        ]
+
+    guarded = replace(POLICY, slices=("tool",))
+    assert decide(guarded, evidence(tools(1, 20))).passed
+    doubtful = evidence(tools(2, 20))
+    assert decide(POLICY, doubtful).passed
+    result = decide(guarded, doubtful)
+    assert result.verdict == "inconclusive" and "20 rows of tool=rare" in result.reasons[0]
+    assert result.numbers["slices"]["tool=rare"] == {"rows": 20, "difference": -0.1}
+    worse = decide(guarded, evidence(tools(8, 20)))
+    assert worse.verdict == "fail" and any("regressed on a slice" in r for r in worse.reasons)
+    unjudged = decide(guarded, evidence(tools(2, 19)))
+    assert unjudged.passed and any("not judged: tool=rare" in r for r in unjudged.reasons)
+
+
+def test_a_declared_slice_that_is_empty_or_small_never_passes_and_says_so():
+    rows = [row(n, slices={"tool": "rare" if n < 5 else "send"}) for n in range(100)]
+    for declared, said in (
+        ("tool=gone", "tool=gone is empty"),
+        ("tool=rare", "has 5 rows of 20"),
+        ("tenant", "tells its tenant"),
+    ):
+        result = decide(replace(POLICY, slices=(declared,)), evidence(rows))
+        assert result.verdict == "inconclusive" and said in result.reasons[0]
+    policy = replace(POLICY, slices=("tool", "tool=send"))
+    assert decide(policy, evidence(rows)).passed
+    assert GatePolicy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+    with pytest.raises(ValueError, match="slices"):
+        Gate(slices=("colour",))
+
+
+def test_what_slices_an_example_belongs_to():
+    request = {"messages": [{"role": "user", "content": "x" * 600}]}
+    calls = [{"function": {"name": name, "arguments": "{}"}} for name in ("b", "a", "b")]
+    assert slices_of(request, {"tool_calls": calls}, "acme") == {
+        "tool": "a+b",
+        "length": "medium",
+        "tenant": "acme",
+    }
+    assert slices_of({"messages": []}, {"content": "x"}, "t")["tool"] == "words"
