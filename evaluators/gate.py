@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evaluators.guards import judge_golden, judge_slices
+from evaluators.honesty import Honesty
 from evaluators.intervals import difference_bounds, proportion_upper, session_bootstrap
 from evaluators.served import GateRow
 from evaluators.tries import level_of_try
@@ -74,6 +75,7 @@ class GateEvidence:
     """Cases that a person pinned; scores are 1 (right) or 0."""
     golden_seen: int = 0
     """How many of them are in the adapter's training data."""
+    honesty: Honesty | None = None
 
     @property
     def digest(self) -> str:
@@ -88,6 +90,7 @@ class GateEvidence:
             "tries": (self.tries, 1),
             "golden": ([row.to_dict() for row in self.golden], []),
             "golden_seen": (self.golden_seen, 0),
+            "honesty": (None if self.honesty is None else self.honesty.to_dict(), None),
         }
         return {
             "candidate": self.candidate,
@@ -114,6 +117,7 @@ class GateEvidence:
             value.get("tries", 1),
             tuple(map(GateRow.from_dict, value.get("golden", ()))),
             value.get("golden_seen", 0),
+            Honesty.from_dict(value["honesty"]) if value.get("honesty") else None,
         )
 
 
@@ -171,6 +175,15 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
     )
     for finding in guards:
         said[finding.state].append(finding.said)
+    if evidence.honesty is not None:
+        numbers["honesty"] = evidence.honesty.to_dict()
+        held += evidence.honesty.notes()
+        distinct = evidence.honesty.distinct_prompts
+        if distinct < policy.min_rows:
+            open_.append(
+                f"the test asks {distinct} different prompts, fewer than the {policy.min_rows} rows "
+                "that the gate asks for: repeating them shows nothing more"
+            )
     verdict: Verdict = "fail" if failed else "inconclusive" if open_ else "pass"
     return GateResult(verdict, (*failed, *open_, *held), numbers, evidence.digest)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluators.honesty import Honesty
 from evaluators.intervals import clopper_pearson, session_bootstrap
 from evaluators.replay import Outcome
 
@@ -56,6 +57,8 @@ class Scorecard:
     """Percentiles p50 to p99 over answered rows, in seconds; empty when none was answered."""
     slices: dict[str, dict[str, float]] = field(default_factory=dict)
     """Per slice (``tool=send``): ``rows`` and their ``mean``."""
+    honesty: dict[str, int] = field(default_factory=dict)
+    """Counts of ``honesty.Honesty``; empty when they were not taken."""
 
     @property
     def digest(self) -> str:
@@ -100,6 +103,7 @@ def make_scorecard(
     level: float = 0.05,
     seed: int = 7,
     slices: Mapping[str, Mapping[str, str]] | None = None,
+    honesty: Honesty | None = None,
 ) -> Scorecard:
     """Sum up the replayed answers of one answerer.
 
@@ -141,6 +145,7 @@ def make_scorecard(
         if answered
         else {},
         slices=_by_slice(outcomes, slices or {}),
+        honesty={} if honesty is None else honesty.to_dict(),
     )
 
 

@@ -24,6 +24,7 @@ from flows.judging_inputs import (
     GOLDEN,
     earlier_tests,
     golden_seen,
+    honesty_of,
     right_or_wrong,
     slices_by_example,
     teacher_score,
@@ -149,6 +150,7 @@ async def _judge(
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
     shown_from = math.inf if threshold.value is None else threshold.value
     slices = slices_by_example(test)
+    honesty = honesty_of(context, dataset, test)
     evidence = GateEvidence(
         candidate=manifest.name,
         incumbent=incumbent,
@@ -171,11 +173,14 @@ async def _judge(
             champion=right_or_wrong(champion[GOLDEN], golden) if champion else None,
         ),
         golden_seen=golden_seen(context, dataset, golden),
+        honesty=honesty,
     )
     result = decide(GatePolicy.from_settings(gate), evidence)
     served = serve(rows, shown_from)
     cards = {
-        "adapter": make_scorecard(manifest.name, dataset.digest, rows, slices=slices),
+        "adapter": make_scorecard(
+            manifest.name, dataset.digest, rows, slices=slices, honesty=honesty
+        ),
         "base": make_scorecard(manifest.base_model, dataset.digest, base_rows, slices=slices),
     }
     return Judgement(

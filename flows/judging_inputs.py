@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import TypeVar
 
 from evaluators.guards import slices_of
+from evaluators.honesty import Honesty, check_honesty
 from evaluators.replay import Outcome
 from evaluators.scoring import CallScore
 from evaluators.served import Served
 from flows.wiring import Context
 from infra.objects.store import ObjectMissing
 from trainers.data_sets.golden import GoldenCase
-from trainers.data_sets.labels import prompt_key
+from trainers.data_sets.labels import answer_key, prompt_key
 from trainers.data_sets.versions import (
     DatasetCorrupt,
     DatasetVersion,
@@ -87,8 +88,22 @@ def golden_seen(context: Context, dataset: DatasetVersion, cases: Sequence[Golde
     """How many of the cases ask what the data set trains on: those pinned after it was frozen."""
     if not cases:
         return 0
-    trained = {prompt_key(row.request) for row in read_split(context.store, dataset, "train")}
+    trained = _trained(context, dataset)
     return sum(prompt_key(case.request) in trained for case in cases)
+
+
+def honesty_of(context: Context, dataset: DatasetVersion, test: Sequence[Example]) -> Honesty:
+    """What the test has in common with the data set's training split and with itself."""
+    return check_honesty(
+        [prompt_key(row.request) for row in test],
+        [answer_key(row.answer) for row in test],
+        [row.source == "correction" for row in test],
+        _trained(context, dataset),
+    )
+
+
+def _trained(context: Context, dataset: DatasetVersion) -> set[str]:
+    return {prompt_key(row.request) for row in read_split(context.store, dataset, "train")}
 
 
 def right_or_wrong(rows: Sequence[R], cases: Sequence[GoldenCase]) -> list[R]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from evaluators.calibration import calibrate
 from evaluators.gate import GateEvidence, GatePolicy, decide, non_inferiority_bounds
 from evaluators.guards import slices_of
+from evaluators.honesty import Honesty, check_honesty
 from evaluators.intervals import proportion_upper
 from evaluators.served import GateRow, gate_rows, serve
 from evaluators.tries import level_of_try
@@ -288,3 +289,26 @@ def test_what_slices_an_example_belongs_to():
         "tenant": "acme",
     }
     assert slices_of({"messages": []}, {"content": "x"}, "t")["tool"] == "words"
+
+
+def test_what_the_scores_do_not_say_of_themselves_is_said():
+    rows = [row(place) for place in range(80)]
+    prompts = [f"p{place}" for place in range(76)] + ["p0", "p0", "p1", "p2"]
+    labels = ["yes"] * 79 + ["no"]
+    found = check_honesty(prompts, labels, [False] * 80, {"p5", "p0", "gone"})
+    assert found == Honesty(80, 4, 76, 3, 2, 0)
+    given_ = evidence(rows, honesty=found)
+    result = decide(POLICY, given_)
+    assert result.passed and result.numbers["honesty"]["seen_in_training"] == 4
+    for said in ("teacher's own", "4 of 80", "3 of 80 test rows repeat", "2 of 80"):
+        assert any(said in reason for reason in result.reasons)
+    assert GateEvidence.from_dict(json.loads(json.dumps(given_.to_dict()))) == given_
+    person = check_honesty(prompts[:76], labels[:76], [True] * 76, ())
+    assert person.notes() == []
+
+
+def test_a_few_prompts_asked_often_are_few():
+    rows = [row(place) for place in range(80)]
+    few = check_honesty([f"p{n % 29}" for n in range(80)], ["yes"] * 80, [True] * 80, ())
+    result = decide(POLICY, evidence(rows, honesty=few))
+    assert result.verdict == "inconclusive" and "29 different prompts" in result.reasons[0]
