@@ -15,11 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 
+from evaluators.guards import judge_golden, judge_slices
+from evaluators.honesty import Honesty
 from evaluators.intervals import difference_bounds, proportion_upper, session_bootstrap
 from evaluators.served import GateRow
 from evaluators.tries import level_of_try
@@ -40,17 +42,19 @@ class GatePolicy:
     level: float = 0.05
     min_coverage: float = 0.3
     min_rows: int = 30
+    slices: tuple[str, ...] = ()
+    min_slice_rows: int = 20
 
     @classmethod
     def from_settings(cls, settings: GateSettings) -> GatePolicy:
-        return cls(settings.margin, settings.level, settings.min_coverage, settings.min_rows)
+        return cls(**{item.name: getattr(settings, item.name) for item in fields(cls)})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> GatePolicy:
-        return cls(**value)
+        return cls(**{**value, "slices": tuple(value.get("slices", ()))})
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,11 @@ class GateEvidence:
     """``Threshold.to_dict()``; None when every answer that passes its checks is shown."""
     tries: int = 1
     """The how-manieth adapter this is that is judged against this incumbent."""
+    golden: tuple[GateRow, ...] = ()
+    """Cases that a person pinned; scores are 1 (right) or 0."""
+    golden_seen: int = 0
+    """How many of them are in the adapter's training data."""
+    honesty: Honesty | None = None
 
     @property
     def digest(self) -> str:
@@ -75,6 +84,14 @@ class GateEvidence:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON. What came later than the first decisions is left out where there is none of it,
+        so that theirs keep their digests."""
+        later = {
+            "tries": (self.tries, 1),
+            "golden": ([row.to_dict() for row in self.golden], []),
+            "golden_seen": (self.golden_seen, 0),
+            "honesty": (None if self.honesty is None else self.honesty.to_dict(), None),
+        }
         return {
             "candidate": self.candidate,
             "incumbent": self.incumbent,
@@ -83,7 +100,7 @@ class GateEvidence:
                 name: [row.to_dict() for row in rows] for name, rows in self.earlier.items()
             },
             "calibration": None if self.calibration is None else dict(self.calibration),
-            "tries": self.tries,
+            **{name: value for name, (value, none) in later.items() if value != none},
         }
 
     @classmethod
@@ -98,6 +115,9 @@ class GateEvidence:
             },
             value.get("calibration"),
             value.get("tries", 1),
+            tuple(map(GateRow.from_dict, value.get("golden", ()))),
+            value.get("golden_seen", 0),
+            Honesty.from_dict(value["honesty"]) if value.get("honesty") else None,
         )
 
 
@@ -144,6 +164,26 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
     _judge_base(policy, rows, numbers, failed, open_, held)
     for name, earlier in sorted(evidence.earlier.items()):
         _judge_earlier(policy, name, earlier, numbers, failed, open_, held)
+    said = {"failed": failed, "open": open_, "held": held}
+    guards = judge_golden(evidence.golden, evidence.golden_seen, numbers) + judge_slices(
+        rows,
+        policy.slices,
+        least_rows=policy.min_slice_rows,
+        margin=policy.margin,
+        level=policy.level,
+        numbers=numbers,
+    )
+    for finding in guards:
+        said[finding.state].append(finding.said)
+    if evidence.honesty is not None:
+        numbers["honesty"] = evidence.honesty.to_dict()
+        held += evidence.honesty.notes()
+        distinct = evidence.honesty.distinct_prompts
+        if distinct < policy.min_rows:
+            open_.append(
+                f"the test asks {distinct} different prompts, fewer than the {policy.min_rows} rows "
+                "that the gate asks for: repeating them shows nothing more"
+            )
     verdict: Verdict = "fail" if failed else "inconclusive" if open_ else "pass"
     return GateResult(verdict, (*failed, *open_, *held), numbers, evidence.digest)
 

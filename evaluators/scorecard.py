@@ -6,15 +6,17 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from evaluators.honesty import Honesty
 from evaluators.intervals import clopper_pearson, session_bootstrap
 from evaluators.replay import Outcome
 
 WORST = 20
+MAX_SLICES = 100
 PERCENTILES = (50, 90, 95, 99)
 
 Method = Literal["clopper-pearson", "clopper-pearson over sessions", "session bootstrap"]
@@ -53,6 +55,10 @@ class Scorecard:
     """The twenty worst rows: ids, stages and reasons, no text of the answers."""
     latency_seconds: dict[str, float]
     """Percentiles p50 to p99 over answered rows, in seconds; empty when none was answered."""
+    slices: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Per slice (``tool=send``): ``rows`` and their ``mean``."""
+    honesty: dict[str, int] = field(default_factory=dict)
+    """Counts of ``honesty.Honesty``; empty when they were not taken."""
 
     @property
     def digest(self) -> str:
@@ -96,8 +102,13 @@ def make_scorecard(
     *,
     level: float = 0.05,
     seed: int = 7,
+    slices: Mapping[str, Mapping[str, str]] | None = None,
+    honesty: Honesty | None = None,
 ) -> Scorecard:
     """Sum up the replayed answers of one answerer.
+
+    Args:
+        slices: which slices each example belongs to, by its id.
 
     Raises ValueError when there are none: an empty test is no evidence.
     """
@@ -133,6 +144,8 @@ def make_scorecard(
         }
         if answered
         else {},
+        slices=_by_slice(outcomes, slices or {}),
+        honesty={} if honesty is None else honesty.to_dict(),
     )
 
 
@@ -177,6 +190,19 @@ def mean_interval(
         return Interval(low, high, 1 - level, "clopper-pearson over sessions")
     low, high = session_bootstrap(scores, sessions, level, seed=seed)
     return Interval(low, high, 1 - level, "session bootstrap")
+
+
+def _by_slice(
+    outcomes: Sequence[Outcome], slices: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, float]]:
+    scores: dict[str, list[float]] = defaultdict(list)
+    for row in outcomes:
+        for dimension, value in slices.get(row.example_id, {}).items():
+            scores[f"{dimension}={value}"].append(row.correct)
+    largest = sorted(scores, key=lambda name: (-len(scores[name]), name))[:MAX_SLICES]
+    return {
+        name: {"rows": len(scores[name]), "mean": float(np.mean(scores[name]))} for name in largest
+    }
 
 
 def _worst(outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from evaluators.replay import Outcome
@@ -39,9 +39,15 @@ class GateRow:
     base: float | None = None
     """The base model's own answer; None where it was not asked or its engine failed."""
     error: bool = False
+    slices: Mapping[str, str] = field(default_factory=dict)
+    """Which parts of the traffic it belongs to, by dimension; see ``guards.slices_of``."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        value = asdict(self)
+        if not self.slices:
+            # As it was before there were slices: what was stored then keeps its digest.
+            del value["slices"]
+        return value
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> GateRow:
@@ -92,6 +98,7 @@ def gate_rows(
     teacher: Sequence[Outcome] | None = None,
     champion: Sequence[Served] | None = None,
     base: Sequence[Outcome] | None = None,
+    slices: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[GateRow, ...]:
     """Line up candidate, incumbent and base on the same examples.
 
@@ -101,6 +108,7 @@ def gate_rows(
         teacher: the teacher's replayed answers; None: it scores 1 on its own labels.
         champion: the incumbent adapter as served; None: the teacher is the incumbent.
         base: the base model's answers on some of the examples.
+        slices: which slices each example belongs to, by its id.
 
     Raises:
         ValueError: an example is missing from the incumbent's answers.
@@ -130,6 +138,7 @@ def gate_rows(
             incumbent[row.example_id],
             bases.get(row.example_id),
             row.error,
+            (slices or {}).get(row.example_id, {}),
         )
         for row in served
     )

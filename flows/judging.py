@@ -20,19 +20,24 @@ from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, 
 from evaluators.replay import Answerer, Outcome, replay
 from evaluators.scorecard import make_scorecard
 from evaluators.served import Served, gate_rows, serve
+from flows.judging_inputs import (
+    GOLDEN,
+    earlier_tests,
+    golden_seen,
+    honesty_of,
+    right_or_wrong,
+    slices_by_example,
+    teacher_score,
+    tries_before,
+)
 from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
 from infra.objects.store import ObjectExists, ObjectMissing
 from infra.prompting.template import FULL, PromptFormat
 from serving.engines.protocol import Engine, EngineError, EngineUnavailable
 from serving.small_model import SmallAnswer, SmallModel
-from trainers.data_sets.versions import (
-    DatasetCorrupt,
-    DatasetVersion,
-    Example,
-    find_dataset,
-    read_split,
-)
+from trainers.data_sets.golden import golden_cases
+from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +107,8 @@ async def _judge(
     validation = read_split(context.store, dataset, "validation")[: gate.max_test_rows]
     test = read_split(context.store, dataset, "test")[: gate.max_test_rows]
     earlier = earlier_tests(context, dataset, test, say)
+    golden = golden_cases(context.store, manifest.task_id)
+    pinned = [case.example() for case in golden]
     async with context.engine() as engine:
         name = manifest.name
         # Gateways leave an adapter alone that no route has named: it may be under judgement.
@@ -117,6 +124,9 @@ async def _judge(
                 digest: await _replay(context, adapter, rows_, say, f"{name}: earlier test")
                 for digest, rows_ in earlier.items()
             }
+            golden_rows = right_or_wrong(
+                await _replay(context, adapter, pinned, say, f"{name}: golden cases"), golden
+            )
             base_rows = await _base_outcomes(
                 context,
                 manifest.base_digest,
@@ -131,10 +141,16 @@ async def _judge(
     asked_before = [row for outcomes in earlier_rows.values() for row in outcomes]
     _require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
     champion, incumbent = await _incumbent(
-        context, manifest.task_id, manifest.name, {dataset.digest: test, **earlier}, say
+        context,
+        manifest.task_id,
+        manifest.name,
+        {dataset.digest: test, GOLDEN: pinned, **earlier},
+        say,
     )
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
     shown_from = math.inf if threshold.value is None else threshold.value
+    slices = slices_by_example(test)
+    honesty = honesty_of(context, dataset, test)
     evidence = GateEvidence(
         candidate=manifest.name,
         incumbent=incumbent,
@@ -143,6 +159,7 @@ async def _judge(
             shown_from,
             champion=champion[dataset.digest] if champion else None,
             base=base_rows,
+            slices=slices,
         ),
         earlier={
             digest: gate_rows(outcomes, shown_from, champion=champion[digest] if champion else None)
@@ -150,12 +167,21 @@ async def _judge(
         },
         calibration=threshold.to_dict(),
         tries=1 + tries_before(context, manifest.task_id, manifest.name, incumbent),
+        golden=gate_rows(
+            golden_rows,
+            shown_from,
+            champion=right_or_wrong(champion[GOLDEN], golden) if champion else None,
+        ),
+        golden_seen=golden_seen(context, dataset, golden),
+        honesty=honesty,
     )
     result = decide(GatePolicy.from_settings(gate), evidence)
     served = serve(rows, shown_from)
     cards = {
-        "adapter": make_scorecard(manifest.name, dataset.digest, rows),
-        "base": make_scorecard(manifest.base_model, dataset.digest, base_rows),
+        "adapter": make_scorecard(
+            manifest.name, dataset.digest, rows, slices=slices, honesty=honesty
+        ),
+        "base": make_scorecard(manifest.base_model, dataset.digest, base_rows, slices=slices),
     }
     return Judgement(
         adapter=manifest.name,
@@ -176,54 +202,6 @@ async def _judge(
             "evidence": evidence.to_dict(),
         },
         report=key,
-    )
-
-
-def teacher_score(examples: Sequence[Example]) -> float:
-    """How often the teacher's own answer is the label: below 1 only where feedback corrected it."""
-    return sum(example.source != "correction" for example in examples) / max(1, len(examples))
-
-
-def earlier_tests(
-    context: Context, dataset: DatasetVersion, test: Sequence[Example], say: Say = lambda _: None
-) -> dict[str, list[Example]]:
-    """Test examples of the task's data sets before this one, by digest: what must not be unlearned.
-
-    Those that this test has already are left out. They may be in this training: nothing that was
-    right once must get lost, learned again or not. A set that was cleared away is not asked.
-    """
-    gate = context.settings.gate
-    known = {example.call_id for example in test}
-    versions = context.registry.datasets(dataset.task_id)
-    digests = [version.digest for version in versions]
-    if dataset.digest in digests:
-        versions = versions[: digests.index(dataset.digest)]
-    found: dict[str, list[Example]] = {}
-    for version in reversed(versions):
-        if len(found) >= gate.earlier_sets:
-            break
-        try:
-            rows = read_split(context.store, find_dataset(context.store, version.location), "test")
-        except (ObjectMissing, DatasetCorrupt) as error:
-            say(f"the earlier test {version.digest[:12]} is not asked: {error}")
-            continue
-        fresh = [row for row in rows if row.call_id not in known][: gate.max_earlier_rows]
-        known |= {row.call_id for row in fresh}
-        if fresh:
-            found[version.digest] = fresh
-    return found
-
-
-def tries_before(context: Context, task_id: str, candidate: str, incumbent: str) -> int:
-    """How many other adapters of the task were judged against this incumbent. Drills do not count."""
-    return sum(
-        adapter.name != candidate
-        and not (adapter.manifest.get("spec") or {}).get("shuffle_answers")
-        and any(
-            (card.gate.get("evidence") or {}).get("incumbent") == incumbent
-            for card in context.registry.scorecards(adapter.name)
-        )
-        for adapter in context.registry.adapters(task_id)
     )
 
 

@@ -36,6 +36,8 @@ KNOWN_ERRORS = {
     "serving.registry.errors.RegistryError": FAILED,
     "trainers.base_model.BaseModelError": FAILED,
     "trainers.data_sets.versions.DatasetCorrupt": FAILED,
+    "trainers.data_sets.golden.GoldenMissing": NOT_FOUND,
+    "trainers.data_sets.golden.GoldenError": FAILED,
     "trainers.discover.assignments.AssignmentsCorrupt": FAILED,
     "trainers.discover.discover.DiscoveryContended": FAILED,
     "trainers.executors.protocol.ExecutorError": FAILED,

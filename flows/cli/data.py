@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flows.cli.common import (
+    AS_OPTION,
     JSON_OPTION,
     NOT_FOUND,
     USAGE,
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from trainers.data_sets.versions import DatasetVersion
 
 WHY = click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
-
-
-def _actor() -> str:
-    return os.environ.get("USER", "operator")
 
 
 @click.group(
@@ -91,13 +87,14 @@ def show_task(ctx: click.Context, task: str, as_json: bool) -> None:
 @click.argument("task")
 @click.argument("name")
 @WHY
+@AS_OPTION
 @click.pass_context
 @failing_clearly
-def rename(ctx: click.Context, task: str, name: str, why: str) -> None:
+def rename(ctx: click.Context, task: str, name: str, why: str, actor: str) -> None:
     """Give a task another name for people. Its id, which adapters carry, stays."""
     with context_of(ctx) as context:
         try:
-            context.registry.override_task(task, name=name, actor=_actor(), why=why)
+            context.registry.override_task(task, name=name, actor=actor, why=why)
         except ValueError as error:
             fail(str(error), USAGE)
     click.echo(f"{task} is now called {name}")
@@ -107,13 +104,14 @@ def rename(ctx: click.Context, task: str, name: str, why: str) -> None:
 @click.argument("task")
 @click.option("--undo", is_flag=True, help="Learn it again.")
 @WHY
+@AS_OPTION
 @click.pass_context
 @failing_clearly
-def ignore(ctx: click.Context, task: str, undo: bool, why: str) -> None:
+def ignore(ctx: click.Context, task: str, undo: bool, why: str, actor: str) -> None:
     """Leave a task to the teacher: no data set, no training. What answers now goes on (rollback ends it)."""
     policy: Any = "specialize" if undo else "teacher"
     with context_of(ctx) as context:
-        context.registry.set_task_policy(task, policy, actor=_actor(), why=why)
+        context.registry.set_task_policy(task, policy, actor=actor, why=why)
     click.echo(f"{task} is {'learned again' if undo else 'left to the teacher'}")
 
 
@@ -121,13 +119,32 @@ def ignore(ctx: click.Context, task: str, undo: bool, why: str) -> None:
 @click.argument("task")
 @click.option("--undo", is_flag=True, help="Let it move with its calls again.")
 @WHY
+@AS_OPTION
 @click.pass_context
 @failing_clearly
-def pin(ctx: click.Context, task: str, undo: bool, why: str) -> None:
+def pin(ctx: click.Context, task: str, undo: bool, why: str, actor: str) -> None:
     """Hold a task where it is: which calls are its own does not move with the traffic."""
     with context_of(ctx) as context:
-        context.registry.override_task(task, pinned=not undo, actor=_actor(), why=why)
+        context.registry.override_task(task, pinned=not undo, actor=actor, why=why)
     click.echo(f"{task} is {'no longer pinned' if undo else 'pinned'}")
+
+
+@tasks.command(epilog="\b\nExample:\n  nightschool tasks approval invoice-fields approve")
+@click.argument("task")
+@click.argument("who", type=click.Choice(["auto", "approve", "default"]))
+@WHY
+@AS_OPTION
+@click.pass_context
+@failing_clearly
+def approval(ctx: click.Context, task: str, who: Any, why: str, actor: str) -> None:
+    """Whether a person agrees to this task's promotions, in rollouts opened from now on.
+
+    auto: nobody is asked; approve: a promotion waits for somebody; default: as [rollout] approval says.
+    """
+    wanted = None if who == "default" else who
+    with context_of(ctx) as context:
+        context.registry.set_task_approval(task, wanted, actor=actor, why=why)
+    click.echo(f"{task}: promotions are {'as set up' if wanted is None else who}")
 
 
 @click.group(

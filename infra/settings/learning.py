@@ -10,6 +10,8 @@ from pydantic import Field, field_validator
 
 from infra.settings.bounds import Clock, Seconds, Section, Share, Text
 
+SLICE = r"^(tool|length|tenant)(=.+)?$"
+
 
 class LogSource(Section):
     """Another system's logs, taken in before our own."""
@@ -203,4 +205,13 @@ class Gate(Section):
     )
     max_earlier_rows: int = Field(
         40, ge=1, le=100_000, description="Test examples asked of each earlier data set"
+    )
+    slices: tuple[Annotated[str, Field(pattern=SLICE, max_length=200)], ...] = Field(
+        ("tool", "length", "tenant"),
+        max_length=50,
+        description="May not regress: `tool` is each tool with enough rows, `tool=send` this one, "
+        "which must have enough",
+    )
+    min_slice_rows: int = Field(
+        20, ge=1, le=100_000, description="Test examples below which nothing is said of a slice"
     )

@@ -51,6 +51,7 @@ def row(
     base: float | None = 0.0,
     error: bool = False,
     session: str | None = None,
+    slices: dict[str, str] | None = None,
 ) -> GateRow:
     return GateRow(
         example_id=f"row-{place}",
@@ -61,6 +62,7 @@ def row(
         incumbent=incumbent,
         base=base,
         error=error,
+        slices=slices or {},
     )
 
 

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from evaluators.calibration import calibrate
 from evaluators.gate import GateEvidence, GatePolicy, decide, non_inferiority_bounds
+from evaluators.guards import slices_of
+from evaluators.honesty import Honesty, check_honesty
 from evaluators.intervals import proportion_upper
 from evaluators.served import GateRow, gate_rows, serve
 from evaluators.tries import level_of_try
 from infra.settings.learning import Gate
 from tests.evaluators.making import outcome, row
 
-POLICY = GatePolicy.from_settings(Gate())
+POLICY = GatePolicy.from_settings(Gate(slices=()))
 
 
 def evidence(rows, **more) -> GateEvidence:
@@ -223,3 +225,90 @@ def test_rows_that_the_incumbent_never_answered_are_refused():
         gate_rows([outcome("a"), outcome("b")], None, champion=serve([outcome("a")], None))
     with pytest.raises(ValueError, match="no teacher score"):
         serve([outcome("a"), outcome("b")], None, [outcome("a")])
+
+
+def test_no_golden_case_that_the_incumbent_gets_right_may_be_lost():
+    rows = [row(place) for place in range(80)]
+    kept = tuple(row(place) for place in range(5))
+    result = decide(POLICY, evidence(rows, golden=kept, golden_seen=2))
+    assert result.passed and any("2 of 5 golden" in reason for reason in result.reasons)
+    lost = (*kept, row(9, 0.0))
+    result = decide(POLICY, evidence(rows, golden=lost))
+    assert result.verdict == "fail" and "row-9" in result.reasons[0]
+    escalated = (*kept, row(9, 0.0, accepted=False), row(10, 0.0, incumbent=0.0))
+    assert decide(POLICY, evidence(rows, golden=escalated)).passed
+    unasked = (*kept, row(9, 0.0, accepted=False, error=True))
+    assert decide(POLICY, evidence(rows, golden=unasked)).verdict == "inconclusive"
+    given_ = evidence(rows, golden=lost, golden_seen=1)
+    assert GateEvidence.from_dict(json.loads(json.dumps(given_.to_dict()))) == given_
+
+
+def test_a_slice_may_not_regress_behind_a_good_mean():
+    def tools(lost: int, small: int):
+        """``small`` of 300 rows are of another tool, ``lost`` of them wrong."""
+        return [
+            row(n, float(n >= lost), slices={"tool": "rare" if n < small else "send"})
+            for n in range(300)
+        ]
+
+    guarded = replace(POLICY, slices=("tool",))
+    assert decide(guarded, evidence(tools(1, 20))).passed
+    doubtful = evidence(tools(2, 20))
+    assert decide(POLICY, doubtful).passed
+    result = decide(guarded, doubtful)
+    assert result.verdict == "inconclusive" and "20 rows of tool=rare" in result.reasons[0]
+    assert result.numbers["slices"]["tool=rare"] == {"rows": 20, "difference": -0.1}
+    worse = decide(guarded, evidence(tools(8, 20)))
+    assert worse.verdict == "fail" and any("regressed on a slice" in r for r in worse.reasons)
+    unjudged = decide(guarded, evidence(tools(2, 19)))
+    assert unjudged.passed and any("not judged: tool=rare" in r for r in unjudged.reasons)
+
+
+def test_a_declared_slice_that_is_empty_or_small_never_passes_and_says_so():
+    rows = [row(n, slices={"tool": "rare" if n < 5 else "send"}) for n in range(100)]
+    for declared, said in (
+        ("tool=gone", "tool=gone is empty"),
+        ("tool=rare", "has 5 rows of 20"),
+        ("tenant", "tells its tenant"),
+    ):
+        result = decide(replace(POLICY, slices=(declared,)), evidence(rows))
+        assert result.verdict == "inconclusive" and said in result.reasons[0]
+    policy = replace(POLICY, slices=("tool", "tool=send"))
+    assert decide(policy, evidence(rows)).passed
+    assert GatePolicy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+    with pytest.raises(ValueError, match="slices"):
+        Gate(slices=("colour",))
+
+
+def test_what_slices_an_example_belongs_to():
+    request = {"messages": [{"role": "user", "content": "x" * 600}]}
+    calls = [{"function": {"name": name, "arguments": "{}"}} for name in ("b", "a", "b")]
+    assert slices_of(request, {"tool_calls": calls}, "acme") == {
+        "tool": "a+b",
+        "length": "medium",
+        "tenant": "acme",
+    }
+    assert slices_of({"messages": []}, {"content": "x"}, "t")["tool"] == "words"
+
+
+def test_what_the_scores_do_not_say_of_themselves_is_said():
+    rows = [row(place) for place in range(80)]
+    prompts = [f"p{place}" for place in range(76)] + ["p0", "p0", "p1", "p2"]
+    labels = ["yes"] * 79 + ["no"]
+    found = check_honesty(prompts, labels, [False] * 80, {"p5", "p0", "gone"})
+    assert found == Honesty(80, 4, 76, 3, 2, 0)
+    given_ = evidence(rows, honesty=found)
+    result = decide(POLICY, given_)
+    assert result.passed and result.numbers["honesty"]["seen_in_training"] == 4
+    for said in ("teacher's own", "4 of 80", "3 of 80 test rows repeat", "2 of 80"):
+        assert any(said in reason for reason in result.reasons)
+    assert GateEvidence.from_dict(json.loads(json.dumps(given_.to_dict()))) == given_
+    person = check_honesty(prompts[:76], labels[:76], [True] * 76, ())
+    assert person.notes() == []
+
+
+def test_a_few_prompts_asked_often_are_few():
+    rows = [row(place) for place in range(80)]
+    few = check_honesty([f"p{n % 29}" for n in range(80)], ["yes"] * 80, [True] * 80, ())
+    result = decide(POLICY, evidence(rows, honesty=few))
+    assert result.verdict == "inconclusive" and "29 different prompts" in result.reasons[0]

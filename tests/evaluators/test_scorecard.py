@@ -26,6 +26,14 @@ def test_sessions_are_the_unit_where_they_repeat():
     assert (all_right.low, all_right.high) == clopper_pearson(10, 10, 0.05)
 
 
+def test_slices_are_scored_each():
+    rows = [outcome(f"r{n}", float(n > 3)) for n in range(10)]
+    slices = {f"r{n}": {"tool": "a" if n < 5 else "b"} for n in range(10)}
+    card = make_scorecard("adapter", "d" * 64, rows, slices=slices)
+    assert card.slices == {"tool=a": {"rows": 5, "mean": 0.2}, "tool=b": {"rows": 5, "mean": 1.0}}
+    assert Scorecard.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+
+
 def test_worst_rows_errors_and_latencies():
     rows = [outcome(f"r{n:02}", 0.0 if n < 30 else 1.0) for n in range(60)]
     rows += [outcome("broken", 0.0, error="EngineTimeout: said something long about a person")]

@@ -11,17 +11,26 @@ from click.testing import CliRunner
 from sqlalchemy import update
 
 from evaluators.gate import GateEvidence, GatePolicy, decide
+from evaluators.served import serve
 from flows.cli import main
 from flows.gate_replay import UnknownDecision, replay_gate
-from flows.judging import earlier_tests, tries_before
+from flows.judging_inputs import (
+    earlier_tests,
+    golden_seen,
+    honesty_of,
+    right_or_wrong,
+    slices_by_example,
+    tries_before,
+)
 from flows.wiring import Context
 from infra.database.open import Database
 from infra.database.tables import scorecards
 from infra.objects.open import open_store
 from infra.settings.model import Settings
 from serving.registry.registry import Registry
-from tests.evaluators.making import row
+from tests.evaluators.making import outcome, row
 from tests.serving.registry.world import NOW, add_adapter, add_task, digest
+from trainers.data_sets.golden import make_case
 from trainers.data_sets.labels import Example
 from trainers.data_sets.splits import SPLITS
 from trainers.data_sets.versions import location_of, write_version
@@ -115,6 +124,28 @@ def test_earlier_tests_are_those_before_without_what_is_asked_already(context: C
         digest("oldest"),
     }
     assert second.digest[:12] in said[0]
+
+
+def test_what_a_judgement_rests_on_beside_the_answers(context: Context):
+    def example(call: str, asked: str) -> Example:
+        request = {"messages": [{"role": "user", "content": asked}]}
+        return Example(call, f"acme/{call}", NOW, request, {"content": "x"}, 1.0, "teacher", "s")
+
+    test = [example("c", "new"), example("d", "learned")]
+    splits = {"train": [example("a", "learned")], "validation": [], "test": test}
+    made = write_version(
+        context.store, TASK, digest("whole"), splits, {"task_id": TASK, "parents": {}}
+    )
+    found = honesty_of(context, made, test)
+    assert (found.seen_in_training, found.distinct_prompts, found.independent_labels) == (1, 2, 0)
+    assert slices_by_example(test)["c"] == {"tool": "words", "length": "short", "tenant": "acme"}
+    cases = [
+        make_case(TASK, row.request, {"content": "x"}, least=0.5, why="", by="ann") for row in test
+    ]
+    assert golden_seen(context, made, cases) == 1
+    said = [outcome(case.id, score) for case, score in zip(cases, (0.5, 0.4), strict=True)]
+    assert [row.correct for row in right_or_wrong(said, cases)] == [1.0, 0.0]
+    assert [row.correct for row in right_or_wrong(serve(said, None), cases)] == [1.0, 0.0]
 
 
 def test_the_command_returns_1_for_a_changed_decision(

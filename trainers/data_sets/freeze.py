@@ -25,6 +25,7 @@ from infra.database.writes import insert_if_absent
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
 from infra.tasks.signature import items, role_of, signature
+from trainers.data_sets.golden import golden_cases
 from trainers.data_sets.labels import Example, Label, agreement, label_of, prompt_key
 from trainers.data_sets.splits import (
     SPLITS,
@@ -72,6 +73,7 @@ def freeze(
     members = [call for call, owner in assignments.read(store, pointer).items() if owner == task_id]
     # The assignments are in order of time; calls without a label make room for older ones.
     examples, parents, dropped = _examples(store, database, settings, members)
+    examples = _without_golden(store, task_id, examples, dropped)
     if not examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         raise EmptyDataset(f"no call of {task_id} has a usable answer ({reasons or 'no calls'})")
@@ -147,6 +149,17 @@ def _failed(record: CallRecord) -> Iterator[str]:
     for message in items(record.request.get("messages")):
         if role_of(message) == "tool" and is_error(message.get("content")):
             yield str(message.get("tool_call_id"))
+
+
+def _without_golden(
+    store: ObjectStore, task_id: str, examples: list[Example], dropped: Counter[str]
+) -> list[Example]:
+    """A golden case tells something of an adapter only if it was never shown to it."""
+    pinned = {prompt_key(case.request) for case in golden_cases(store, task_id)}
+    kept = [example for example in examples if prompt_key(example.request) not in pinned]
+    if len(kept) < len(examples):
+        dropped["golden"] += len(examples) - len(kept)
+    return kept
 
 
 def _example(record: Any, label: Label) -> Example:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from flows.cli import main
 from infra.database.events import list_events
 from infra.database.open import Database
+from serving.registry.registry import Registry
 from tests.trainers.recorded import SETTINGS, START, home, opened, put_log
 from trainers.data_sets.freeze import freeze
 from trainers.data_sets.splits import SPLITS
@@ -76,6 +77,21 @@ def test_an_ignored_task_is_left_to_the_teacher_night_after_night(world: World):
     assert night((store, database), 100, 1).policy == "teacher"
     run("tasks", "ignore", task.id, "--undo")
     assert json.loads(run("tasks", "--json").stdout)[0]["policy"] == "specialize"
+
+
+def test_whether_a_person_agrees_to_promotions_is_said_by_task(world: World):
+    _, database, task = world
+    run("tasks", "approval", task.id, "approve", "--as", "ann", "--why", "it pays invoices")
+    assert Registry(database).task(task.id).approval == "approve"
+    run("tasks", "approval", task.id, "default")
+    assert Registry(database).task(task.id).approval is None
+    with database.read() as connection:
+        said = list_events(connection, subject=task.id, what="task.approval")
+    assert sorted(event.why == "it pays invoices" and event.actor == "ann" for event in said) == [
+        False,
+        True,
+    ]
+    run("tasks", "approval", "nobody", "auto", status=3)
 
 
 def test_what_is_wrong_is_said(world: World):

@@ -1,0 +1,117 @@
+"""How often does the gate let a worse adapter pass, and an equal one? Nights resampled from real answers.
+
+A night draws rows with replacement from the real scores of two adapters on the same prompts. Which of the two
+a row counts for is drawn too, so that the candidate is equal to the incumbent, or worse by the margin and
+half a point. The first run trains and asks the two adapters itself (long); later ones read ``var/``.
+
+    python bench/gate.py [--quick] [--json FILE] [--nights 10000] [--seed 11]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.support.real_answers import real_answers
+from evaluators.gate import non_inferiority_bounds
+from evaluators.tries import level_of_try
+
+MARGIN, LEVEL, TRIES, BEYOND = 0.05, 0.05, 30, 0.005
+ROWS = (100, 300, 1000)
+RUN_ROWS = 300
+INCUMBENT = "home@0123456789abcdef"
+
+
+@cache
+def least_won(lost: int, rows: int, number: int) -> int:
+    """Won rows from which the gate's bound holds at its try ``number``; more than there are: never."""
+    level = level_of_try(LEVEL, number)
+    low, high = 0, rows - lost + 1
+    while low < high:
+        won = (low + high) // 2
+        differences = [-1.0] * lost + [1.0] * won + [0.0] * (rows - lost - won)
+        if non_inferiority_bounds(differences, level, incumbent=INCUMBENT)[0] >= -MARGIN:
+            high = won
+        else:
+            low = won + 1
+    return low
+
+
+def passes(
+    lost: NDArray[np.int64], won: NDArray[np.int64], rows: int, number: int
+) -> NDArray[np.bool_]:
+    least = {count: least_won(count, rows, number) for count in map(int, np.unique(lost))}
+    return np.array([least[int(a)] <= b for a, b in zip(lost, won, strict=True)])
+
+
+def nights(
+    differ: NDArray[np.bool_], mean: float, rows: int, count: int, random: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Lost and won rows of each night, of a candidate whose mean difference is ``mean``."""
+    share = float(differ.mean())
+    worse = (1 - mean / share) / 2
+    drawn = random.binomial(rows, share, size=count)
+    lost = random.binomial(drawn, worse)
+    return lost, drawn - lost
+
+
+def measure(scores: dict[str, Any], count: int, seed: int) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    first, second = (
+        np.array([row["correct"] >= 1 for row in rows]) for rows in scores["answers"].values()
+    )
+    differ = first != second
+    bad = -MARGIN - BEYOND
+    result: dict[str, Any] = {
+        "answers": int(first.size),
+        "right": [float(first.mean()), float(second.mean())],
+        "differ": float(differ.mean()),
+        "nights": count,
+    }
+    for rows in ROWS:
+        lost, won = nights(differ, bad, rows, count, random)
+        even_lost, even_won = nights(differ, 0.0, rows, count, random)
+        result[str(rows)] = {
+            "false pass": float(passes(lost, won, rows, 1).mean()),
+            "pass of an equal one": float(passes(even_lost, even_won, rows, 1).mean()),
+            "fixed rule: false pass": float(np.mean(won >= lost)),
+            "fixed rule: pass of an equal one": float(np.mean(even_won >= even_lost)),
+        }
+    passed, fixed = np.zeros((2, count), bool)
+    for number in range(1, TRIES + 1):
+        lost, won = nights(differ, bad, RUN_ROWS, count, random)
+        passed |= passes(lost, won, RUN_ROWS, number)
+        lost, won = nights(differ, bad, 100, count, random)
+        fixed |= won >= lost
+    result["30 nights"] = {
+        "rows": RUN_ROWS,
+        "false pass": float(passed.mean()),
+        "fixed rule on 100 rows: false pass": float(fixed.mean()),
+    }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="500 nights")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--nights", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=11)
+    options = parser.parse_args()
+    found = measure(real_answers(), 500 if options.quick else options.nights, options.seed)
+    print(json.dumps(found, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Real answers to real requests: adapters trained on the demo's traffic, asked what they never saw.
+
+The statistics of the gate are measured by resampling these answers. They are made once (SmolLM2-135M from
+its package, LoRA of rank 16 on the last 12 layers, through the embedded engine) and kept in
+``var/real-answers``; what a killed run made is found again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KEPT = Path("var/real-answers")
+FORMAT = {"drop_system": True, "drop_tools": True}
+TRAIN_SEED, ASKED_SEED = 11, 12
+BATCH = 8
+ADAPTERS = {"longer": (240, 7), "shorter": (110, 8)}
+"""Name to optimizer steps and seed."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One held-out request, in the shape that the judge replays."""
+
+    call_id: str
+    session: str
+    request: dict[str, Any]
+    answer: dict[str, Any]
+
+
+def traffic(seed: int, calls: int) -> list[Asked]:
+    """The first ``calls`` calls of the smart home's sessions of this seed."""
+    from flows.demo.traffic import sessions
+
+    found = [
+        Asked(
+            f"{session.session_id}-{place}",
+            session.session_id,
+            {"messages": call.messages, "tools": call.tools},
+            call.answer,
+        )
+        for session in sessions(seed, calls, ["home"])
+        for place, call in enumerate(session.calls)
+    ]
+    return found[:calls]
+
+
+def prompt_of(asked: Asked) -> str:
+    return str(asked.request["messages"][-1]["content"])
+
+
+def train(folder: Path, name: str, steps: int, seed: int, examples: Sequence[Asked]) -> Path:
+    """A packaged adapter; one that was trained before is found again."""
+    from infra.prompting.template import PromptFormat
+    from infra.settings.serving import Engine
+    from trainers.artifact import package
+    from trainers.base_model import prepare_base
+    from trainers.executors.local import LocalExecutor
+    from trainers.executors.protocol import TrainJob
+    from trainers.run_folder import RunFolder, RunRequest
+    from trainers.spec import LoraSpec, TrainSpec
+
+    base = prepare_base(Engine())
+    spec = TrainSpec(
+        task_id="home",
+        base_model=base.name,
+        base_digest=base.digest,
+        dataset_digest="0" * 64,
+        lora=LoraSpec(rank=16, alpha=32, last_layers=12),
+        format=PromptFormat(**FORMAT).to_dict(),
+        batch_size=BATCH,
+        steps=steps,
+        checkpoint_steps=max(25, steps // 3),
+        seed=seed,
+    )
+    rows = [{"request": item.request, "answer": item.answer} for item in examples]
+    run = RunFolder.create(
+        folder / name, spec, RunRequest(base_folder=base.folder, backend="peft"), rows, rows[:24]
+    )
+    executor = LocalExecutor()
+    try:
+        outcome = executor.submit(TrainJob(run.path)).wait()
+    finally:
+        executor.close()
+    if outcome.state != "done":
+        raise SystemExit(f"training {name} ended {outcome.state}: {outcome.error}")
+    return package(run.path).folder
+
+
+async def answers(url: str, adapter: Path | None, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """What the adapter (None: the base) says, scored as the judge scores, with its log-probabilities."""
+    from evaluators.scoring import score_answer
+    from infra.artifacts.folder import read_manifest
+    from infra.prompting.answers import parse_answer
+    from infra.prompting.template import FULL, PromptFormat, render_prompt
+    from serving.engines.client import EngineClient
+
+    form = FULL if adapter is None else PromptFormat(**FORMAT)
+    done = 0
+    places = asyncio.Semaphore(32)
+    async with EngineClient(url, timeout_seconds=1800) as engine:
+        name = None
+        if adapter is not None:
+            name = read_manifest(adapter).name
+            await engine.ensure_loaded(name, adapter)
+
+        async def ask(item: Asked) -> dict[str, Any]:
+            nonlocal done
+            async with places:
+                body = await engine._request(
+                    name, render_prompt(item.request, form), 96, ("<|im_end|>",), 1800
+                )
+                raw = await engine._json("POST", "/v1/completions", body, timeout_seconds=1800)
+            choice = raw["choices"][0]
+            parsed = parse_answer(
+                choice["text"], item.request, complete=choice["finish_reason"] == "stop"
+            )
+            score = score_answer(item.answer, parsed.message, item.request)
+            done += 1
+            if done % 50 == 0:
+                print(f"{adapter and adapter.name}: {done} of {len(asked)}", file=sys.stderr)
+            return {
+                "id": item.call_id,
+                "session": item.session,
+                "text": choice["text"],
+                "finish": choice["finish_reason"],
+                "correct": score.correct if parsed.checks.passed else 0.0,
+                "stages": score.stages,
+                "checks": parsed.checks.passed,
+                "tokens": choice["logprobs"]["tokens"],
+                "logprobs": [round(value, 4) for value in choice["logprobs"]["token_logprobs"]],
+            }
+
+        return list(await asyncio.gather(*map(ask, asked)))
+
+
+def make(folder: Path, rows: int) -> dict[str, Any]:
+    from infra.settings.serving import Engine
+    from tests.serving.engines.building import start_engine
+    from trainers.base_model import prepare_base
+
+    learned = traffic(TRAIN_SEED, 2000)
+    seen = {prompt_of(item) for item in learned}
+    fresh = {prompt_of(item): item for item in traffic(ASKED_SEED, 4 * rows)}
+    asked = [item for prompt, item in fresh.items() if prompt not in seen][:rows]
+    found: dict[str, Any] = {"asked": [vars(item) for item in asked], "answers": {}}
+    for name, (steps, seed) in ADAPTERS.items():
+        part = folder / f"{name}.json"
+        if not part.exists():
+            adapter = train(folder, name, steps, seed, learned)
+            options = ("--batch-size", "32", "--max-waiting", "64", "--threads", "2")
+            with start_engine(prepare_base(Engine()).folder, *options) as engine:
+                said = asyncio.run(answers(engine.url, adapter, asked))
+            part.write_text(json.dumps(said))
+        found["answers"][name] = json.loads(part.read_text())
+    return found
+
+
+def real_answers(rows: int = 1200) -> dict[str, Any]:
+    """``{"asked": [...], "answers": {adapter: [...]}}``, made if they are not kept yet."""
+    kept = KEPT / "all.json"
+    if not kept.exists():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(make(KEPT, rows)))
+    found: dict[str, Any] = json.loads(kept.read_text())
+    return found
