@@ -282,12 +282,16 @@ def _teacher(settings: Settings) -> str:
 
 
 def _slack(settings: Settings) -> str:
-    url = settings.notify.slack_webhook_url
-    if url is None:
+    notify = settings.notify
+    if notify.slack_webhook_url is not None:
+        address = notify.slack_webhook_url.get_secret_value()
+    elif notify.slack_token is not None:
+        address = str(notify.slack_api_url)
+    else:
         return "not set up"
-    parts = urlsplit(url.get_secret_value())
+    parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Broken("the address is none", "set [notify] slack_webhook_url anew")
+        raise Broken("the address is none", "set [notify] slack_webhook_url or slack_api_url anew")
     with socket.create_connection((parts.hostname, parts.port or 443), timeout=5):
         return "can be reached; nightschool notify test sends a message"
 
@@ -325,6 +329,9 @@ CHECKS: dict[str, tuple[Callable[[Settings], str], str]] = {
     "teacher": (_teacher, "check [teacher] url, and that it runs"),
     "Prefect": (_prefect, "nightschool up starts it; or check [prefect] api_url and credentials"),
     "Ray": (_ray, "check [training] ray_address, and that the head runs"),
-    "Slack": (_slack, "check [notify] slack_webhook_url and this machine's way out"),
+    "Slack": (
+        _slack,
+        "check [notify] slack_webhook_url or slack_token, and this machine's way out",
+    ),
     "webhooks": (_hooks, "check [hooks]; nightschool hooks secrets list"),
 }

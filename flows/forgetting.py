@@ -17,11 +17,13 @@ from flows.kept_evidence import FORGOTTEN, MAX_LINE_BYTES, PREFIX
 from flows.learning import IMPORT, INGEST, INGEST_WAIT_SECONDS
 from flows.retraining import mark_due
 from flows.wiring import Context
+from infra.calls.finding import CallNotFound, find_call
 from infra.calls.record import utc_now
 from infra.database.events import record_event
 from infra.objects.store import ObjectExists, ObjectMissing
 from serving.registry.retention.forgetting import forget_ordered, order
 from serving.registry.retention.inventory import read_inventory
+from trainers.data_sets.golden import GoldenCase, golden_cases, take_away
 from trainers.data_sets.versions import DatasetVersion, find_dataset
 from trainers.forgetting.objects import find_in_logs, holds, take_from_logs, without
 from trainers.forgetting.subject import Subject
@@ -43,10 +45,13 @@ def look_for(context: Context, subject: Subject) -> Counter[str]:
         counts["adapters_due"] += len(context.registry.dataset_lineage(version.digest).adapters)
     counts["evidence_objects"] = sum(1 for _ in _evidence(context, subject))
     counts["quarantine_entries"] = sum(gone for _, _, gone in _quarantine(context, subject))
+    counts["golden_cases"] = sum(1 for _ in _golden(context, subject))
     return counts
 
 
-def forget(context: Context, subject: Subject, *, now: datetime | None = None) -> Counter[str]:
+def forget(
+    context: Context, subject: Subject, *, actor: str = ACTOR, now: datetime | None = None
+) -> Counter[str]:
     """Take everything of the subject's away; what was done, by counts. Safe to kill and to repeat.
 
     A data set that a route or an open rollout still rests on gets a version without the subject, and
@@ -67,6 +72,10 @@ def forget(context: Context, subject: Subject, *, now: datetime | None = None) -
         find_in_logs(context.store, subject, limit)
         counts: Counter[str] = Counter(evidence_objects=_take_evidence(context, subject, now))
         counts.update(_take_datasets(context, subject, now))
+        for case in list(_golden(context, subject)):
+            why = f"a {subject.kind} was to be forgotten"
+            take_away(context.store, context.database, case.task_id, case.id, why=why, by=actor)
+            counts["golden_cases"] += 1
         for key, kept, gone in _quarantine(context, subject):
             quarantined.write(context.store, key, kept.entries, kept.unnamed)
             counts["quarantine_entries"] += gone
@@ -76,7 +85,7 @@ def forget(context: Context, subject: Subject, *, now: datetime | None = None) -
         with context.database.begin() as connection:
             record_event(
                 connection,
-                actor=ACTOR,
+                actor=actor,
                 what="subject.forgotten",
                 subject=subject.kind,
                 why=f"a {subject.kind} was to be forgotten",
@@ -122,7 +131,9 @@ def _take_datasets(context: Context, subject: Subject, now: datetime) -> Counter
         if {a.name for a in adapters} & {*found.routed, *found.rolling, *found.draining}:
             made = version_without(context.store, context.database, version, subject, now)
             counts["new_versions"] += made is not None
-        counts["runs_at_work"] += clear_runs(context.settings.training.runs, {version.digest})
+        counts["runs_at_work"] += clear_runs(
+            context.settings.training.runs, context.store, {version.digest}
+        )
         order(context.database, version.digest, now)
     for done in forget_ordered(context.database, context.store, now):
         counts[f"datasets_{done.outcome}".replace(" ", "_")] += 1
@@ -139,6 +150,17 @@ def _versions(context: Context, subject: Subject) -> Iterator[tuple[DatasetVersi
                 continue
             if rows := examples_of(context.store, version, subject):
                 yield version, rows
+
+
+def _golden(context: Context, subject: Subject) -> Iterator[GoldenCase]:
+    """Cases of the subject's: by what they say, or by the call they were pinned from."""
+    for case in golden_cases(context.store):
+        if subject.said([case.request, case.answer]):
+            yield case
+        elif case.call_id is not None:
+            with contextlib.suppress(CallNotFound):
+                if subject.has(find_call(context.store, case.call_id).record):
+                    yield case
 
 
 def _evidence(context: Context, subject: Subject) -> Iterator[str]:

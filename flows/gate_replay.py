@@ -43,6 +43,9 @@ def replay_gate(context: Context, wanted: str) -> Replayed:
     gate: dict[str, Any] = dict(card.gate)
     if "evidence" not in gate or "policy" not in gate:
         raise UnknownDecision(f"{wanted} was stored without its evidence: judge the adapter again")
+    numbers = gate.get("numbers", {})
+    if numbers and "tries" not in numbers:
+        raise UnknownDecision(f"{wanted} was decided before tries were counted: judge it again")
     result = decide(GatePolicy.from_dict(gate["policy"]), GateEvidence.from_dict(gate["evidence"]))
     same = (result.verdict, list(result.reasons), result.evidence_digest) == (
         gate["verdict"],

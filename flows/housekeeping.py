@@ -88,15 +88,34 @@ def _runs(context: Context, now: datetime, dry_run: bool) -> list[Done]:
 
 def _stored_runs(context: Context, now: datetime, dry_run: bool) -> list[Done]:
     """Checkpoints in object storage that no run has written to for long."""
-    keep, done = context.settings.retention.run_seconds, []
-    for run_id, touched in stored_runs(context.store).items():
-        idle = now.timestamp() - touched
-        outcome: Outcome = "kept" if idle < keep else "would go" if dry_run else "removed"
-        if outcome == "removed":
-            RunStorage(context.store, run_id).clear()
-        why = f"untouched for {idle / 3600:.0f} hours" if touched else "nobody knows since when"
-        done.append(Done("run", f"checkpoints/{run_id}", outcome, why))
-    return done
+    keep = context.settings.retention.run_seconds
+    found = stored_runs(context.store)
+    # One that says no time is being written for the first time, or was left so: it stays.
+    idle = {
+        run_id: now.timestamp() - touched if touched else 0.0 for run_id, touched in found.items()
+    }
+
+    def told(outcome: Outcome) -> list[Done]:
+        return [
+            Done(
+                "run",
+                f"checkpoints/{run_id}",
+                "kept" if seconds <= keep else outcome,
+                f"untouched for {seconds / 3600:.0f} hours",
+            )
+            for run_id, seconds in idle.items()
+        ]
+
+    if dry_run or all(seconds <= keep for seconds in idle.values()):
+        return told("would go")
+    try:
+        with hold(context.database, "night", context.holder):
+            for run_id, seconds in idle.items():
+                if seconds > keep:
+                    RunStorage(context.store, run_id).clear()
+            return told("removed")
+    except Busy:
+        return told("not now")
 
 
 def _evidence(context: Context, now: datetime, dry_run: bool) -> list[Done]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,8 +17,9 @@ from flows.holding import Busy, hold
 from flows.trials import choose, learn_curve
 from flows.wiring import Context
 from infra.calls.record import utc_now
-from infra.objects.store import ObjectStoreError
+from infra.objects.store import ObjectMissing, ObjectStoreError
 from infra.prompting.template import PromptFormat
+from serving.registry.retention.forgetting import forgotten
 from trainers.artifact import package
 from trainers.backends.preparing import context_tokens
 from trainers.base_model import BaseModel, prepare_base
@@ -297,7 +299,12 @@ def _previous(context: Context, dataset: DatasetVersion) -> DatasetVersion | Non
     """The task's data set before this one."""
     digests = [known.digest for known in context.registry.datasets(dataset.task_id)]
     earlier = digests[: digests.index(dataset.digest)] if dataset.digest in digests else digests
-    return dataset_of(context, earlier[-1]) if earlier else None
+    tainted = forgotten(context.database)
+    for digest in reversed(earlier):
+        if digest not in tainted:
+            with suppress(ObjectMissing):  # past its time
+                return dataset_of(context, digest)
+    return None
 
 
 def _old_rows(context: Context, digest: str, dataset: DatasetVersion) -> list[Mapping[str, object]]:

@@ -41,7 +41,11 @@ def due_tasks(context: Context, released: Sequence[Event]) -> frozenset[str]:
         due = list_events(connection, what=DUE, limit=MAX_DUE, newest_first=True)
     tainted = {event.evidence["dataset"] for event in due}
     clean = {
-        a.name: a.task_id for a in context.registry.adapters() if a.dataset_digest not in tainted
+        adapter.name: adapter.task_id
+        for adapter in context.registry.adapters()
+        # A drill's adapter replaces nothing.
+        if adapter.dataset_digest not in tainted
+        and not adapter.manifest.get("spec", {}).get("shuffle_answers")
     }
     last: dict[str, int] = {}
     for event in released:

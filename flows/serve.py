@@ -27,7 +27,7 @@ from infra.calls.record import utc_now
 from infra.settings.model import Settings
 from infra.settings.sources import load_settings
 
-MAX_RUNS = 6
+MAX_RUNS = 10
 """A night, one that waits behind it, the one that tends rollouts, and three short ones."""
 ZOMBIES = "night school: runs without a heartbeat have crashed"
 MISSED_HEARTBEATS = 6

@@ -14,6 +14,7 @@ from infra.calls.record import utc_now
 from infra.database.events import record_event
 from infra.notify.message import Message
 from infra.notify.outbox import enqueue
+from infra.objects.store import ObjectMissing
 from serving.registry.records import TEACHER
 from trainers.data_sets.freeze import EmptyDataset, freeze
 from trainers.data_sets.versions import read_split
@@ -31,7 +32,13 @@ def watch_tasks(context: Context) -> dict[str, float]:
     for route in context.registry.routes():
         if route.champion == TEACHER:
             continue
-        trained_on = dataset_of(context, context.registry.adapter(route.champion).dataset_digest)
+        try:
+            trained_on = dataset_of(
+                context, context.registry.adapter(route.champion).dataset_digest
+            )
+        except ObjectMissing:
+            logger.info("%s is not compared: its champion's data set was forgotten", route.task_id)
+            continue
         try:
             live = freeze(
                 context.store, context.database, context.settings, route.task_id, utc_now()

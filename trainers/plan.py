@@ -333,7 +333,7 @@ def _obstacle(
             f"{MIN_AGREEMENT:.0%} are needed"
         )
     base = measured.base_scores.get(task.id)
-    if base is not None and base >= GOOD_BASE:
+    if base is not None and base >= GOOD_BASE and task.id not in measured.due:
         return f"the base model alone is right on {base:.0%} of held-out calls: nothing to learn"
     if dataset.digest in measured.trained and task.id not in measured.due:
         return "nothing new: already trained on exactly these examples"

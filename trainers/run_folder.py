@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -280,13 +281,15 @@ class RunFolder:
 
 def begun_before(runs: Path, spec: TrainSpec) -> TrainSpec | None:
     """The spec of the newest run in ``runs`` that differs from ``spec`` in its steps at most."""
-    folders = [RunFolder(path.parent) for path in runs.glob("*/spec.json")]
-    folders.sort(key=lambda folder: folder.spec_file.stat().st_mtime, reverse=True)
-    for folder in folders:
+    folders = []
+    for path in runs.glob("*/spec.json"):
+        with suppress(FileNotFoundError):  # housekeeping takes it away
+            folders.append((path.stat().st_mtime, RunFolder(path.parent)))
+    for _, folder in sorted(folders, key=lambda one: one[0], reverse=True):
         try:
             found = folder.spec()
-        except ValueError:
-            continue  # of another release
+        except (FileNotFoundError, ValueError):
+            continue  # just gone, or of another release
         if found.model_copy(update={"steps": spec.steps}) == spec:
             return found
     return None

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.objects.open import open_store
-from infra.objects.store import ObjectMissing, ObjectStore, ObjectStoreError
+from infra.objects.store import ObjectMissing, ObjectStore
 from infra.settings.serving import Storage
 from trainers.backends.checkpoints import checkpoint_steps, seal_checkpoint
 from trainers.run_folder import RunFolder, StoragePlace, now
+from trainers.spec import TrainSpec
 
 PREFIX = "checkpoints"
 KEPT_CHECKPOINTS = 2
@@ -62,6 +63,15 @@ class RunStorage:
         """Store spec, request and examples, for workers that do not see this disk."""
         files = [run.path / name for name in _INPUTS if (run.path / name).exists()]
         self._push("inputs", files)
+
+    def spec(self) -> TrainSpec | None:
+        """What the run was stored for; None where its inputs are not, or of another release."""
+        try:
+            return TrainSpec.model_validate_json(
+                self.store.get(f"{self.prefix}/inputs/spec.json.0000")
+            )
+        except (ObjectMissing, ValueError):
+            return None
 
     def pull_inputs(self, run: RunFolder) -> bool:
         """Make the run's folder from storage, if it is not there; False when storage has none."""
@@ -137,6 +147,8 @@ class RunStorage:
     def _push(
         self, group: str, files: Iterable[Path], folders: dict[str, list[Path]] | None = None
     ) -> None:
+        # First, so that housekeeping finds no run that nobody seems to have touched.
+        self._touch()
         named = {path.name: path for path in files if path.exists()}
         for folder, paths in (folders or {}).items():
             named |= {f"{folder}/{path.name}": path for path in paths}
@@ -154,6 +166,9 @@ class RunStorage:
             listing[name] = {"sha256": digest.hexdigest(), "parts": parts}
         text = json.dumps({"files": listing}, sort_keys=True).encode()
         self.store.put(f"{self.prefix}/{group}/manifest.json", text)
+        self._touch()
+
+    def _touch(self) -> None:
         self.store.put(f"{self.prefix}/touched.json", json.dumps({"time": now()}).encode())
 
     def _pull(self, group: str, folder: Path, last: str | None = None) -> bool:
@@ -185,7 +200,10 @@ class RunStorage:
 
 
 def stored_runs(store: ObjectStore) -> dict[str, float]:
-    """Run id to when it was last written to, seconds since the epoch; 0 where nobody knows."""
+    """Run id to when it was last written to, seconds since the epoch; 0 where nobody knows.
+
+    Raises ObjectStoreError: what cannot be read is not what is old.
+    """
     found: dict[str, float] = {}
     for item in store.list(f"{PREFIX}/"):
         run_id, _, rest = item.key.removeprefix(f"{PREFIX}/").partition("/")
@@ -193,6 +211,6 @@ def stored_runs(store: ObjectStore) -> dict[str, float]:
         if rest == "touched.json":
             try:
                 found[run_id] = float(json.loads(store.get(item.key))["time"])
-            except (ObjectStoreError, ValueError, KeyError, TypeError):
+            except (ObjectMissing, ValueError, KeyError, TypeError):
                 continue
     return found

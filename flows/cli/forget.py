@@ -6,7 +6,7 @@ import json
 
 import click
 
-from flows.cli.common import JSON_OPTION, USAGE, context_of, fail, failing_clearly
+from flows.cli.common import AS_OPTION, JSON_OPTION, USAGE, context_of, fail, failing_clearly
 
 TOLD = {
     "calls": "calls",
@@ -23,6 +23,7 @@ TOLD = {
     "datasets_not_now": "data sets being looked at by another run: nightschool gc takes them",
     "runs_at_work": "training runs at work on them: cancel them and run this again",
     "adapters_due": "adapters due for retraining",
+    "golden_cases": "golden cases",
     "evidence_objects": "kept evidence objects of rollouts",
 }
 
@@ -37,6 +38,7 @@ TOLD = {
 @click.option("--match", "text", help="Every call, report and example that holds this text.")
 @click.option("--dry-run", is_flag=True, help="Only count what would go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@AS_OPTION
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
@@ -47,6 +49,7 @@ def forget(
     text: str | None,
     dry_run: bool,
     yes: bool,
+    actor: str,
     as_json: bool,
 ) -> None:
     """Erase a subject from logs, data sets, quarantine and kept evidence. There is no way back.
@@ -77,7 +80,7 @@ def forget(
         if not dry_run:
             if not yes:
                 click.confirm("Erase it?", abort=True)
-            counts = take(context, subject)
+            counts = take(context, subject, actor=actor)
             if not as_json:
                 _tell(counts, "done")
     if as_json:

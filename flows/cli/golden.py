@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import click
 
-from flows.cli.common import JSON_OPTION, context_of, failing_clearly, show
+from flows.cli.common import AS_OPTION, JSON_OPTION, context_of, failing_clearly, show
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -38,6 +37,7 @@ def golden() -> None:
     help="Least score that is right; lower for free text.",
 )
 @click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
+@AS_OPTION
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
@@ -49,6 +49,7 @@ def add(
     file: Path | None,
     least: float,
     why: str,
+    actor: str,
     as_json: bool,
 ) -> None:
     """Pin the right answer to a prompt of TASK. What is pinned is stored without personal data."""
@@ -58,12 +59,11 @@ def add(
         raise click.UsageError(
             "give --call ID (with --answer FILE if it was answered wrongly) or --file"
         )
-    by = os.environ.get("USER", "operator")
     with context_of(ctx) as context:
         context.registry.task(task)
         if file is not None:
             case = case_from_json(
-                context.settings, task, file.read_bytes(), least=least, why=why, by=by
+                context.settings, task, file.read_bytes(), least=least, why=why, by=actor
             )
         else:
             given = None if answer is None else read_object(answer.read_bytes())
@@ -75,7 +75,7 @@ def add(
                 answer=given,
                 least=least,
                 why=why,
-                by=by,
+                by=actor,
             )
         case = pin(context.store, context.database, case)
     if as_json:
@@ -119,13 +119,13 @@ def list_cases(ctx: click.Context, task: str | None, as_json: bool) -> None:
 @click.argument("task")
 @click.argument("case")
 @click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
+@AS_OPTION
 @click.pass_context
 @failing_clearly
-def remove(ctx: click.Context, task: str, case: str, why: str) -> None:
+def remove(ctx: click.Context, task: str, case: str, why: str, actor: str) -> None:
     """Take the golden case CASE (its id) of TASK away."""
     from trainers.data_sets.golden import take_away
 
-    by = os.environ.get("USER", "operator")
     with context_of(ctx) as context:
-        take_away(context.store, context.database, task, case, why=why, by=by)
+        take_away(context.store, context.database, task, case, why=why, by=actor)
     click.echo(f"{task}: {case} is no golden case any more")

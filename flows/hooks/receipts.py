@@ -145,11 +145,16 @@ class Receipts:
             self._change(or_(*same), state=state, detail=detail[:1000], flow_run_id=run_id)
 
     def settle_batch(self, batch: str, detail: str) -> None:
-        self._change(table.c.batch == batch, state="done", detail=detail)
+        # The log has it now; here it would be a copy that nobody ever takes away.
+        self._change(table.c.batch == batch, state="done", detail=detail, body={})
 
     def give_up(self, before: datetime, detail: str) -> int:
-        """Settle as failed what was received before then and still waits; how many."""
-        return self._change(table.c.received < before, state="failed", detail=detail)
+        """Settle as failed the runs asked for before then that still wait; how many.
+
+        Feedback is late at no time: it waits for the store.
+        """
+        late = and_(table.c.received < before, table.c.hook != "feedback")
+        return self._change(late, state="failed", detail=detail)
 
     def batches(self) -> dict[str, list[Receipt]]:
         """Kept feedback in batches, each closed for ever once it was made: what a kill left, and a new one.

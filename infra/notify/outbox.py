@@ -175,7 +175,7 @@ def _send(channel: Channel, row: Row[Any]) -> DeliveryFailed | None:
         return DeliveryFailed(f"the stored message cannot be read: {error}", permanent=True)
     try:
         # A try that was cut off left its count behind, and one that timed out may have arrived.
-        channel.send(message, row.created if row.attempts > 1 else None)
+        channel.send(message, row.created if row.attempts > 1 or row.last_error else None)
     except DeliveryFailed as failure:
         return failure
     except Exception as error:  # noqa: BLE001 - a channel's own fault must not stop the others

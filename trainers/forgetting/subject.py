@@ -71,7 +71,7 @@ class Subject:
         elif identity(record.tenant, record.call_id) in self.calls:
             return True
         if self.kind == "match":
-            return self._said(record.model_dump(mode="python"))
+            return self.said(record.model_dump(mode="python"))
         return isinstance(record, CallRecord) and self._session(record.tenant, record.session)
 
     def know(self, record: LogRecord) -> None:
@@ -93,7 +93,7 @@ class Subject:
         if any(identity(tenant, example.call_id) in self.calls for tenant, _ in owners):
             return True
         if self.kind == "match":
-            return self._said([example.session, example.request, example.answer])
+            return self.said([example.session, example.request, example.answer])
         return any(self._session(tenant, session) for tenant, session in owners)
 
     def fingerprint(self) -> dict[str, str]:
@@ -106,7 +106,7 @@ class Subject:
     def _session(self, tenant: str, session: str) -> bool:
         return session in _known_as(self.names, self.value, tenant)
 
-    def _said(self, value: Any) -> bool:
+    def said(self, value: Any) -> bool:
         """Whether any text within holds a needle, also within JSON that is kept as text."""
         waiting: list[tuple[Any, int]] = [(value, 0)]
         while waiting:

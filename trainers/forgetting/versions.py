@@ -23,6 +23,7 @@ from trainers.data_sets.versions import (
 from trainers.forgetting.subject import Subject
 from trainers.old_runs import clear_run
 from trainers.run_folder import RunFolder
+from trainers.run_storage import RunStorage, stored_runs
 
 _PROPERTIES = ("task_id", "format", "kind")
 
@@ -73,16 +74,21 @@ def version_without(
     return made
 
 
-def clear_runs(runs: Path, datasets: set[str]) -> int:
-    """Delete the folders of runs on these data sets, with the examples in them; how many are at work
-    and stay.
+def clear_runs(runs: Path, store: ObjectStore, datasets: set[str]) -> int:
+    """Delete what runs on these data sets keep, here and in the store, with the examples in it; how
+    many are at work here and stay.
     """
+    for run_id in stored_runs(store):
+        stored = RunStorage(store, run_id)
+        spec = stored.spec()
+        if spec is not None and datasets & {spec.dataset_digest, *spec.old_datasets}:
+            stored.clear()
     busy = 0
     for path in sorted(runs.glob("*/spec.json")) if runs.is_dir() else []:
         try:
             spec = RunFolder(path.parent).spec()
         except (OSError, ValueError):
             continue  # no run, or one that is just going
-        if spec.dataset_digest in datasets:
+        if datasets & {spec.dataset_digest, *spec.old_datasets}:
             busy += not clear_run(path.parent, float("inf"), 0)
     return busy

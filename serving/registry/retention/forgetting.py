@@ -32,6 +32,12 @@ def order(database: Database, digest: str, now: datetime) -> None:
             )
 
 
+def forgotten(database: Database) -> frozenset[str]:
+    """Digests of the data sets that are to go, or have gone: nothing more is learned from them."""
+    with database.read() as connection:
+        return frozenset(event.subject for event in _orders(connection))
+
+
 def forget_ordered(
     database: Database, store: ObjectStore, now: datetime, *, dry_run: bool = False
 ) -> list[Done]:
