@@ -16,7 +16,7 @@ from flows.cli import main
 from flows.forgetting import forget, look_for
 from flows.housekeeping import housekeep
 from flows.kept_evidence import PREFIX
-from flows.learning import RELEASED, plan_night
+from flows.planning import RELEASED, plan_night
 from flows.replaying import replay
 from flows.retraining import due_tasks
 from flows.wiring import Context

@@ -100,6 +100,7 @@ def make_world(folder: Path, variables: dict[str, str]) -> World:
             "NIGHTSCHOOL_TRAINING__MAX_STEPS": str(STEPS),
             "NIGHTSCHOOL_TRAINING__CHECKPOINT_STEPS": "2",
             "NIGHTSCHOOL_TRAINING__MAX_SEQUENCE_TOKENS": "128",
+            "NIGHTSCHOOL_TRAINING__MIN_EXAMPLES": "40",
             "NIGHTSCHOOL_GATE__MIN_ROWS": "5",
             "NIGHTSCHOOL_GATE__MAX_TEST_ROWS": "12",
             "NIGHTSCHOOL_GATE__MAX_BASE_ROWS": "4",
