@@ -61,7 +61,7 @@ def _adapter_manifest(store: DirectoryStore, key: str, data: bytes) -> bool:
 STAGES: dict[str, Callable[[], None]] = {
     "ingest": lambda: die_before(claims, "commit", call=2),
     "discover": lambda: die_before(discover, "_commit"),
-    "freeze": lambda: die_before(freeze, "_register"),
+    "freeze": lambda: die_before(freeze, "register"),
     "judge": lambda: die_before(judging, "replay", call=2),
     "publish": lambda: die_before(DirectoryStore, "create", about=_adapter_manifest),
     "register": lambda: die_before(Registry, "register_adapter"),
