@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from flows import forgetting
-from flows.cli import main
 from flows.forgetting import forget, look_for
 from flows.housekeeping import housekeep
 from flows.kept_evidence import PREFIX
@@ -221,21 +222,29 @@ def test_a_tenants_rows_leave_the_quarantine_of_imports(world: World):
     assert [e.tenant for listed in quarantines(store) for e in listed.entries] == ["other"]
 
 
-def test_the_command_asks_counts_and_erases(
-    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_the_command_asks_counts_and_erases(world: World, tmp_path: Path):
     settings = world.context.settings
     (tmp_path / "n.toml").write_text(
         f'[database]\nurl = "sqlite:///{tmp_path}/nightschool.db"\n[storage]\n'
         f'url = "{settings.storage.url}"\n'
     )
 
-    monkeypatch.setenv("NIGHTSCHOOL_CONFIG", str(tmp_path / "n.toml"))
+    # A process of its own: what other tests have set in this one must not decide what is erased.
+    kept = {name: value for name, value in os.environ.items() if "NIGHTSCHOOL" not in name}
+    environment = {**kept, "NIGHTSCHOOL_CONFIG": str(tmp_path / "n.toml")}
+    program = "from flows.cli import main; main()"
 
     def run(*more: str, typed: str = "", status: int = 0) -> str:
-        result = CliRunner().invoke(main, ["forget", *more], input=typed)
-        assert result.exit_code == status, result.output
-        return result.output
+        done = subprocess.run(
+            [sys.executable, "-c", program, "forget", *more],
+            input=typed,
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + (done.stderr if status else "")
 
     assert "name one of" in run(status=2)
     assert "add --yes" in run("--session", GONE, "--json", status=2)

@@ -469,6 +469,7 @@ class TestNight:
         from trainers.ingest.ingest import ingest
 
         monkeypatch.setenv("NIGHTSCHOOL_GATE__MIN_ROWS", "5")
+        monkeypatch.setenv("NIGHTSCHOOL_TRAINING__MIN_EXAMPLES", "40")
         store = DirectoryStore(folder / "objects")
         put_log(store, [home(number) for number in range(96)])
         ingest(store, empty, load_settings(), holder="test")

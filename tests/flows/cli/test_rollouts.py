@@ -64,7 +64,7 @@ def test_show_says_what_happened_why_and_who_did_it(
     for word in ("ann", "rollout.paused", "strange totals", "night", "deadline"):
         assert word in said, word
     body = parsed(run("rollouts", "show", only(registry), "--json"))
-    assert body["paused"] is True and body["policy"]["margin"] == 0.1
+    assert body["paused"] is True and body["policy"]["margin"] == 0.05
     assert [step["what"] for step in body["steps"]] == ["rollout.opened", "rollout.paused"]
     assert "no rollout 'nothing'" in run("rollouts", "show", "nothing", status=3).stderr
 
