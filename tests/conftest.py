@@ -44,8 +44,12 @@ hypothesis.settings.load_profile("nightschool")
 _SHARED = {"prefect_server": "prefect", "ray_executor": "ray", "executor": "ray"}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together in one process, and the longest first, so that none is left at the end."""
+    """Which tests stay together in one process, and the longest first, so that none is left at the end.
+
+    Before xdist's own hook, which reads the groups.
+    """
     slow: set[str] = set()
     groups: dict[Path, str] = {}
     for item in items:
