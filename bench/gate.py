@@ -102,7 +102,9 @@ def measure(scores: dict[str, Any], count: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="500 nights")
+    parser.add_argument(
+        "--quick", action="store_true", help="500 nights; quick once the answers are kept"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--nights", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=11)

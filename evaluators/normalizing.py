@@ -14,6 +14,7 @@ from typing import Any
 
 MAX_DEPTH = 32
 MAX_REFERENCES = 16
+MAX_LOOKS = 20_000
 
 Schema = Mapping[str, Any]
 
@@ -22,18 +23,25 @@ def normalize(value: Any, schema: Any) -> Any:
     """The value as the schema means it; what the schema does not speak of stays as it is.
 
     Args:
-        value: JSON, at most ``MAX_DEPTH`` levels of it are looked into.
+        value: JSON; at most ``MAX_DEPTH`` levels and ``MAX_LOOKS`` values are looked into.
         schema: JSON Schema; ``$ref`` is followed inside the schema only. A broken one changes
             nothing. Never raises.
     """
     if not isinstance(schema, Mapping):
         return value
-    return _normalize(value, schema, schema, 0)
+    return _normalize(value, schema, _Root(schema), 0)
 
 
-def _normalize(value: Any, schema: Any, root: Schema, depth: int) -> Any:
+class _Root(dict[str, Any]):
+    """The whole schema, and how many more values are held against it: references may multiply."""
+
+    left = MAX_LOOKS
+
+
+def _normalize(value: Any, schema: Any, root: _Root, depth: int) -> Any:
     schema = _resolved(schema, root)
-    if schema is None or depth > MAX_DEPTH:
+    root.left -= 1
+    if schema is None or depth > MAX_DEPTH or root.left < 0:
         return value
     for word in ("anyOf", "oneOf"):
         options = schema.get(word)
@@ -52,7 +60,7 @@ def _normalize(value: Any, schema: Any, root: Schema, depth: int) -> Any:
     return _inside(value, schema, root, depth)
 
 
-def _by_option(value: Any, options: list[Any], root: Schema, depth: int) -> Any:
+def _by_option(value: Any, options: list[Any], root: _Root, depth: int) -> Any:
     """By the first option of the value's own type, else the first that it can be read as."""
     known = [found for option in options if (found := _resolved(option, root)) is not None]
     same = [option for option in known if _type_of(value) in _types(option)]
@@ -63,7 +71,7 @@ def _by_option(value: Any, options: list[Any], root: Schema, depth: int) -> Any:
     return value
 
 
-def _inside(value: Any, schema: Schema, root: Schema, depth: int) -> Any:
+def _inside(value: Any, schema: Schema, root: _Root, depth: int) -> Any:
     if isinstance(value, dict):
         return _object(value, schema, root, depth)
     if isinstance(value, list):
@@ -77,7 +85,7 @@ def _inside(value: Any, schema: Schema, root: Schema, depth: int) -> Any:
     return value
 
 
-def _object(value: dict[str, Any], schema: Schema, root: Schema, depth: int) -> dict[str, Any]:
+def _object(value: dict[str, Any], schema: Schema, root: _Root, depth: int) -> dict[str, Any]:
     properties = schema.get("properties")
     properties = properties if isinstance(properties, Mapping) else {}
     required = schema.get("required")
@@ -137,8 +145,10 @@ def _type_of(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "boolean"
-    if isinstance(value, int | float):
-        return "integer" if float(value).is_integer() else "number"
+    if isinstance(value, int):
+        return "integer"
+    if isinstance(value, float):
+        return "integer" if value.is_integer() else "number"
     kinds = ((str, "string"), (list, "array"), (dict, "object"))
     return next((name for kind, name in kinds if isinstance(value, kind)), "")
 
@@ -185,7 +195,9 @@ def _number(value: Any) -> int | float | None:
 
 def _integer(value: Any) -> int | None:
     number = _number(value)
-    return int(number) if number is not None and float(number).is_integer() else None
+    if isinstance(number, float):
+        return int(number) if number.is_integer() else None
+    return number
 
 
 def _boolean(value: Any) -> bool | None:

@@ -1,20 +1,18 @@
 """Tool calls against the right ones: each stage says how far they match. Order says nothing.
 
-Parallel calls of one answer are compared as a multiset; ``match_steps`` does the same with all calls of
-a session, for an agent that may take its steps in another order.
+Parallel calls of one answer are compared as a multiset.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 from evaluators.normalizing import normalize
 from evaluators.values import Message, calls_of, canonical, read_call
 
 Call = tuple[str, dict[str, Any] | None]
-STAGES = ("called", "parsed", "name", "keys", "values", "normalized")
 
 
 def match_calls(
@@ -41,25 +39,6 @@ def match_calls(
             (_meaning(call, schemas) for call in given),
         ),
     }
-
-
-def match_steps(
-    expected: Sequence[Message],
-    got: Sequence[Message | None],
-    requests: Sequence[Mapping[str, Any]],
-) -> float | None:
-    """Share of a session's calls that match as a multiset, whichever step made them, 0 to 1.
-
-    Values count as their schemas mean them. None when the session should make no call and makes none.
-    """
-    wanted, given = Counter[Hashable](), Counter[Hashable]()
-    for right, said, request in zip(expected, got, requests, strict=True):
-        schemas = _schemas(request)
-        wanted.update(_meaning(read_call(call), schemas) for call in calls_of(right))
-        given.update(_meaning(read_call(call), schemas) for call in calls_of(said))
-    if not wanted and not given:
-        return None
-    return (wanted & given).total() / max(wanted.total(), given.total())
 
 
 def _schemas(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,10 +34,10 @@ def read_call(call: Any) -> tuple[str, dict[str, Any] | None]:
 
 
 def read_json(text: str) -> Any:
-    """The value, or BROKEN for what is not JSON, NaN and lone surrogates included."""
+    """The value, or BROKEN for what is not JSON, or nested too deeply to compare."""
     try:
         value = json.loads(text)
-        canonical(value).encode()
+        canonical(value)
     except (ValueError, RecursionError):
         return BROKEN
     return value

@@ -30,7 +30,6 @@ from infra.database.open import open_database
 from infra.database.patience import answers_within
 from infra.objects.open import open_store
 from infra.settings.model import Settings
-from infra.settings.operating import HookSender
 from infra.signing_keys import signing_keys
 from trainers.base_model import is_prepared
 
@@ -300,7 +299,7 @@ def _hooks(settings: Settings) -> str:
     hooks = settings.hooks
     keys = signing_keys(hooks)
     for name, several in hooks.secrets.items():
-        how = hooks.senders.get(name, HookSender())
+        how = hooks.sender(name)
         if not all(usable_secret(how, secret.get_secret_value()) for secret in several):
             raise Broken(
                 f"the secret of {name} cannot sign", "whsec_ and base64: set [hooks] secrets"

@@ -28,6 +28,7 @@ from flows.judging_inputs import (
     right_or_wrong,
     slices_by_example,
     teacher_score,
+    trained_prompts,
     tries_before,
 )
 from flows.wiring import Context
@@ -140,6 +141,7 @@ async def _judge(
                 await _unload(engine, name)
     asked_before = [row for outcomes in earlier_rows.values() for row in outcomes]
     _require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
+    _require_golden(golden_rows)
     champion, incumbent = await _incumbent(
         context,
         manifest.task_id,
@@ -150,7 +152,8 @@ async def _judge(
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
     shown_from = math.inf if threshold.value is None else threshold.value
     slices = slices_by_example(test)
-    honesty = honesty_of(context, dataset, test)
+    trained = trained_prompts(context, dataset)
+    honesty = honesty_of(trained, test)
     evidence = GateEvidence(
         candidate=manifest.name,
         incumbent=incumbent,
@@ -172,7 +175,7 @@ async def _judge(
             shown_from,
             champion=right_or_wrong(champion[GOLDEN], golden) if champion else None,
         ),
-        golden_seen=golden_seen(context, dataset, golden),
+        golden_seen=golden_seen(trained, golden),
         honesty=honesty,
     )
     result = decide(GatePolicy.from_settings(gate), evidence)
@@ -287,6 +290,16 @@ def _require_answers(outcomes: Sequence[Outcome]) -> None:
             f"the engine failed on {len(errors)} of {len(outcomes)} questions, the last time with: "
             f"{errors[-1]}; nothing is judged, run the night again when it is well"
         )
+
+
+def _require_golden(outcomes: Sequence[Outcome]) -> None:
+    """One case that the engine did not answer would leave the judgement open for good.
+
+    Raises EngineUnavailable, but not for what it refuses: that it would refuse again.
+    """
+    errors = [o.error for o in outcomes if o.error and not o.error.startswith("EngineRefused")]
+    if errors:
+        raise EngineUnavailable(f"the engine failed on a golden case, with: {errors[-1]}")
 
 
 async def _unload(engine: Engine, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import TypeVar
 
@@ -84,25 +84,23 @@ def slices_by_example(examples: Sequence[Example]) -> dict[str, dict[str, str]]:
     }
 
 
-def golden_seen(context: Context, dataset: DatasetVersion, cases: Sequence[GoldenCase]) -> int:
-    """How many of the cases ask what the data set trains on: those pinned after it was frozen."""
-    if not cases:
-        return 0
-    trained = _trained(context, dataset)
+def golden_seen(trained: Set[str], cases: Sequence[GoldenCase]) -> int:
+    """How many of the cases ask what is trained on: those pinned after the data set was frozen."""
     return sum(prompt_key(case.request) in trained for case in cases)
 
 
-def honesty_of(context: Context, dataset: DatasetVersion, test: Sequence[Example]) -> Honesty:
-    """What the test has in common with the data set's training split and with itself."""
+def honesty_of(trained: Set[str], test: Sequence[Example]) -> Honesty:
+    """What the test has in common with the prompts that are trained on, and with itself."""
     return check_honesty(
         [prompt_key(row.request) for row in test],
         [answer_key(row.answer) for row in test],
         [row.source == "correction" for row in test],
-        _trained(context, dataset),
+        trained,
     )
 
 
-def _trained(context: Context, dataset: DatasetVersion) -> set[str]:
+def trained_prompts(context: Context, dataset: DatasetVersion) -> set[str]:
+    """The keys of the prompts in the data set's training split."""
     return {prompt_key(row.request) for row in read_split(context.store, dataset, "train")}
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from typing import Any
 
 from evaluators.sessions import unique_calls
 from infra.calls.codec import Problem, encode_lines, parse_line, read_lines
 from infra.calls.record import CallRecord, FeedbackRecord
-from infra.objects.store import ObjectExists, ObjectMissing, ObjectStore
+from infra.objects.store import ObjectExists, ObjectStore
 
 PREFIX = "evidence/rollouts/"
 """Not among the reports: those are shown to whoever has their address, and these are calls."""
@@ -81,18 +81,6 @@ def read_kept(store: ObjectStore, key: str) -> Records:
         else:
             calls.append(record)
     return calls, feedback
-
-
-def naming(store: ObjectStore, tenant: str, session: str) -> Iterator[str]:
-    """Keys of what is kept that holds a call of this session; reads all that is kept.
-
-    Raises ObjectStoreError, EvidenceDamaged.
-    """
-    for item in store.list(PREFIX):
-        with contextlib.suppress(ObjectMissing):
-            calls, _ = read_kept(store, item.key)
-            if any((call.tenant, call.session) == (tenant, session) for call in calls):
-                yield item.key
 
 
 def expire(store: ObjectStore, rollout_id: str, *, dry_run: bool) -> int:

@@ -224,6 +224,7 @@ def train(
                 allow_cpu=training.gpus_per_run == 0,
                 pause_step=pause_step,
                 storage=place,
+                submitted=time.time(),
             ),
             rows["train"],
             rows["validation"],

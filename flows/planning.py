@@ -9,13 +9,12 @@ from datetime import datetime
 from typing import Any
 
 from flows.retraining import due_tasks
-from flows.trials import curve_verdict
+from flows.trials import curve_verdict, kept_json
 from flows.wiring import Context
 from infra.artifacts.base_folder import local_base_folder
 from infra.artifacts.manifest import ArtifactError
 from infra.calls.record import utc_now
 from infra.database.events import list_events
-from infra.objects.store import ObjectMissing
 from infra.prompting.template import PromptFormat
 from trainers.data_sets.freeze import EmptyDataset, freeze
 from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
@@ -132,14 +131,6 @@ def plan_totals(made: Plan, workers: int) -> dict[str, Any]:
     }
 
 
-def _last_night(context: Context) -> Mapping[str, Any]:
-    try:
-        value = json.loads(context.store.get(LAST_NIGHT))
-    except (ObjectMissing, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _measured(context: Context, datasets: Mapping[str, DatasetVersion]) -> Measured:
     """What earlier nights taught: speed, coverage by task and the data sets they are done with.
 
@@ -174,7 +165,7 @@ def _measured(context: Context, datasets: Mapping[str, DatasetVersion]) -> Measu
         trained=frozenset(a.dataset_digest for a in adapters if a.name in released - drills),
         base_scores=base_scores,
         curves={task_id: said for task_id in datasets if (said := curve_verdict(context, task_id))},
-        waiting=frozenset(_last_night(context).get("deferred", ())),
+        waiting=frozenset(kept_json(context, LAST_NIGHT).get("deferred", ())),
         due=due_tasks(context, ends),
     )
 

@@ -14,7 +14,7 @@ MAX_DUE = 10_000
 
 
 def mark_due(context: Context, adapter: Adapter, now: datetime) -> bool:
-    """Note, once per data set and until it is trained again, that an adapter's task is due."""
+    """Note, once for each adapter, that an adapter's task is due."""
     with context.database.begin() as connection:
         known = list_events(connection, subject=adapter.name, what=DUE, limit=1)
         if known:

@@ -28,7 +28,7 @@ from infra.settings.model import Settings
 from infra.settings.sources import load_settings
 
 MAX_RUNS = 10
-"""A night, one that waits behind it, the one that tends rollouts, and three short ones."""
+"""More than a night, one that waits behind it, the tending run and some short ones."""
 ZOMBIES = "night school: runs without a heartbeat have crashed"
 MISSED_HEARTBEATS = 6
 """So many in a row missing make a run a zombie; a busy machine delays one or two."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,11 +33,8 @@ class LinkExpired(LinkInvalid):
 class Link:
     """What a valid link permits."""
 
-    purpose: str
     subject: str
     expires: datetime
-    id: str
-    """Its own for every link made: whoever lets it act once only remembers this."""
 
 
 class LinkSigner:
@@ -72,7 +68,7 @@ class LinkSigner:
             raise ValueError("a link has a purpose, a subject and a time of at most a year")
         # Whole seconds, rounded up: it holds at least as long as it was asked to.
         expires = math.ceil((self._now() + timedelta(seconds=seconds)).timestamp())
-        token = str(self._serializer(purpose).dumps([subject, expires, secrets.token_urlsafe(12)]))
+        token = str(self._serializer(purpose).dumps([subject, expires]))
         if len(token) > MAX_TOKEN_CHARACTERS:
             raise ValueError(f"a link's subject of {len(subject)} characters is too long")
         return token
@@ -82,8 +78,8 @@ class LinkSigner:
         if len(token) > MAX_TOKEN_CHARACTERS:
             raise LinkInvalid("this link is not one of ours")
         try:
-            subject, expires, identity = self._serializer(purpose).loads(token)
-            link = Link(purpose, subject, datetime.fromtimestamp(expires, UTC), identity)
+            subject, expires = self._serializer(purpose).loads(token)
+            link = Link(subject, datetime.fromtimestamp(expires, UTC))
         except (BadData, ValueError, TypeError, OverflowError):
             raise LinkInvalid("this link is not one of ours, or was cut short") from None
         if link.expires <= self._now():

@@ -1,9 +1,9 @@
 """The folder of one training run: what was asked, how far it is, what came out.
 
-``spec.json``, ``request.json``, ``train.jsonl``, ``validation.jsonl`` go in; ``events.jsonl``,
-``checkpoints/``, ``adapter/`` and then ``result.json`` or ``error.json`` come out. The folder is all
-that a run and those who watch it share, so on several machines it must lie on shared storage. It is
-read here without torch, by executors and command line.
+``spec.json``, ``request.json``, ``train.jsonl``, ``validation.jsonl``, ``old.jsonl`` go in;
+``events.jsonl``, ``checkpoints/``, ``adapter/`` and then ``result.json`` or ``error.json`` come out. A
+machine that does not see the folder takes the run up from object storage (``run_storage``). It is read
+here without torch, by executors and command line.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ class RunRequest(BaseModel):
     pause_step: int | None = Field(None, ge=1, description="Stop here for now, to be gone on with")
     storage: StoragePlace | None = Field(
         None, description="Where checkpoints are kept besides here"
+    )
+    submitted: float = Field(
+        0, description="Seconds since the epoch; of two requests the later holds"
     )
 
 
@@ -159,11 +162,16 @@ class RunFolder:
                 write_atomically(folder.path / f"{name}.jsonl", "".join(lines))
             # Last, so that a folder with a spec has its data.
             write_atomically(folder.spec_file, spec.model_dump_json(indent=1))
-        write_atomically(folder.request_file, request.model_dump_json(indent=1))
-        done = folder.result()
-        if done is not None and done.stopped == "paused" and done.steps != request.pause_step:
-            folder.result_file.unlink(missing_ok=True)
+        folder.ask(request)
         return folder
+
+    def ask(self, request: RunRequest) -> None:
+        """Carry it out so from now on; the result of a pause elsewhere goes."""
+        done = self.result()
+        if done is not None and done.stopped == "paused" and done.steps != request.pause_step:
+            self.result_file.unlink(missing_ok=True)
+        # Last: a kill in between must leave a request that still differs.
+        write_atomically(self.request_file, request.model_dump_json(indent=1))
 
     @property
     def is_run(self) -> bool:

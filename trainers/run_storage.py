@@ -20,7 +20,7 @@ from infra.objects.open import open_store
 from infra.objects.store import ObjectMissing, ObjectStore
 from infra.settings.serving import Storage
 from trainers.backends.checkpoints import checkpoint_steps, seal_checkpoint
-from trainers.run_folder import RunFolder, StoragePlace, now
+from trainers.run_folder import RunFolder, RunRequest, StoragePlace, now
 from trainers.spec import TrainSpec
 
 PREFIX = "checkpoints"
@@ -73,9 +73,24 @@ class RunStorage:
         except (ObjectMissing, ValueError):
             return None
 
+    def request(self) -> RunRequest | None:
+        """How it was last asked for; None where that is not stored, or is of another release."""
+        try:
+            data = self.store.get(f"{self.prefix}/inputs/request.json.0000")
+            return RunRequest.model_validate_json(data)
+        except (ObjectMissing, ValueError):
+            return None
+
     def pull_inputs(self, run: RunFolder) -> bool:
-        """Make the run's folder from storage, if it is not there; False when storage has none."""
+        """Make the run's folder from storage, or renew it when it was asked for again since.
+
+        False when there is none, here or in storage.
+        """
         if run.spec_file.exists():
+            asked = self.request()
+            if asked is not None and asked.submitted > run.request().submitted:
+                run.renew()
+                run.ask(asked)
             return True
         run.path.mkdir(parents=True, exist_ok=True)
         run.mark.touch()

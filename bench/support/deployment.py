@@ -32,7 +32,7 @@ from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.serving import Storage
 from serving.registry.registry import Registry
-from tests.contracts.servers import free_port
+from tests.contracts.servers import S3Server, free_port
 from tests.serving.gateway.world import add_task, chat, register
 
 TASK = "lights"
@@ -184,8 +184,6 @@ class Deployment:
             self.missing["store"] = "no S3 server is installed; a directory is no process"
             self._storage = {"url": str(self.folder / "objects")}
             return self.store()
-        import boto3
-
         port, outside = free_port(), free_port()
         url = f"http://127.0.0.1:{port}"
         self._add(
@@ -208,13 +206,7 @@ class Deployment:
             )
         )
         keys = {"access_key_id": "test", "secret_access_key": "test", "region": "us-east-1"}
-        boto3.client(
-            "s3",
-            endpoint_url=url,
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            region_name="us-east-1",
-        ).create_bucket(Bucket=BUCKET)
+        S3Server(url).make_bucket(BUCKET)
         self._storage = {
             "url": f"s3://{BUCKET}/here",
             "endpoint_url": self.programs["store"].url,

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.files import write_atomically
+
 KEPT = Path("var/real-answers")
 FORMAT = {"drop_system": True, "drop_tools": True}
 TRAIN_SEED, ASKED_SEED = 11, 12
@@ -156,7 +158,7 @@ def make(folder: Path, rows: int) -> dict[str, Any]:
             options = ("--batch-size", "32", "--max-waiting", "64", "--threads", "2")
             with start_engine(prepare_base(Engine()).folder, *options) as engine:
                 said = asyncio.run(answers(engine.url, adapter, asked))
-            part.write_text(json.dumps(said))
+            write_atomically(part, json.dumps(said))
         found["answers"][name] = json.loads(part.read_text())
     return found
 
@@ -166,6 +168,6 @@ def real_answers(rows: int = 1200) -> dict[str, Any]:
     kept = KEPT / "all.json"
     if not kept.exists():
         KEPT.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(make(KEPT, rows)))
+        write_atomically(kept, json.dumps(make(KEPT, rows)))
     found: dict[str, Any] = json.loads(kept.read_text())
     return found

@@ -10,6 +10,7 @@ from flows.cli.common import (
     AS_OPTION,
     FAILED,
     JSON_OPTION,
+    WHY_OPTION,
     context_of,
     fail,
     failing_clearly,
@@ -27,7 +28,7 @@ from flows.cli.common import (
     help="An earlier champion by its name or the start of its digest, or teacher. "
     "Default: the previous champion.",
 )
-@click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
+@WHY_OPTION
 @AS_OPTION
 @JSON_OPTION
 @click.pass_context
@@ -59,7 +60,7 @@ def rollback(
 
 @click.command(epilog="\b\nExamples:\n  nightschool retrain invoice-fields\n  nightschool retrain")
 @click.argument("task", required=False)
-@click.option("--why", default="by hand", show_default=True)
+@WHY_OPTION
 @AS_OPTION
 @click.pass_context
 @failing_clearly

@@ -79,6 +79,11 @@ AS_OPTION = click.option(
 )
 
 
+WHY_OPTION = click.option(
+    "--why", default="by hand", show_default=True, help="Kept with the event."
+)
+
+
 def settings_of(ctx: click.Context) -> Settings:
     """The settings, from the file named by ``--config``; child processes read the same file."""
     from infra.settings.sources import load_settings

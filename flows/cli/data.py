@@ -13,6 +13,7 @@ from flows.cli.common import (
     JSON_OPTION,
     NOT_FOUND,
     USAGE,
+    WHY_OPTION,
     context_of,
     fail,
     failing_clearly,
@@ -22,8 +23,6 @@ from flows.cli.common import (
 if TYPE_CHECKING:
     from flows.wiring import Context
     from trainers.data_sets.versions import DatasetVersion
-
-WHY = click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
 
 
 @click.group(
@@ -86,7 +85,7 @@ def show_task(ctx: click.Context, task: str, as_json: bool) -> None:
 )
 @click.argument("task")
 @click.argument("name")
-@WHY
+@WHY_OPTION
 @AS_OPTION
 @click.pass_context
 @failing_clearly
@@ -103,7 +102,7 @@ def rename(ctx: click.Context, task: str, name: str, why: str, actor: str) -> No
 @tasks.command(epilog="\b\nExample:\n  nightschool tasks ignore small-talk --why 'too personal'")
 @click.argument("task")
 @click.option("--undo", is_flag=True, help="Learn it again.")
-@WHY
+@WHY_OPTION
 @AS_OPTION
 @click.pass_context
 @failing_clearly
@@ -118,7 +117,7 @@ def ignore(ctx: click.Context, task: str, undo: bool, why: str, actor: str) -> N
 @tasks.command(epilog="\b\nExample:\n  nightschool tasks pin invoice-fields")
 @click.argument("task")
 @click.option("--undo", is_flag=True, help="Let it move with its calls again.")
-@WHY
+@WHY_OPTION
 @AS_OPTION
 @click.pass_context
 @failing_clearly
@@ -132,7 +131,7 @@ def pin(ctx: click.Context, task: str, undo: bool, why: str, actor: str) -> None
 @tasks.command(epilog="\b\nExample:\n  nightschool tasks approval invoice-fields approve")
 @click.argument("task")
 @click.argument("who", type=click.Choice(["auto", "approve", "default"]))
-@WHY
+@WHY_OPTION
 @AS_OPTION
 @click.pass_context
 @failing_clearly

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.common import AS_OPTION, JSON_OPTION, context_of, failing_clearly, show
+from flows.cli.common import AS_OPTION, JSON_OPTION, WHY_OPTION, context_of, failing_clearly, show
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -36,7 +36,7 @@ def golden() -> None:
     show_default=True,
     help="Least score that is right; lower for free text.",
 )
-@click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
+@WHY_OPTION
 @AS_OPTION
 @JSON_OPTION
 @click.pass_context
@@ -118,7 +118,7 @@ def list_cases(ctx: click.Context, task: str | None, as_json: bool) -> None:
 )
 @click.argument("task")
 @click.argument("case")
-@click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
+@WHY_OPTION
 @AS_OPTION
 @click.pass_context
 @failing_clearly

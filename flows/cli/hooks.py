@@ -136,11 +136,12 @@ def _of(context: Context) -> SenderSecrets:
 
 
 def _standard(context: Context, sender: str) -> bool:
-    how = context.settings.hooks.senders.get(sender)
-    return how is None or how.scheme == "standard"
+    return context.settings.hooks.sender(sender).scheme == "standard"
 
 
 def _name(sender: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", sender):
+    from infra.settings.operating import SENDER_NAME
+
+    if not re.fullmatch(SENDER_NAME, sender):
         fail("a sender's name has letters, digits, '.', '_' and '-', 64 at most", USAGE)
     return sender

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.cli.common import AS_OPTION, FAILED, JSON_OPTION, context_of, failing_clearly, show
+from flows.cli.common import (
+    AS_OPTION,
+    FAILED,
+    JSON_OPTION,
+    WHY_OPTION,
+    context_of,
+    failing_clearly,
+    show,
+)
 
 if TYPE_CHECKING:
     from flows.replaying import Replayed
@@ -150,7 +158,7 @@ def _order(name: Order, summary: str, details: str) -> None:
         epilog=f"\b\nExample:\n  nightschool rollouts {name} ID --why 'wrong totals'",
     )
     @click.argument("rollout_id", metavar="ID")
-    @click.option("--why", default="by hand", show_default=True, help="Kept with the event.")
+    @WHY_OPTION
     @AS_OPTION
     @JSON_OPTION
     @click.pass_context

@@ -1,8 +1,9 @@
 """The receiver of signed webhooks, and a window on the reports: HTTP only.
 
 An accepted message is kept in the database first and done then; with Prefect down it stays kept and is
-done when Prefect is back. Its id makes it happen once, however often it is sent. Instead of a signature
-an API key will do: of the role call for feedback, operate or admin for everything.
+done when Prefect is back, or given up after ``keep_seconds``. Its id makes it happen once, however often
+it is sent. Instead of a signature an API key will do: of the role call for feedback, operate or admin
+for everything.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import mimetypes
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 from aiohttp import web
@@ -35,7 +36,7 @@ from infra.calls.record import new_id
 from infra.database.open import DatabaseError
 from infra.database.patience import answers_within
 from infra.objects.store import ObjectMissing, ObjectStoreError
-from infra.settings.operating import HookSender
+from infra.settings.operating import HookName, HookSender
 from infra.signed_links import LinkInvalid, LinkSigner
 from infra.signing_keys import signing_keys
 from serving.gateway.feedback import CallIndex, read_feedback, without_session
@@ -47,7 +48,7 @@ from serving.registry.keys import ApiKey, find_key
 
 logger = logging.getLogger(__name__)
 
-HOOKS = ("retrain", "rollback", "feedback", "objects")
+HOOKS = get_args(HookName)
 NEEDS = {"feedback": "call"}
 """The role that an API key needs; operate for the others."""
 REPORT_LINK = "report"
@@ -58,6 +59,10 @@ DATABASE_SECONDS = 10.0
 THREADS = 8
 MAX_SENDERS = 10_000
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _may(key: ApiKey, needed: str) -> bool:
+    return RANK.get(key.role, 0) >= RANK[needed]
 
 
 class HookServer:
@@ -132,7 +137,7 @@ class HookServer:
         key = await self._key(request)
         if key is not None:
             needed = NEEDS.get(hook, "operate")
-            if RANK.get(key.role, 0) < RANK[needed]:
+            if not _may(key, needed):
                 raise Refused(403, f"this needs a key of the role {needed}, not {key.role}")
             given = request.headers.get("webhook-id") or request.headers.get("idempotency-key")
             if given is not None and len(given) > MAX_MESSAGE_ID:
@@ -140,7 +145,7 @@ class HookServer:
             how = HookSender(tenant=key.tenant, requests_per_minute=key.requests_per_minute)
             return Signed(f"key:{key.id}", given or new_id()), how
         signed = await self._signed(request, body)
-        how = self._settings.senders.get(signed.sender, HookSender())
+        how = self._settings.sender(signed.sender)
         if hook not in how.hooks:
             raise Refused(403, f"the sender {signed.sender} may not ask for {hook}")
         return signed, how
@@ -227,7 +232,7 @@ class HookServer:
         if key is None:
             signed = await self._signed(request, message_id.encode())
             sender = signed.sender
-        elif RANK.get(key.role, 0) < RANK["operate"]:
+        elif not _may(key, "operate"):
             sender = f"key:{key.id}"  # its own only
         if sender is None:
             found = await self._run(self._receipts.named, message_id)
@@ -264,7 +269,7 @@ class HookServer:
             found = await self._key(request)
             if found is None:
                 raise Refused(401, "a report needs its link, or a key of the role operate")
-            if RANK.get(found.role, 0) < RANK["operate"]:
+            if not _may(found, "operate"):
                 raise Refused(403, f"this needs a key of the role operate, not {found.role}")
         try:
             data = await self._run(self._context.store.get, key)

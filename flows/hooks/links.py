@@ -22,7 +22,7 @@ from infra.calls.record import utc_now
 from infra.notify.links import PATH, purpose
 from infra.notify.message import Doing
 from infra.signed_links import LinkInvalid, LinkSigner
-from infra.signing_keys import SigningKeyError, signing_keys
+from infra.signing_keys import signing_keys
 from serving.registry.errors import IllegalState, NothingToRollBack, RegistryError, UnknownRollout
 from serving.registry.records import Rollout
 from serving.registry.registry import Registry
@@ -97,7 +97,6 @@ class ActionPages:
     """The pages. ``register`` adds them to an application.
 
     Args:
-        signer: makes the checker of links; called when the first link comes.
         channels: names of the channels that hear of what was done.
         deliver: sends what is due; called in a thread after something was done.
     """
@@ -105,13 +104,12 @@ class ActionPages:
     def __init__(
         self,
         registry: Registry,
-        signer: Callable[[], LinkSigner],
+        signer: LinkSigner,
         channels: tuple[str, ...],
         deliver: Callable[[], object],
     ) -> None:
         self._registry = registry
-        self._make_signer = signer
-        self._signer: LinkSigner | None = None
+        self._signer = signer
         self._channels = channels
         self._deliver = deliver
         self._delivering: set[asyncio.Task[None]] = set()
@@ -158,11 +156,7 @@ class ActionPages:
         if what not in get_args(Doing):
             raise _Refused(404, "There is no such link.")
         try:
-            self._signer = self._signer or self._make_signer()
             link = self._signer.check(purpose(what), request.match_info["token"])
-        except SigningKeyError as error:
-            logger.error("links cannot be checked: %s", error)
-            raise _Refused(503, "Links cannot be checked now; the log says why.") from None
         except LinkInvalid as error:
             raise _Refused(403, f"{str(error).capitalize()}.") from None
         return what, link.subject
@@ -243,10 +237,10 @@ class ActionPages:
 
 
 def action_pages(context: Context) -> ActionPages:
-    hooks = context.settings.hooks
+    """Raises SigningKeyError: there is no key to check links with."""
     return ActionPages(
         context.registry,
-        lambda: LinkSigner(signing_keys(hooks)),
+        LinkSigner(signing_keys(context.settings.hooks)),
         tuple(context.channels),
         context.deliver_messages,
     )

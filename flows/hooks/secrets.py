@@ -59,7 +59,7 @@ class SenderSecrets:
         self._database = database
         self._box = MultiFernet([Fernet(_sealing_key(key)) for key in keys])
 
-    def add(self, sender: str, *, standard: bool, actor: str, given: str | None = None) -> str:
+    def add(self, sender: str, *, standard: bool, actor: str) -> str:
         """A sender's first secret; returns it, the only time that it can be seen.
 
         Raises SecretError: it has one already.
@@ -67,7 +67,7 @@ class SenderSecrets:
         with self._database.begin() as connection:
             if self._rows(connection, sender):
                 raise SecretError(f"{sender} has a secret already: rotate it, or revoke it first")
-            return self._store(connection, sender, 0, given or _made(standard), actor, "added")
+            return self._store(connection, sender, 0, _made(standard), actor, "added")
 
     def rotate(
         self,
@@ -76,7 +76,6 @@ class SenderSecrets:
         standard: bool,
         overlap_seconds: float,
         actor: str,
-        given: str | None = None,
     ) -> str:
         """A second secret beside the one there is, which ends after the overlap; returns the new one.
 
@@ -104,9 +103,7 @@ class SenderSecrets:
                 raise SecretError(
                     f"the secrets of {sender} were changed at the same time: look again"
                 )
-            return self._store(
-                connection, sender, 1 - old.slot, given or _made(standard), actor, "rotated"
-            )
+            return self._store(connection, sender, 1 - old.slot, _made(standard), actor, "rotated")
 
     def revoke(self, sender: str, secret_id: str, *, actor: str, why: str) -> None:
         """End a secret at once. Raises SecretError: the sender has none of that id."""
@@ -215,14 +212,13 @@ class LiveSecrets:
         """As read last, from memory."""
         return self._known
 
-    def read(self) -> dict[str, tuple[str, ...]]:
+    def read(self) -> None:
         """From the database. Raises SecretError, and what the database raises."""
         at = time.monotonic()
         found = dict(self._fixed)
         for sender, several in self._stored.live().items():
             found[sender] = (*found.get(sender, ()), *several)
         self._known, self._at = found, at
-        return found
 
 
 def _made(standard: bool) -> str:

@@ -19,16 +19,12 @@ class AppriseChannel:
     waits a few seconds (``?cto=`` and ``?rto=`` of the address).
 
     Raises:
-        ValueError: Apprise is not installed, or knows no such address.
+        ValueError: Apprise knows no such address.
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            from apprise import Apprise, AppriseAsset
-        except ImportError:
-            raise ValueError(
-                "[notify] apprise needs the package apprise: pip install 'nightschool[flows]'"
-            ) from None
+        from apprise import Apprise, AppriseAsset  # slow to import, and rarely set up
+
         # Its log quotes addresses; what we say of a failure does not.
         logging.getLogger("apprise").setLevel(logging.CRITICAL)
         self._apprise = Apprise(asset=AppriseAsset(app_id="Night School", async_mode=False))

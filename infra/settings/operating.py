@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -197,7 +197,8 @@ class Notify(Section):
 
 
 HookName = Literal["retrain", "rollback", "feedback", "objects"]
-SenderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+SENDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+SenderName = Annotated[str, Field(pattern=SENDER_NAME)]
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,100}$")]
 
 
@@ -209,7 +210,7 @@ class HookSender(Section):
         description="standard: Standard Webhooks; github: X-Hub-Signature-256; hmac: as told below",
     )
     hooks: tuple[HookName, ...] = Field(
-        ("retrain", "rollback", "feedback", "objects"),
+        get_args(HookName),
         min_length=1,
         max_length=4,
         description="What it may ask for",
@@ -287,6 +288,10 @@ class Hooks(Section):
     def address(self) -> str:
         """Where people reach this service, without a closing slash."""
         return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    def sender(self, name: str) -> HookSender:
+        """How it signs and what it may ask for; one that is not named: the defaults."""
+        return self.senders.get(name, HookSender())
 
     @field_validator("secrets", mode="before")
     @classmethod

@@ -168,17 +168,6 @@ def trace_answer(
     )
 
 
-def task_history(
-    connection: Connection, task_id: str, limit: int, before: int | None = None
-) -> list[Event]:
-    """The newest ``limit`` events of a task, its adapters and its rollouts; newest first.
-
-    Args:
-        before: only events with a lower id.
-    """
-    return find_events(connection, task=task_id, before=before, limit=limit)
-
-
 def find_events(
     connection: Connection,
     *,

@@ -306,7 +306,7 @@ class Registry(TaskRegister):
         """Events of a task, its adapters and its rollouts, newest first. Raises UnknownTask."""
         with self.database.read() as connection:
             task_rows.read_task(connection, task_id)
-            return lineage.task_history(connection, task_id, limit)
+            return lineage.find_events(connection, task=task_id, limit=limit)
 
     def lineage(self, adapter: str) -> Lineage:
         """Adapter, data set, source objects, base model, scorecards, rollouts. UnknownAdapter."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import boto3
 import psycopg
 import pytest
 
@@ -55,6 +56,15 @@ class S3Server:
     access_key_id: str = "test"
     secret_access_key: str = "test"
     region: str = "us-east-1"
+
+    def make_bucket(self, name: str) -> None:
+        boto3.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name=self.region,
+            aws_access_key_id=self.access_key_id,
+            aws_secret_access_key=self.secret_access_key,
+        ).create_bucket(Bucket=name)
 
 
 @contextmanager

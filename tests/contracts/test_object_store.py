@@ -12,7 +12,6 @@ from itertools import count
 from pathlib import Path
 from threading import Barrier
 
-import boto3
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -40,13 +39,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
         return Storage(url=str(tmp_path / "objects"), max_object_bytes=32 << 20)
     server: S3Server = request.getfixturevalue("s3_server")
     bucket = f"bucket-{next(_buckets)}"
-    credentials = {
-        "endpoint_url": server.endpoint_url,
-        "aws_access_key_id": server.access_key_id,
-        "aws_secret_access_key": server.secret_access_key,
-        "region_name": server.region,
-    }
-    boto3.client("s3", **credentials).create_bucket(Bucket=bucket)
+    server.make_bucket(bucket)
     return Storage.model_validate(
         {
             "url": f"s3://{bucket}/some/prefix",

@@ -6,9 +6,8 @@ import pytest
 
 from evaluators.normalizing import normalize
 from evaluators.scoring import score_answer
-from evaluators.tool_calls import match_steps
 from evaluators.values import canonical
-from tests.evaluators.test_scoring import calls, says
+from tests.evaluators.test_scoring import calls
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -81,10 +80,17 @@ def test_the_normalized_stage_forgives_spelling_and_exact_does_not():
     assert wrong.stages["normalized"] == 0
 
 
-def test_steps_of_a_session_match_as_a_set():
-    a, b = calls(("a", {"n": 1})), calls(("b", {}))
-    requests: list[dict[str, Any]] = [{}, {}]
-    assert match_steps([a, b], [b, a], requests) == 1
-    assert match_steps([a, b], [a, a], requests) == 0.5
-    assert match_steps([a, b], [None, says("no")], requests) == 0
-    assert match_steps([says("x"), says("y")], [says("z"), None], requests) is None
+@pytest.mark.parametrize("kind", ["integer", "number", "boolean", "string"])
+def test_no_number_is_too_large(kind: str):
+    for schema in ({"type": kind}, {"anyOf": [{"type": kind}]}):
+        normalize({"n": 10**400}, {"properties": {"n": schema}})
+
+
+def test_references_that_multiply_are_given_up():
+    both = {"a": {"$ref": "#"}, "b": {"$ref": "#"}}
+    twice = {"properties": {"c": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}}}
+    assert normalize({}, {"properties": both, "default": {}})
+    value: dict[str, Any] = {}
+    for _ in range(30):
+        value = {"c": value}
+    assert normalize(value, twice) == value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pytest
 
 from flows.orchestrator import Orchestrator
 from flows.stack.processes import Stack
-from flows.stack.services import Service, prefect_api_url, services
+from flows.stack.services import prefect_api_url, services
 from infra.database.open import open_database
 from infra.settings.model import Settings
 from infra.settings.sources import load_settings
@@ -40,21 +39,16 @@ def prefect_world(
         "NIGHTSCHOOL_HOOKS__KEY_FILE": str(folder / "hooks.key"),
         "NIGHTSCHOOL_HOOKS__SECRETS": '{"tests": "whsec_bmlnaHQgc2Nob29s"}',
     }
-    before = dict(os.environ)
-    os.environ.update({**variables, **prefect_server.variables})
-    try:
-        settings = load_settings()
-        open_database(settings.database).upgrade()
-        wanted = {"flows", "hooks"}
-        chosen: list[Service] = [
-            service for service in services(settings, base_model=folder) if service.name in wanted
-        ]
-        with Stack(folder / "log") as stack:
-            stack.start(chosen)
-            yield PrefectWorld(settings, variables, Orchestrator(prefect_api_url(settings)))
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with Stack(folder / "log") as stack:
+        # Only what is started needs them; other tests of this process are not to see them.
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**variables, **prefect_server.variables}.items():
+                patch.setenv(name, value)
+            settings = load_settings()
+            open_database(settings.database).upgrade()
+            wanted = {"flows", "hooks"}
+            stack.start([s for s in services(settings, base_model=folder) if s.name in wanted])
+        yield PrefectWorld(settings, variables, Orchestrator(prefect_api_url(settings)))
 
 
 @pytest.fixture(scope="session")

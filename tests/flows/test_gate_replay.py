@@ -20,6 +20,7 @@ from flows.judging_inputs import (
     honesty_of,
     right_or_wrong,
     slices_by_example,
+    trained_prompts,
     tries_before,
 )
 from flows.wiring import Context
@@ -136,13 +137,14 @@ def test_what_a_judgement_rests_on_beside_the_answers(context: Context):
     made = write_version(
         context.store, TASK, digest("whole"), splits, {"task_id": TASK, "parents": {}}
     )
-    found = honesty_of(context, made, test)
+    trained = trained_prompts(context, made)
+    found = honesty_of(trained, test)
     assert (found.seen_in_training, found.distinct_prompts, found.independent_labels) == (1, 2, 0)
     assert slices_by_example(test)["c"] == {"tool": "words", "length": "short", "tenant": "acme"}
     cases = [
         make_case(TASK, row.request, {"content": "x"}, least=0.5, why="", by="ann") for row in test
     ]
-    assert golden_seen(context, made, cases) == 1
+    assert golden_seen(trained, cases) == 1
     said = [outcome(case.id, score) for case, score in zip(cases, (0.5, 0.4), strict=True)]
     assert [row.correct for row in right_or_wrong(said, cases)] == [1.0, 0.0]
     assert [row.correct for row in right_or_wrong(serve(said, None), cases)] == [1.0, 0.0]
@@ -156,6 +158,10 @@ def test_the_command_returns_1_for_a_changed_decision(
     name = judged(context, 1)
     done = CliRunner().invoke(main, ["gate", "--replay", name, "--json"])
     assert done.exit_code == 0 and json.loads(done.output)["same"] is True
-    with context.database.begin() as connection:
-        connection.execute(update(scorecards).values(gate={"verdict": "pass"}))
-    assert CliRunner().invoke(main, ["gate", "--replay", name]).exit_code == 3
+    (card,) = context.registry.scorecards(name)
+    gate = json.loads(json.dumps(card.gate))
+    gate["evidence"]["rows"][0]["served"] = 0.0
+    for changed, status in ((gate, 1), ({"verdict": "pass"}, 3)):
+        with context.database.begin() as connection:
+            connection.execute(update(scorecards).values(gate=changed))
+        assert CliRunner().invoke(main, ["gate", "--replay", name]).exit_code == status

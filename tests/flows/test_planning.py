@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from flows.planning import RunFact, _last_night, plan_rows, plan_totals, remember_night
+from flows.planning import LAST_NIGHT, RunFact, plan_rows, plan_totals, remember_night
+from flows.trials import kept_json
 from flows.wiring import open_context
 from infra.database.open import Database
 from infra.settings.model import Settings
@@ -21,13 +22,13 @@ def test_what_did_not_fit_is_remembered_with_what_happened(
     settings: Settings, database: Database
 ) -> None:
     with open_context(settings) as context:
-        assert _last_night(context) == {}
+        assert kept_json(context, LAST_NIGHT) == {}
         remember_night(context, PLAN, [RunFact("a", 60.0, 75.5, 10, "trained")])
-        kept = _last_night(context)
+        kept = kept_json(context, LAST_NIGHT)
         assert kept["deferred"] == ["late"]
         assert kept["runs"][0]["actual_seconds"] == 75.5
         context.store.put("reports/nights/last.json", b"damaged")
-        assert _last_night(context) == {}, "a lost memory costs an order, not a night"
+        assert kept_json(context, LAST_NIGHT) == {}, "a lost memory costs an order, not a night"
 
 
 def test_the_table_has_runs_in_order_and_reasons_for_the_rest() -> None:

@@ -30,12 +30,7 @@ def test_a_link_says_what_it_permits_until_it_is_over() -> None:
     signer = LinkSigner([KEY], clock)
     token = signer.make("pause", "rollout-7", 60)
     link = signer.check("pause", token)
-    assert (link.purpose, link.subject, link.expires) == (
-        "pause",
-        "rollout-7",
-        NOON + timedelta(seconds=60),
-    )
-    assert signer.check("pause", signer.make("pause", "rollout-7", 60)).id != link.id
+    assert (link.subject, link.expires) == ("rollout-7", NOON + timedelta(seconds=60))
     clock.now = NOON + timedelta(seconds=59)
     assert signer.check("pause", token) == link
     clock.now = NOON + timedelta(seconds=60)

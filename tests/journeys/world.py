@@ -92,6 +92,7 @@ def make_world(folder: Path, variables: dict[str, str]) -> World:
             "NIGHTSCHOOL_DATABASE__URL": f"sqlite:///{folder}/nightschool.db",
             "NIGHTSCHOOL_GATEWAY__ADAPTERS": str(folder / "adapters"),
             "NIGHTSCHOOL_TRAINING__RUNS": str(folder / "runs"),
+            "NIGHTSCHOOL_HOOKS__KEY_FILE": str(folder / "hooks.key"),
             "NIGHTSCHOOL_TRAINING__BACKEND": "peft",
             "NIGHTSCHOOL_TRAINING__EXECUTOR": "local",
             "NIGHTSCHOOL_TRAINING__WORKERS": "1",

@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-import boto3
 import pytest
 
 from infra.calls.record import FeedbackRecord
@@ -26,12 +25,7 @@ def each_store(request, tmp_path):
     server = request.getfixturevalue("s3_server")
     bucket = f"learning-{tmp_path.name.lower().replace('_', '-')[-40:].strip('-')}"
     keys = {"access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key}
-    boto3.client(
-        "s3",
-        endpoint_url=server.endpoint_url,
-        region_name=server.region,
-        **{f"aws_{name}": value for name, value in keys.items()},
-    ).create_bucket(Bucket=bucket)
+    server.make_bucket(bucket)
     fields = {"url": f"s3://{bucket}/p", "endpoint_url": server.endpoint_url, **keys}
     return open_store(Storage.model_validate({**fields, "region": server.region}))
 

@@ -6,7 +6,6 @@ import shutil
 import uuid
 from pathlib import Path
 
-import boto3
 import pytest
 
 from infra.artifacts.folder import digest_folder
@@ -17,7 +16,7 @@ from tests.contracts.servers import S3Server
 from tests.tiny_run import tiny_run, training_process, wait_until
 from trainers.backends.checkpoints import checkpoint_steps
 from trainers.run import train
-from trainers.run_folder import RunFolder, read_tail
+from trainers.run_folder import RunFolder, append_line, read_tail
 from trainers.run_storage import RunStorage, stored_runs
 
 
@@ -32,13 +31,7 @@ def keys(s3_server: S3Server) -> dict[str, str]:
         "endpoint_url": s3_server.endpoint_url,
         "url": f"s3://{bucket}/school",
     }
-    boto3.client(
-        "s3",
-        endpoint_url=s3_server.endpoint_url,
-        region_name=s3_server.region,
-        aws_access_key_id=s3_server.access_key_id,
-        aws_secret_access_key=s3_server.secret_access_key,
-    ).create_bucket(Bucket=bucket)
+    s3_server.make_bucket(bucket)
     return values
 
 
@@ -87,6 +80,26 @@ def test_killed_on_one_worker_it_ends_on_another(
     assert stored_runs(store)[storage.run_id] > 0
     storage.clear()
     assert stored_runs(store) == {}
+
+
+def test_a_worker_with_a_disk_of_its_own_hears_what_was_asked_last(
+    store: ObjectStore, tiny_base: Path, tmp_path: Path
+) -> None:
+    planned = tiny_run(tmp_path / "planner", tiny_base, request={"submitted": 1, "deadline": 10})
+    storage = RunStorage.of(store, planned.spec().digest)
+    storage.push_inputs(planned)
+    worker = RunFolder(tmp_path / "worker")
+    assert storage.pull_inputs(worker)
+    append_line(worker.attempts_file, {"attempt": 1, "pid": 1, "time": 1})
+    assert storage.pull_inputs(worker) and len(worker.attempts()) == 1, "asked for once"
+
+    planned.ask(planned.request().model_copy(update={"submitted": 2, "deadline": 20}))
+    storage.push_inputs(planned)
+    assert storage.pull_inputs(worker)
+    assert (worker.request().deadline, worker.attempts()) == (20, [])
+    # What reached only the folder that both see is not undone by what is stored.
+    worker.ask(planned.request().model_copy(update={"submitted": 3, "deadline": 30}))
+    assert storage.pull_inputs(worker) and worker.request().deadline == 30
 
 
 def test_a_damaged_checkpoint_is_passed_over(

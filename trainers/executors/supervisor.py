@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import trainers
+from infra.objects.store import ObjectStoreError
 from infra.settings.sources import load_settings
 from trainers.executors.protocol import RunOutcome, TrainJob
 from trainers.run_folder import RunFolder, append_line, now
@@ -72,11 +73,16 @@ def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> R
 
 
 def _take_up(run: RunFolder, job: TrainJob) -> None:
-    """Bring the run's inputs to a machine that does not see the folder it was made in."""
-    if job.storage is None or job.run_id is None or run.spec_file.exists():
+    """Bring the run's inputs, or what was asked of it last, to a machine that has a disk of its own."""
+    if job.storage is None or job.run_id is None:
         return
     store = open_place(job.storage, load_settings().storage)
-    RunStorage(store, job.run_id).pull_inputs(run)
+    try:
+        RunStorage(store, job.run_id).pull_inputs(run)
+    except ObjectStoreError as error:
+        if not run.spec_file.exists():
+            raise
+        run.note(f"looking for what was asked last failed: {error}"[:500])
 
 
 def _ended(run: RunFolder, attempts: int, abandoned: Callable[[], bool]) -> RunOutcome | None:

@@ -26,7 +26,7 @@ def order(database: Database, digest: str, now: datetime) -> None:
     """Note, once, that a data set is to go. Raises UnknownDataset."""
     with database.begin() as connection:
         read_task(connection, read_dataset(connection, digest).task_id, lock=True)
-        if not any(event.subject == digest for event in _orders(connection)):
+        if not list_events(connection, subject=digest, what=FORGETTING, limit=1):
             record_event(
                 connection, actor=ACTOR, what=FORGETTING, subject=digest, why=WHY, time=now
             )
@@ -58,10 +58,11 @@ def forget_ordered(
 def _take(
     database: Database, store: ObjectStore, digest: str, now: datetime, dry_run: bool
 ) -> tuple[Outcome | None, str]:
-    with database.begin() as connection:
+    with database.read() as connection:
         dataset = read_dataset(connection, digest)
-        if next(store.list(f"{dataset.location}/"), None) is None:
-            return None, ""
+    if next(store.list(f"{dataset.location}/"), None) is None:
+        return None, ""
+    with database.begin() as connection:
         read_task(connection, dataset.task_id, lock=True)
         inventory = read_inventory(connection, now, task_id=dataset.task_id)
         used = {*inventory.routed, *inventory.rolling, *inventory.draining}

@@ -35,7 +35,7 @@ def rollout(registry: Registry) -> Rollout:
 @pytest.fixture
 async def client(registry: Registry):
     app = web.Application()
-    ActionPages(registry, lambda: SIGNER, ("console",), lambda: None).register(app)
+    ActionPages(registry, SIGNER, ("console",), lambda: None).register(app)
     async with TestClient(TestServer(app)) as started:
         yield started
 

@@ -298,7 +298,7 @@ async def test_a_session_whose_scope_is_at_work_in_a_thread_holds_up_nobody(
         def hold() -> None:
             with scope._lock:
                 held.set()
-                enough.wait(3)
+                enough.wait(60)
 
         thread = threading.Thread(target=hold)
         thread.start()
