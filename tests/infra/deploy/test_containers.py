@@ -48,6 +48,14 @@ def get(url: str) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
+def until_ready(port: str) -> None:
+    """The gateway is well as soon as it listens, and ready once it has read its first routes."""
+    deadline = time.monotonic() + 60
+    while (answer := get(f"http://127.0.0.1:{port}/readyz"))[0] != 200:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.1)
+
+
 def test_the_day_tables_bucket_gateway_hooks_engine(place: Place, s3_server: S3Server) -> None:
     for _ in range(2):  # each start of the stack runs them again
         assert "revision" in place.once("migrate")
@@ -69,8 +77,7 @@ def test_the_day_tables_bucket_gateway_hooks_engine(place: Place, s3_server: S3S
         place.running("gateway"),
     ):
         port = place.ports["8300"]
-        ready, body = get(f"http://127.0.0.1:{port}/readyz")
-        assert ready == 200, body
+        until_ready(port)
         # A key is wanted, as the file says, and the engine's own guards it.
         assert get(f"http://127.0.0.1:{port}/v1/models")[0] == 401
         assert get(f"http://127.0.0.1:{place.ports['8302']}/v1/models")[0] == 401
@@ -98,7 +105,7 @@ def test_a_gateway_of_vllm_starts_with_the_base_model_that_was_fetched_for_it(
     place.once("migrate")
     place.once("bucket")
     with place.running("gateway"):
-        assert get(f"http://127.0.0.1:{place.ports['8300']}/readyz")[0] == 200
+        until_ready(place.ports["8300"])
 
 
 @pytest.mark.slow
