@@ -109,12 +109,14 @@ def test_the_budget_is_in_calls_over_all_nights(teacher: FakeTeacher, store: Obj
 def test_a_teacher_that_goes_away_loses_nothing_and_is_asked_for_the_rest(
     teacher: FakeTeacher, store: ObjectStore
 ) -> None:
-    teacher.script["two"] = [503, 503, 503, "red", "red", "red"]
+    teacher.script["two"] = [503, 503, 503]
     ask, close = open_teacher(teacher.settings)
     with pytest.raises(TeacherAway, match="gave no answer"):
         resample(store, DATASET, EXAMPLES, ask, calls=100, answers=3)
     before = kept_labels(store, DATASET)
     assert [label["content"] for label in before.values() if label] == ["red"]
+    # The first refusal may have called off a question that was not asked yet: not all three are used up.
+    teacher.script["two"] = ["red", "red", "red"]
     resample(store, DATASET, EXAMPLES, ask, calls=100, answers=3)
     close()
     assert teacher.asked.count("one") == 3
