@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -26,7 +26,7 @@ from flows.orchestrator import Orchestrator
 from flows.stack.processes import answers
 from flows.stack.services import addresses, prefect_api_url
 from infra.calls.record import new_id
-from infra.database.open import open_database
+from infra.database.open import DatabaseError, open_database
 from infra.database.patience import answers_within
 from infra.objects.open import open_store
 from infra.settings.model import Settings
@@ -278,6 +278,11 @@ def _teacher(settings: Settings) -> str:
         if error.code in (401, 403):
             raise Broken(f"{teacher.url} refuses the key", "set [teacher] api_key") from None
         return f"{teacher.url} answers"
+    except URLError as error:
+        raise Broken(
+            f"{teacher.url} does not answer: {error.reason}",
+            "set [teacher] url and api_key; see that it runs and can be reached from here",
+        ) from None
 
 
 def _slack(settings: Settings) -> str:
@@ -306,7 +311,10 @@ def _hooks(settings: Settings) -> str:
             )
     database = open_database(settings.database)
     try:
+        database.check()
         stored = SenderSecrets(database, keys).live()
+    except DatabaseError:
+        raise Broken("their secrets are in the database", "mend that first", "warning") from None
     finally:
         database.close()
     unknown = [name for name in hooks.senders if name not in hooks.secrets and name not in stored]

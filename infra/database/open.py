@@ -133,8 +133,13 @@ class Database:
             return
         if found is not None and not runner.is_known(found):
             raise SchemaOutdated(_newer(self, found))
+        if found is None:
+            raise SchemaOutdated(
+                f"the database {self} has no tables yet: run nightschool db upgrade, "
+                "or nightschool up, which does it by itself"
+            )
         raise SchemaOutdated(
-            f"the database {self} has revision {found or 'none'} of its tables, "
+            f"the database {self} has tables of revision {found}, "
             f"this release needs {wanted}: run nightschool db upgrade"
         )
 
