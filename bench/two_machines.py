@@ -1,8 +1,8 @@
 """The demo's journey on two machines, once undisturbed and once with every process killed (-9) once.
 
 The first machine has PostgreSQL, the object store, the Prefect server, Ray's head, a gateway, webhooks
-and the registry; the second Ray's worker, the engine, a gateway and the flows. Each has an
-address, processes and a disk of its own (``bench/support/machines.py``); agents, the large model and Slack are
+and the registry; the second Ray's worker, the engine, a gateway and the flows. Each has an address,
+processes and a disk of its own (``bench/support/machines.py``); agents, the large model and Slack are
 outside of both. Run folders and base model lie on a shared disk. A process that dies is started again.
 
     python bench/two_machines.py [--quick] [--only undisturbed|killed] [--json FILE] [--logs FOLDER]
