@@ -1,11 +1,11 @@
 """The demo's journey on two machines, once undisturbed and once with every process killed (-9) once.
 
 The first machine has PostgreSQL, the object store, the Prefect server, Ray's head, a gateway, webhooks
-and the registry; the second Ray's worker, the engine, a gateway and the flows. Each is a network
-namespace with a disk of its own (``bench/support/machines.py``); agents, the large model and Slack are
+and the registry; the second Ray's worker, the engine, a gateway and the flows. Each has an address,
+processes and a disk of its own (``bench/support/machines.py``); agents, the large model and Slack are
 outside of both. Run folders and base model lie on a shared disk. A process that dies is started again.
 
-    python bench/two_machines.py [--quick] [--only undisturbed|killed] [--json FILE]
+    python bench/two_machines.py [--quick] [--only undisturbed|killed] [--json FILE] [--logs FOLDER]
 
 ``--quick``: undisturbed only. Prints progress, and one JSON object: for each journey whether an adapter
 was promoted and the bad one rolled back, calls lost and recorded twice, and how often the night had to be
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -79,7 +80,7 @@ PLAN = (
     Kill("postgres", "== day one", 2),
     Kill("store", "== day one", 3),
     Kill("prefect", "ingested"),
-    Kill("ray-worker", "training", 1),
+    Kill("ray-worker", ": step ", 1),
     Kill("flows", "test:"),
     Kill("second", "== day two", 1),
     Kill("engine", "== day two", 6),
@@ -222,9 +223,11 @@ class Killer(threading.Thread):
         self.join()
 
 
-def journey(plan: tuple[Kill, ...]) -> dict[str, Any]:
-    """Play it once, with ``plan``'s kills; what became of it."""
+def journey(plan: tuple[Kill, ...], logs: Path | None) -> dict[str, Any]:
+    """Play it once, with ``plan``'s kills; what became of it. The processes' logs go to ``logs``."""
     with scratch("two-machines") as folder, ExitStack() as ends:
+        if logs:
+            ends.callback(shutil.copytree, folder / "log", logs, dirs_exist_ok=True)
         disk, shared = folder / "disk", folder / "shared"
         for made in (disk, shared, folder / "log", RUN_FOLDERS):
             made.mkdir(exist_ok=True)
@@ -336,11 +339,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="undisturbed only, of some minutes")
     parser.add_argument("--only", choices=["undisturbed", "killed"])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--logs", type=Path, help="keep what the processes wrote here")
     options = parser.parse_args()
     plans = {"undisturbed": (), "killed": PLAN}
     wanted = ["undisturbed"] if options.quick else [options.only] if options.only else list(plans)
     try:
-        found = {name: journey(plans[name]) for name in wanted}
+        found = {name: journey(plans[name], options.logs) for name in wanted}
     except NoMachines as error:
         print(f"left out: {error}", file=sys.stderr)
         return 0

@@ -17,6 +17,8 @@ from evaluators.scoring import CallScore, answer_kind, score_answer
 from infra.calls.record import Checks
 
 MAX_ERROR_CHARACTERS = 200
+NOT_ASKED = "not asked"
+"""Begins the error of an example that was left out because those before it failed."""
 
 
 class Answer(Protocol):
@@ -125,7 +127,7 @@ async def replay(
         nonlocal errors_in_a_row, done
         for place in waiting:
             if errors_in_a_row >= give_up_after:
-                outcome = _failed(asked[place], 0.0, f"not asked after {give_up_after} errors")
+                outcome = _failed(asked[place], 0.0, f"{NOT_ASKED} after {give_up_after} errors")
             else:
                 outcome = await _ask(answerer, asked[place], timeout_seconds)
                 errors_in_a_row = errors_in_a_row + 1 if outcome.error else 0

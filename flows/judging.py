@@ -17,7 +17,7 @@ from typing import Any
 
 from evaluators.calibration import calibrate_outcomes
 from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, decide
-from evaluators.replay import Answerer, Outcome, replay
+from evaluators.replay import NOT_ASKED, Answerer, Outcome, replay
 from evaluators.scorecard import make_scorecard
 from evaluators.served import Served, gate_rows, serve
 from flows.judging_inputs import (
@@ -142,7 +142,7 @@ async def _judge(
     asked_before = [row for outcomes in earlier_rows.values() for row in outcomes]
     _require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
     _require_golden(golden_rows)
-    champion, incumbent = await _incumbent(
+    champion, incumbent, not_answered = await _incumbent(
         context,
         manifest.task_id,
         manifest.name,
@@ -197,7 +197,7 @@ async def _judge(
         teacher_score=teacher_score(test),
         served_score=sum(row.correct for row in served) / len(served),
         verdict=result.verdict,
-        reasons=result.reasons,
+        reasons=result.reasons + not_answered,
         scorecards={name: card.to_dict() for name, card in cards.items()},
         gate={
             **result.to_dict(),
@@ -234,11 +234,13 @@ async def _incumbent(
     candidate: str,
     tests: Mapping[str, Sequence[Example]],
     say: Say,
-) -> tuple[dict[str, list[Served]] | None, str]:
-    """The champion adapter as served on the same rows, or None when the teacher is the champion."""
+) -> tuple[dict[str, list[Served]] | None, str, tuple[str, ...]]:
+    """The champion adapter as served on the same rows, or None when the teacher is the champion; its
+    name; what must be said of its answers. Raises EngineUnavailable.
+    """
     champion = context.registry.route(task_id).champion
     if champion in (TEACHER, candidate):
-        return None, TEACHER
+        return None, TEACHER, ()
     registered = context.registry.adapter(champion)
     folder = await asyncio.to_thread(
         pull, context.store, registered.location, context.settings.gateway.adapters
@@ -251,7 +253,9 @@ async def _incumbent(
             digest: await _replay(context, answerer, test, say, f"incumbent {champion}")
             for digest, test in tests.items()
         }
-    return {digest: serve(rows, registered.threshold) for digest, rows in said.items()}, champion
+    noted = _require_incumbent(champion, [row for rows in said.values() for row in rows])
+    served = {digest: serve(rows, registered.threshold) for digest, rows in said.items()}
+    return served, champion, noted
 
 
 def _answerer(
@@ -290,6 +294,23 @@ def _require_answers(outcomes: Sequence[Outcome]) -> None:
             f"the engine failed on {len(errors)} of {len(outcomes)} questions, the last time with: "
             f"{errors[-1]}; nothing is judged, run the night again when it is well"
         )
+
+
+def _require_incumbent(name: str, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """Where the incumbent gives no answer the teacher's stands for it, as it does for callers. What it
+    refuses it would refuse again, so that is said with the decision.
+
+    Raises EngineUnavailable, as ``_require_answers`` does, when it was the engine that was sick.
+    """
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if len(errors) <= MAX_ERROR_SHARE * len(outcomes):
+        return ()
+    if any(not error.startswith(("EngineRefused", NOT_ASKED)) for error in errors):
+        _require_answers(outcomes)
+    return (
+        f"the incumbent {name} gave no answer to {len(errors)} of {len(outcomes)} questions, where "
+        f"the teacher answers for it; the first time with: {errors[0]}",
+    )
 
 
 def _require_golden(outcomes: Sequence[Outcome]) -> None:

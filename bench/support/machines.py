@@ -1,24 +1,40 @@
-"""Machines on one: each a network namespace with an address and folders of its own, on one bridge.
+"""Machines on one: each has an address, processes and folders of its own; they share one bridge.
 
-Processes of two machines reach each other only over the network, and what one keeps on its disk the
-other does not see. Needs Linux, root, and ``ip`` (iproute2) and ``unshare`` (util-linux).
+Processes of two machines reach each other only over the network and do not see each other (Ray, for
+one, looks for its own by their command lines), and what one keeps on its disk the other does not see.
+Needs Linux, root, ``ip`` (iproute2), ``unshare`` and ``nsenter`` (util-linux).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_BIND = """
+import psutil
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_START = """
 while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 70; shift 2; done
-shift
-exec "$@"
+echo up
+while :; do sleep 3600 & wait; done
 """
+"""The machine's first process: it binds the folders, then adopts what others leave behind."""
+
+
+_set_process_option = ctypes.CDLL(None).prctl
+_PARENT_DEATH_SIGNAL = 1
+
+
+def end_with_parent() -> None:
+    """For ``preexec_fn``: the kernel kills the new process when the thread that started it ends."""
+    _set_process_option(_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
 
 
 class NoMachines(Exception):
@@ -32,22 +48,23 @@ class Machine:
     name: str
     """Its network namespace."""
     address: str
-    disk: Path
-    """Where its own folders really lie."""
-    own: tuple[Path, ...]
-    """Paths that are another folder on every machine."""
+    first_pid: int
+    """Of its first process, as seen from here."""
 
     def command(self, argv: Sequence[str], user: str | None = None) -> list[str]:
         """``argv`` as a command that runs on this machine, as another user if one is named."""
-        binds: list[str] = []
-        for number, path in enumerate(self.own):
-            (self.disk / str(number)).mkdir(parents=True, exist_ok=True)
-            binds += [str(self.disk / str(number)), str(path)]
-        switched = (
-            ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
-        )
-        enter = ["ip", "netns", "exec", self.name, "unshare", "--mount", "--propagation", "private"]
-        return [*enter, "sh", "-c", _BIND, "sh", *binds, "--", *switched, *argv]
+        enter = ["nsenter", f"--target={self.first_pid}", "--net", "--mount", "--pid"]
+        if user:
+            # In /: the repository may be closed to it.
+            return [
+                *enter,
+                "setpriv",
+                f"--reuid={user}",
+                f"--regid={user}",
+                "--clear-groups",
+                *argv,
+            ]
+        return [*enter, f"--wdns={_ROOT}", *argv]
 
 
 @contextmanager
@@ -61,7 +78,9 @@ def machines(count: int, folder: Path, own: Sequence[Path]) -> Iterator[tuple[st
     Raises:
         NoMachines: this system has no namespaces for us.
     """
-    missing = [tool for tool in ("ip", "unshare", "setpriv") if shutil.which(tool) is None]
+    missing = [
+        tool for tool in ("ip", "unshare", "nsenter", "setpriv") if shutil.which(tool) is None
+    ]
     if os.getuid() != 0 or missing:
         what = f"{', '.join(missing)} is not installed" if missing else "only root makes namespaces"
         raise NoMachines(f"two machines on one cannot be made here: {what}")
@@ -86,8 +105,31 @@ def machines(count: int, folder: Path, own: Sequence[Path]) -> Iterator[tuple[st
             for device in ("lo", "eth0"):
                 _ip("-n", name, "link", "set", device, "up")
             _ip("-n", name, "route", "add", "default", "via", f"{network}.254")
-            found.append(Machine(name, address, folder / name, tuple(own)))
+            pid = made.enter_context(_started(name, folder / name, own))
+            found.append(Machine(name, address, pid))
         yield f"{network}.254", found
+
+
+@contextmanager
+def _started(name: str, disk: Path, own: Sequence[Path]) -> Iterator[int]:
+    """The first process of a machine; whatever runs on it ends with it."""
+    binds: list[str] = []
+    for number, path in enumerate(own):
+        (disk / str(number)).mkdir(parents=True, exist_ok=True)
+        binds += [str(disk / str(number)), str(path)]
+    enter = ["ip", "netns", "exec", name, "unshare", "--mount", "--propagation", "private"]
+    enter += ["--pid", "--kill-child", "--mount-proc", "sh", "-c", _START, "sh", *binds, "--"]
+    with subprocess.Popen(
+        enter, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, preexec_fn=end_with_parent
+    ) as outside:
+        try:
+            assert outside.stdout is not None
+            if outside.stdout.readline() != b"up\n":
+                raise NoMachines(f"the machine {name} does not start: status {outside.wait()}")
+            (inside,) = psutil.Process(outside.pid).children()
+            yield inside.pid
+        finally:
+            outside.kill()
 
 
 def _ip(*words: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,14 +18,12 @@ from typing import Any
 import psutil
 import psycopg
 
-from bench.support.machines import Machine
+from bench.support.machines import Machine, end_with_parent
 from tests.contracts.servers import as_user, free_port, postgres_binaries, unprivileged_user
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 90.0
 STOP_SECONDS = 60.0
-_set_process_option = ctypes.CDLL(None).prctl
-_PARENT_DEATH_SIGNAL = 1
 
 
 @contextlib.contextmanager
@@ -95,7 +91,7 @@ class Program:
                 stderr=output,
                 cwd=ROOT if not self._user else self.log.parent,
                 env={**os.environ, **self.environment},
-                preexec_fn=lambda: _set_process_option(_PARENT_DEATH_SIGNAL, int(signal.SIGKILL)),
+                preexec_fn=end_with_parent,
                 **self._user,
             )
         if wait:

@@ -26,7 +26,7 @@ from infra.signing_keys import signing_keys
 from serving.registry.errors import IllegalState, NothingToRollBack, RegistryError, UnknownRollout
 from serving.registry.records import Rollout
 from serving.registry.registry import Registry
-from serving.rollout.controller import rollback
+from serving.rollout.controller import last_rollout, rollback
 from serving.rollout.messages import exposure
 from serving.rollout.orders import give_order, obstacle
 
@@ -201,7 +201,7 @@ class ActionPages:
                     actor=actor,
                     why=why,
                     channels=self._channels,
-                    only=rollout.adapter,
+                    only=rollout.id,
                 )
             else:
                 give_order(
@@ -209,7 +209,8 @@ class ActionPages:
                 )
                 route = self._registry.route(rollout.task_id)
         except (IllegalState, NothingToRollBack) as error:
-            raise _Refused(409, f"Nothing was done: {error}.") from None
+            why_not = self._obstacle(what, rollout) or str(error)
+            raise _Refused(409, f"Nothing was done: {why_not}.") from None
         except RegistryError as error:
             raise _Refused(503, f"Nothing was done, try again: {error}.") from None
         return _page(200, WORDS[what].done, f"<p>{escape(exposure(route))}</p>")
@@ -224,9 +225,15 @@ class ActionPages:
         if what != "rollback":
             return obstacle(self._registry, rollout.id, what, utc_now())
         route = self._registry.route(rollout.task_id)
+        with self._registry.database.read() as connection:
+            if last_rollout(connection, route) == rollout.id:
+                return None
         if rollout.adapter == (route.candidate or route.champion):
-            return None
-        return f"{rollout.adapter} is not what was brought in last in {rollout.task_id}"
+            return f"this link is out of date: {rollout.adapter} was brought in again since"
+        return (
+            f"this link is out of date: {rollout.adapter} is not what was brought in last in "
+            f"{rollout.task_id}"
+        )
 
     async def _tell(self) -> None:
         try:

@@ -132,12 +132,13 @@ def rollback(
     A rejected adapter is never rolled out again.
 
     Args:
-        only: take back this adapter and no other, for who decided it some time ago.
+        only: id of a rollout; take back what it brought in and nothing else, for who decided it some
+            time ago. The same adapter may have been brought in again since.
 
     Raises:
         UnknownTask.
         NothingToRollBack: the teacher answers and no candidate is open, or ``to`` answers already; or
-            what was brought in last is not ``only``.
+            what was brought in last is not ``only``'s.
         RouteInvalid: ``to`` never answered this task, or was rejected.
     """
     if to is None:
@@ -246,9 +247,9 @@ def _take_back_once(
 ) -> Route:
     candidate = route.candidate
     past = past_champions(connection, task.id)
-    if which == "last" and name not in (None, candidate or route.champion):
+    if which == "last" and name not in (None, last_rollout(connection, route)):
         raise NothingToRollBack(
-            f"{name} is not what was brought in last in {task.id}: {candidate or route.champion} is"
+            f"rollout {name} is not what brought in {candidate or route.champion}, the last in {task.id}"
         )
     if which == "to":
         assert name is not None
@@ -280,6 +281,16 @@ def _take_back_once(
         ends = f"its champion {route.champion} was rolled back"
         route = _end_open(connection, task, route, "supersede", ends, act)
     return replace_champion(connection, route, task, target, why, act)
+
+
+def last_rollout(connection: Connection, route: Route) -> str | None:
+    """Id of the rollout that brought in what a rollback takes back; None for what none brought in."""
+    if route.rollout_id is not None:
+        return route.rollout_id
+    brought = read_rollouts(
+        connection, states=("promoted",), task_id=route.task_id, adapter=route.champion
+    )
+    return brought[-1].id if brought else None
 
 
 def _end_open(

@@ -11,8 +11,10 @@ from infra.database.open import Database
 from infra.signed_links import LinkSigner
 from serving.registry.records import Rollout
 from serving.registry.registry import Registry
+from serving.rollout.controller import tend
+from serving.rollout.orders import give_order
 from tests.serving.registry.world import MINUTE, NOW, add_task
-from tests.serving.rollout.stage import bring_to
+from tests.serving.rollout.stage import GOOD, bring_to
 
 SIGNER = LinkSigner(["k" * 40])
 
@@ -73,6 +75,27 @@ async def test_an_old_link_does_not_take_back_what_came_since(
     answer = await client.post(link("rollback", old.id))
     assert answer.status == 409
     assert registry.route("mail").champion == new.adapter
+
+
+async def test_an_old_link_does_not_take_back_the_same_adapter_brought_in_again(
+    client: TestClient, registry: Registry
+) -> None:
+    old = bring_to(registry, "canary")
+    give_order(registry, old.id, "abort", actor="t", why="w", now=NOW + MINUTE)
+    new = bring_to(registry, "canary", now=NOW + 30 * MINUTE)
+    assert new.adapter == old.adapter and new.id != old.id
+    address = link("rollback", old.id)
+    look = await client.get(address)
+    assert look.status == 409 and "out of date" in await look.text()
+    press = await client.post(address)
+    assert press.status == 409 and "out of date" in await press.text()
+    assert registry.rollout(new.id).state == "canary"
+    tend(registry, new.id, lambda _: GOOD, NOW + 31 * MINUTE, "test")
+    assert registry.rollout(new.id).state == "promoted"
+    assert (await client.post(address)).status == 409
+    assert registry.route("mail").champion == new.adapter
+    assert (await client.post(link("rollback", new.id))).status == 200
+    assert registry.route("mail").champion == "teacher"
 
 
 @pytest.mark.parametrize("signed_for", ["approve", "report"])
