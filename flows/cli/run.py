@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from infra.settings.model import Settings
 
 
-@click.command(epilog="\b\nExample:\n  nightschool up --config production.toml")
+@click.command(epilog="\b\nExample:\n  nightschool --config production.toml up")
 @click.pass_context
 @failing_clearly
 def up(ctx: click.Context) -> None:
@@ -122,7 +122,7 @@ def _show_plan(settings: Settings, only: str | None, tonight: bool, as_json: boo
         )
 
 
-@click.command(epilog="\b\nExample:\n  nightschool gateway --config gateway.toml")
+@click.command(epilog="\b\nExample:\n  nightschool --config gateway.toml gateway")
 @click.pass_context
 @failing_clearly
 def gateway(ctx: click.Context) -> None:
@@ -132,7 +132,7 @@ def gateway(ctx: click.Context) -> None:
 
 
 @click.command(
-    epilog="\b\nExamples:\n  nightschool registry --config registry.toml\n"
+    epilog="\b\nExamples:\n  nightschool --config registry.toml registry\n"
     "  nightschool keys create --role operate    a key that may read it"
 )
 @click.pass_context

@@ -1,0 +1,1 @@
+"""The reference pages, made of the code: ``python -m flows.reference`` writes them."""
