@@ -10,10 +10,12 @@ from flows.cli.common import (
     AS_OPTION,
     FAILED,
     JSON_OPTION,
+    NOT_FOUND,
     WHY_OPTION,
     context_of,
     fail,
     failing_clearly,
+    note_order,
     show,
 )
 
@@ -67,31 +69,31 @@ def rollback(
 def retrain(ctx: click.Context, task: str | None, why: str, actor: str) -> None:
     """Ask Prefect to train TASK (or all tasks) now; prints the flow run's address."""
     from flows.stack.services import prefect_ui_url
-    from infra.database.events import record_event
 
     with context_of(ctx) as context:
         if task is not None:
             context.registry.task(task)
         wanted = {"task": task, "reason": why, "asked_by": actor}
         run = context.orchestrator().start("retrain", wanted)
-        with context.database.begin() as connection:
-            record_event(
-                connection,
-                actor=actor,
-                what="retrain.asked",
-                subject=task or "all",
-                why=why,
-                evidence={"flow_run": run.id},
-            )
+        note_order(
+            context.database,
+            "retrain.asked",
+            task or "all",
+            actor=actor,
+            why=why,
+            flow_run=run.id,
+        )
         click.echo(f"{prefect_ui_url(context.settings)}/runs/flow-run/{run.id}")
 
 
 @click.command(epilog="\b\nExamples:\n  nightschool gc --dry-run\n  nightschool gc --json")
 @click.option("--dry-run", is_flag=True, help="Only say what would go, and why the rest stays.")
+@WHY_OPTION
+@AS_OPTION
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
-def gc(ctx: click.Context, dry_run: bool, as_json: bool) -> None:
+def gc(ctx: click.Context, dry_run: bool, why: str, actor: str, as_json: bool) -> None:
     """Clear away what is past its time ([retention]): adapters, data sets, logs, run folders.
 
     What a route or an open rollout names is never touched. A thing is marked first and goes after
@@ -100,6 +102,8 @@ def gc(ctx: click.Context, dry_run: bool, as_json: bool) -> None:
     from flows.housekeeping import housekeep
 
     with context_of(ctx) as context:
+        if not dry_run:
+            note_order(context.database, "gc.asked", "all", actor=actor, why=why)
         found = housekeep(context, dry_run=dry_run)
     rows = [vars(entry) for entry in found.done if as_json or dry_run or entry.outcome != "kept"]
     show(rows, as_json, "Nothing to clear away.")
@@ -110,11 +114,19 @@ def notify() -> None:
     """Slack and the other channels."""
 
 
-@notify.command("test", epilog="\b\nExample:\n  nightschool notify test")
+@notify.command(
+    "test",
+    epilog="\b\nExamples:\n  nightschool notify test\n  nightschool notify test --channel slack",
+)
+@click.option(
+    "--channel",
+    "only",
+    help="This one alone: console, slack, webhook or apprise:..., as the test of all names them.",
+)
 @click.pass_context
 @failing_clearly
-def test_message(ctx: click.Context) -> None:
-    """Send a test message to every configured channel, and say how each fared."""
+def test_message(ctx: click.Context, only: str | None) -> None:
+    """Send a test message to every configured channel, or to one, and say how each fared."""
     from infra.notify.message import Message
 
     with context_of(ctx) as context:
@@ -128,8 +140,13 @@ def test_message(ctx: click.Context) -> None:
             link="",
             undo="",
         )
+        if only is not None and only not in context.channels:
+            there = ", ".join(context.channels)
+            fail(f"no channel {only!r} is set up in [notify]: there are {there}", NOT_FOUND)
         broken = 0
         for name, channel in context.channels.items():
+            if only not in (None, name):
+                continue
             try:
                 channel.send(message)
                 click.echo(f"{name}: sent")

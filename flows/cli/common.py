@@ -17,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from flows.wiring import Context
+    from infra.database.open import Database
     from infra.settings.model import Settings
 
 P = ParamSpec("P")
@@ -91,6 +92,28 @@ def settings_of(ctx: click.Context) -> Settings:
     if ctx.obj:
         os.environ["NIGHTSCHOOL_CONFIG"] = str(ctx.obj)
     return load_settings()
+
+
+def note_order(
+    database: Database, what: str, subject: str, *, actor: str, why: str, **evidence: Any
+) -> None:
+    """Keep who asked for something; what comes of it has events of its own.
+
+    Args:
+        what: the event, such as ``night.asked``.
+        subject: the task, file or place; cut where it is too long for an event.
+    """
+    from infra.database.events import record_event
+
+    with database.begin() as connection:
+        record_event(
+            connection,
+            actor=actor,
+            what=what,
+            subject=subject[:200],
+            why=why,
+            evidence=evidence,
+        )
 
 
 @contextmanager

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import click
 
-from flows.cli.common import JSON_OPTION, failing_clearly, settings_of
+from flows.cli.common import (
+    AS_OPTION,
+    JSON_OPTION,
+    WHY_OPTION,
+    failing_clearly,
+    note_order,
+    settings_of,
+)
 
 
 @click.command(epilog="\b\nExamples:\n  nightschool config\n  nightschool config --json")
@@ -67,15 +74,19 @@ def backup(ctx: click.Context, file: Path) -> None:
 
 @db.command(epilog="\b\nExample:\n  nightschool db restore night.jsonl.zst")
 @click.argument("file", type=FILE)
+@WHY_OPTION
+@AS_OPTION
 @click.pass_context
 @failing_clearly
-def restore(ctx: click.Context, file: Path) -> None:
+def restore(ctx: click.Context, file: Path, why: str, actor: str) -> None:
     """Fill an empty database from FILE: all of it or nothing. One with rows is left alone."""
     from infra.database import backup
     from infra.database.open import open_database
 
     database = open_database(settings_of(ctx).database)
-    click.echo(_told(f"{database}: restored from {file}", backup.restore(database, file)))
+    counts = backup.restore(database, file)
+    note_order(database, "backup.restored", file.name, actor=actor, why=why)
+    click.echo(_told(f"{database}: restored from {file}", counts))
 
 
 def _told(what: str, counts: dict[str, int]) -> str:

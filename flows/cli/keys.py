@@ -121,7 +121,7 @@ def create_key(
         click.echo(key)
 
 
-@keys.command("list")
+@keys.command("list", epilog="\b\nExample:\n  nightschool keys list --json")
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
@@ -176,7 +176,7 @@ def limit_key(ctx: click.Context, start_of_hash: str, actor: str, **limits: Any)
         click.echo(f"{key.id} of {key.tenant}: {now}")
 
 
-@keys.command("revoke")
+@keys.command("revoke", epilog="\b\nExample:\n  nightschool keys revoke 3f2a9c0e")
 @click.argument("start_of_hash")
 @AS_OPTION
 @click.pass_context

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.cli.common import (
+    AS_OPTION,
     FAILED,
     JSON_OPTION,
     NOT_FOUND,
     USAGE,
+    WHY_OPTION,
     context_of,
     fail,
     failing_clearly,
+    note_order,
     settings_of,
     show,
 )
@@ -44,11 +47,20 @@ FORMATS = (
 @click.argument("location")
 @click.option("--tenant", default="default", show_default=True, help="Whose calls these are.")
 @click.option("--dry-run", is_flag=True, help="Read and count, and store nothing.")
+@WHY_OPTION
+@AS_OPTION
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
 def import_logs(
-    ctx: click.Context, format_name: str, location: str, tenant: str, dry_run: bool, as_json: bool
+    ctx: click.Context,
+    format_name: str,
+    location: str,
+    tenant: str,
+    dry_run: bool,
+    why: str,
+    actor: str,
+    as_json: bool,
 ) -> None:
     """Take in another system's logs: a file, a folder, or s3://bucket/prefix.
 
@@ -61,6 +73,16 @@ def import_logs(
     if not 1 <= len(tenant) <= 200:
         fail("--tenant has 1 to 200 characters", USAGE)
     with context_of(ctx) as context:
+        if not dry_run:
+            note_order(
+                context.database,
+                "import.asked",
+                location,
+                actor=actor,
+                why=why,
+                format=format_name,
+                tenant=tenant,
+            )
         report = import_foreign(
             context, format_name, location, tenant=tenant, dry_run=dry_run, say=_progress()
         )
@@ -143,14 +165,20 @@ def explain_entry(ctx: click.Context, entry_id: str, as_json: bool) -> None:
     "  nightschool quarantine rerun 3f2a9c1b7d04",
 )
 @click.argument("entry_ids", metavar="[ID]...", nargs=-1)
+@WHY_OPTION
+@AS_OPTION
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
-def rerun_entries(ctx: click.Context, entry_ids: tuple[str, ...], as_json: bool) -> None:
+def rerun_entries(
+    ctx: click.Context, entry_ids: tuple[str, ...], why: str, actor: str, as_json: bool
+) -> None:
     """Read entries again (all, or those named) where they still lie, e.g. after an update."""
     from flows.learning import rerun_quarantine
 
     with context_of(ctx) as context:
+        subject = ", ".join(entry_ids) or "all"
+        note_order(context.database, "quarantine.asked", subject, actor=actor, why=why)
         report = rerun_quarantine(context, entry_ids)
     if entry_ids and not report.tried:
         fail("none of these entries is in quarantine: see `nightschool quarantine list`", NOT_FOUND)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.cli.common import JSON_OPTION, failing_clearly, settings_of
+from flows.cli.common import (
+    AS_OPTION,
+    JSON_OPTION,
+    WHY_OPTION,
+    failing_clearly,
+    note_order,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from infra.settings.model import Settings
@@ -58,18 +65,26 @@ def demo(keep_running: bool, port_base: int, folder: Path, seed: int) -> None:
 
 @click.command(
     epilog="\b\nExamples:\n  nightschool night --plan\n  nightschool night --plan --tonight --json\n"
-    "  nightschool night --task invoice-fields"
+    "  nightschool night --task invoice-fields --why 'new price list'"
 )
 @click.option("--task", "only", help="Train this task only.")
 @click.option("--plan", "plan_only", is_flag=True, help="Show what would be trained, and stop.")
 @click.option(
     "--tonight", is_flag=True, help="With --plan: for the configured night, not for four hours now."
 )
+@WHY_OPTION
+@AS_OPTION
 @JSON_OPTION
 @click.pass_context
 @failing_clearly
 def night(
-    ctx: click.Context, only: str | None, plan_only: bool, tonight: bool, as_json: bool
+    ctx: click.Context,
+    only: str | None,
+    plan_only: bool,
+    tonight: bool,
+    why: str,
+    actor: str,
+    as_json: bool,
 ) -> None:
     """Run the night now, whatever the time: ingest, discover, train, judge, open rollouts.
 
@@ -87,9 +102,10 @@ def night(
         if only is not None:
             context.registry.task(only)
         context.orchestrator().check()
+        note_order(context.database, "night.asked", only or "all", actor=actor, why=why)
     from flows.night import night as night_flow
 
-    night_flow(reason="by hand", only=only, by_hand=True)
+    night_flow(reason=why, only=only, by_hand=True)
 
 
 def _show_plan(settings: Settings, only: str | None, tonight: bool, as_json: bool) -> None:

@@ -39,7 +39,9 @@ def prefect_api_url(settings: Settings) -> str:
 
 
 def prefect_ui_url(settings: Settings) -> str:
-    return prefect_api_url(settings).removesuffix("/api")
+    """Where people look at the server's pages, without a closing slash."""
+    public = settings.prefect.public_url
+    return (public or prefect_api_url(settings).removesuffix("/api")).rstrip("/")
 
 
 def prefect_environment(settings: Settings) -> dict[str, str]:

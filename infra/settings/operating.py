@@ -309,4 +309,7 @@ class PrefectServer(Section):
     host: Host = Field("127.0.0.1", description="Address that `up` lets the server listen on")
     port: Port = Field(4200, description="Its port")
     api_url: HttpUrl | None = Field(None, description="An existing server; None: `up` starts one")
+    public_url: HttpUrl | None = Field(
+        None, description="Address of its pages in links for people; None: that of the server"
+    )
     home: Path = Field(Path("var/prefect"), description="Data of the server that `up` starts")

@@ -12,8 +12,9 @@ from uuid import uuid4
 import pytest
 
 from flows.stack.processes import Stack, answers
-from flows.stack.services import addresses, prefect_environment, services
+from flows.stack.services import addresses, prefect_environment, prefect_ui_url, services
 from infra.database.open import open_database
+from infra.settings.model import Settings
 from infra.settings.sources import load_settings
 from serving.registry.keys import create_key
 from tests.prefect_server import free_port
@@ -43,6 +44,17 @@ def test_the_registry_is_part_of_the_stack_and_answers_readers(
             assert json.load(answer) == {"items": [], "next": None}
     assert not answers(service.ready_url)
     database.close()
+
+
+def test_links_to_prefect_lead_to_its_public_address_where_there_is_one():
+    def shown(**prefect: str) -> str:
+        return prefect_ui_url(Settings.model_validate({"prefect": prefect}))
+
+    inner = "http://prefect-server:4200/api"
+    assert shown(api_url=inner) == "http://prefect-server:4200"
+    assert shown(api_url=inner, public_url="https://prefect.example.com/") == (
+        "https://prefect.example.com"
+    )
 
 
 def test_every_replica_of_the_engine_is_asked_whether_it_is_well():

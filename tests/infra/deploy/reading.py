@@ -25,6 +25,7 @@ EXAMPLE_VALUES = {
     "GRAFANA_PASSWORD": "grafana-password",
     "TEACHER_URL": "http://teacher:8301/v1",
     "HOOKS_URL": "http://127.0.0.1:8303",
+    "PREFECT_URL": "http://127.0.0.1:4200",
     "TEACHER_MODEL": "teacher",
     "TEACHER_KEY": "teacher-key",
     "HOOK_SECRETS": '{"ci": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}',
