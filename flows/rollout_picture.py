@@ -1,17 +1,15 @@
-"""A rollout as one HTML page: its e-processes against their thresholds, its steps, and who acted.
-
-Drawn as SVG by hand: two lines and some marks need no plotting library, and the page needs no script,
-no font and no network, so it can be kept beside the evidence for as long as that.
-"""
+"""A rollout as a picture: its e-processes against their thresholds, its steps, and who acted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from html import escape
 
+from flows.drawing import Line, Mark, NoPng, Sheet, Words, box, png, svg
 from flows.exposure import weights_of
 from flows.observing import observe
 from flows.replaying import last_records
@@ -24,7 +22,7 @@ from serving.registry.records import Rollout
 PREFIX = "reports/rollouts/"
 LOOKS = 40
 """Points of a line: the log is judged so often, as it was at that many moments."""
-WIDTH, HEIGHT, LEFT, TOP, GAP = 860, 240, 64, 24, 48
+WIDTH, HEIGHT, LEFT, TOP, GAP, TITLE = 860, 240, 64, 24, 48, 18
 COLOURS = {"e_bad": "#b3261e", "e_good": "#1b6e3c", "weight": "#33658a"}
 
 
@@ -63,28 +61,54 @@ def looks(context: Context, rollout: Rollout, until: datetime, most: int = LOOKS
     return found
 
 
-def picture(context: Context, rollout_id: str, now: datetime | None = None) -> str:
-    """The page. Raises UnknownRollout, ObjectStoreError."""
+@dataclass(frozen=True)
+class Drawn:
+    """A rollout's picture in each form."""
+
+    rollout: Rollout
+    page: str
+    """HTML: the sheet as SVG, the terms, and who did what."""
+    sheet: Sheet
+
+    def in_form(self, suffix: str) -> bytes:
+        """``.html``, ``.svg`` or ``.png``. Raises NoPng; KeyError for any other form."""
+        forms: dict[str, Callable[[], bytes]] = {
+            ".html": self.page.encode,
+            ".svg": lambda: _standing_alone(svg(self.sheet)).encode(),
+            ".png": lambda: png(_titled(self.rollout, self.sheet)),
+        }
+        return forms[suffix]()
+
+
+FORMS = (".html", ".png", ".svg")
+
+
+def draw(context: Context, rollout_id: str, now: datetime | None = None) -> Drawn:
+    """Raises UnknownRollout, ObjectStoreError."""
     rollout = context.registry.rollout(rollout_id)
     until = (now or utc_now()) if rollout.open else rollout.entered
     events = list(reversed(context.registry.events(rollout_id, MAX_EVENTS)))
     routes = list(reversed(context.registry.events(rollout.task_id, MAX_EVENTS)))
-    return page(rollout, looks(context, rollout, until), events, routes, until)
+    drawn = sheet(rollout, looks(context, rollout, until), routes, until)
+    return Drawn(rollout, page(rollout, drawn, events), drawn)
 
 
-def keep_picture(context: Context, rollout_id: str) -> str:
-    """Draw it and put it among the reports; the object's key."""
-    key = f"{PREFIX}{rollout_id}/picture.html"
-    context.store.put(key, picture(context, rollout_id).encode())
-    return key
+def keep_picture(context: Context, rollout_id: str) -> tuple[str, str | None]:
+    """Draw it and put it among the reports: the keys of the page, and of the image where one can be made."""
+    drawn = draw(context, rollout_id)
+    key = f"{PREFIX}{rollout_id}/picture"
+    context.store.put(f"{key}.html", drawn.in_form(".html"))
+    try:
+        context.store.put(f"{key}.png", drawn.in_form(".png"))
+    except NoPng:
+        return f"{key}.html", None
+    return f"{key}.html", f"{key}.png"
 
 
 def page(
     rollout: Rollout,
-    seen: Sequence[Look],
+    drawn: Sheet,
     events: Sequence[Event],
-    routes: Sequence[Event],
-    until: datetime,
 ) -> str:
     """The HTML of what was read."""
     terms = rollout.policy
@@ -101,18 +125,28 @@ def page(
         f"<p>Margin {terms.margin:g}; worse is said at an e-value of {1 / terms.alpha_bad:g}, "
         f"as good at {1 / terms.alpha_good:g}; steps "
         f"{', '.join(f'{step:.0%}' for step in terms.steps)}.</p>"
-        f"{_svg(rollout, seen, routes, until)}"
+        f"{svg(drawn)}"
         f"<table><tr><th>time (UTC)<th>what<th>who<th>why</tr>{rows}</table></html>"
     )
 
 
-def _svg(rollout: Rollout, seen: Sequence[Look], routes: Sequence[Event], until: datetime) -> str:
+def _standing_alone(drawn: str) -> str:
+    return drawn.replace(
+        "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1
+    )
+
+
+def sheet(
+    rollout: Rollout, seen: Sequence[Look], routes: Sequence[Event], until: datetime
+) -> Sheet:
+    """The e-values over time against their thresholds, and the canary's share below."""
     begin = rollout.created
     span = max((until - begin).total_seconds(), 1e-9)
+    right = WIDTH - 16
 
     def x(time: datetime) -> float:
         share = (time - begin).total_seconds() / span
-        return LEFT + min(max(share, 0.0), 1.0) * (WIDTH - LEFT - 16)
+        return LEFT + min(max(share, 0.0), 1.0) * (right - LEFT)
 
     limits = {"e_bad": 1 / rollout.policy.alpha_bad, "e_good": 1 / rollout.policy.alpha_good}
     highest = max([2 * max(limits.values()), *(max(look.e_bad, look.e_good) for look in seen)])
@@ -121,33 +155,32 @@ def _svg(rollout: Rollout, seen: Sequence[Look], routes: Sequence[Event], until:
     def y(value: float) -> float:
         return TOP + HEIGHT * (1 - min(max(math.log10(max(value, 1.0)) / top, 0.0), 1.0))
 
-    parts = [_text(LEFT, 14, "evidence (e-value, logarithmic)")]
+    marks: list[Mark] = [box(LEFT, TOP, right, TOP + HEIGHT)]
+    marks.append(Words(LEFT, 14, "evidence (e-value, logarithmic)"))
     for place, (name, limit) in enumerate(limits.items()):
         label = "worse" if name == "e_bad" else "as good"
-        parts.append(_line([(LEFT, y(limit)), (WIDTH - 16, y(limit))], COLOURS[name], dashed=True))
-        parts.append(_text(WIDTH - 220 + 90 * place, 14, label, COLOURS[name]))
-        parts.append(_text(4, y(limit) + 4 + 12 * place, f"{limit:g}", COLOURS[name]))
+        marks.append(Line([(LEFT, y(limit)), (right, y(limit))], COLOURS[name], dashed=True))
+        marks.append(Words(WIDTH - 220 + 90 * place, 14, label, COLOURS[name]))
+        marks.append(Words(4, y(limit) + 4 + 12 * place, f"{limit:g}", COLOURS[name]))
         points = [(x(look.time), y(getattr(look, name))) for look in seen]
         if points:
-            parts.append(_line([(points[0][0], y(1.0)), *points], COLOURS[name]))
+            marks.append(Line([(points[0][0], y(1.0)), *points], COLOURS[name]))
     if not seen:
-        parts.append(_text(LEFT + 20, TOP + HEIGHT / 2, "no session has been exposed"))
+        marks.append(Words(LEFT + 20, TOP + HEIGHT / 2, "no session has been exposed"))
     base = TOP + HEIGHT + GAP
-    parts += _weights(rollout, routes, x, base, until)
-    frame = f'<rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - 16}" height="{HEIGHT}"'
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {base + 150}" role="img" '
-        f'aria-label="e-values and canary share of a rollout">'
-        f'{frame} fill="none" stroke="#999"/>{"".join(parts)}</svg>'
-    )
+    marks += _weights(rollout, routes, x, base, until)
+    return Sheet(WIDTH, base + 150, marks, "e-values and canary share of a rollout")
 
 
 def _weights(
-    rollout: Rollout, routes: Sequence[Event], x: object, base: float, until: datetime
-) -> list[str]:
+    rollout: Rollout,
+    routes: Sequence[Event],
+    x: Callable[[datetime], float],
+    base: float,
+    until: datetime,
+) -> list[Mark]:
     """The canary's share over time, as a staircase."""
-    assert callable(x)
-    parts = [_text(LEFT, base - 8, "share of sessions in the canary")]
+    marks: list[Mark] = [Words(LEFT, base - 8, "share of sessions in the canary")]
     stairs: list[tuple[float, float]] = [(x(rollout.created), base + 100)]
     for event in routes:
         after = event.current if event.what.startswith("route.") else None
@@ -158,18 +191,22 @@ def _weights(
         level = base + 100 * (1 - share)
         if level != stairs[-1][1]:
             stairs += [(x(event.time), stairs[-1][1]), (x(event.time), level)]
-            parts.append(_text(x(event.time) + 4, level - 4, f"{share:.0%}"))
+            marks.append(Words(x(event.time) + 4, level - 4, f"{share:.0%}"))
     stairs.append((x(until), stairs[-1][1]))
     for place, time in ((LEFT, rollout.created), (WIDTH - 150, until)):
-        parts.append(_text(place, base + 120, f"{time:%Y-%m-%d %H:%M:%S}"))
-    return [*parts, _line(stairs, COLOURS["weight"])]
+        marks.append(Words(place, base + 120, f"{time:%Y-%m-%d %H:%M:%S}"))
+    return [*marks, Line(stairs, COLOURS["weight"])]
 
 
-def _line(points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False) -> str:
-    path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-    dash = ' stroke-dasharray="5 4"' if dashed else ""
-    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
-
-
-def _text(x: float, y: float, text: str, colour: str = "#333") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" fill="{colour}">{escape(text)}</text>'
+def _titled(rollout: Rollout, drawn: Sheet) -> Sheet:
+    """With what the page says in words, for an image that travels without its page."""
+    lines = [f"{rollout.adapter} is {rollout.state}", *textwrap.wrap(rollout.reason, 130)[:3]]
+    room = TITLE * len(lines) + 12
+    words = [Words(16, 20 + TITLE * number, line, "#000000") for number, line in enumerate(lines)]
+    moved = [
+        replace(mark, y=mark.y + room)
+        if isinstance(mark, Words)
+        else replace(mark, points=[(x, y + room) for x, y in mark.points])
+        for mark in drawn.marks
+    ]
+    return replace(drawn, height=drawn.height + room, marks=[*words, *moved])

@@ -160,7 +160,11 @@ def _show_all(context: Context, moves: Iterable[Rollout]) -> None:
 def _show(context: Context, moved: Rollout) -> None:
     """Where it stands, as an artifact of the run: in words, and as a picture that is kept."""
     try:
-        drawn = f"[evidence and steps]({report_url(context, keep_picture(context, moved.id))})"
+        page, image = keep_picture(context, moved.id)
+        link = report_url(context, page)
+        drawn = f"[evidence and steps]({link})"
+        if image is not None:
+            drawn = f"[![evidence and steps]({report_url(context, image)})]({link})"
     except ObjectStoreError as error:
         drawn = f"no picture: {error}"
     create_markdown_artifact(

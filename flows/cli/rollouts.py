@@ -16,8 +16,10 @@ from flows.cli.common import (
     AS_OPTION,
     FAILED,
     JSON_OPTION,
+    USAGE,
     WHY_OPTION,
     context_of,
+    fail,
     failing_clearly,
     show,
 )
@@ -230,24 +232,38 @@ def replay(ctx: click.Context, rollout_id: str, as_json: bool) -> None:
         sys.exit(FAILED)
 
 
-@rollouts.command(epilog="\b\nExample:\n  nightschool rollouts picture ID --to rollout.html")
+@rollouts.command(
+    epilog="\b\nExamples:\n  nightschool rollouts picture ID --to rollout.png\n"
+    "  nightschool rollouts picture ID --png rollout.png --to rollout.html"
+)
 @click.argument("rollout_id", metavar="ID")
 @click.option(
     "--to",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("rollout.html"),
-    show_default=True,
-    help="Where the page goes.",
+    help="Where it goes; .html, .png or .svg says as what. Default: rollout.html, without --png.",
 )
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="An image there, too.")
 @click.pass_context
 @failing_clearly
-def picture(ctx: click.Context, rollout_id: str, to: Path) -> None:
-    """Draw a rollout's evidence against its thresholds, and its steps, as an HTML page."""
-    from flows.rollout_picture import picture as draw
+def picture(ctx: click.Context, rollout_id: str, to: Path | None, png: Path | None) -> None:
+    """Draw a rollout's evidence against its thresholds, and its steps: a page, or an image."""
+    from flows.drawing import NoPng
+    from flows.rollout_picture import FORMS, draw
 
+    wanted = {} if png is None else {png: ".png"}
+    if to is not None or not wanted:
+        to = to or Path("rollout.html")
+        wanted[to] = to.suffix.lower()
+        if wanted[to] not in FORMS:
+            fail(f"{to} says no form that is drawn: end it in one of {', '.join(FORMS)}", USAGE)
     with context_of(ctx) as context:
-        to.write_text(draw(context, _named(context, rollout_id).id), encoding="utf-8")
-    click.echo(str(to))
+        drawn = draw(context, _named(context, rollout_id).id)
+    for file, form in wanted.items():
+        try:
+            file.write_bytes(drawn.in_form(form))
+        except (NoPng, OSError) as error:
+            fail(f"{file}: {error}", FAILED)
+        click.echo(str(file))
 
 
 def _again(step: Replayed) -> str:

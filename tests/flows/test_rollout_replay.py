@@ -12,7 +12,7 @@ from flows import upkeep
 from flows.housekeeping import housekeep
 from flows.kept_evidence import PREFIX, EvidenceDamaged, read_kept
 from flows.replaying import replay
-from flows.rollout_picture import keep_picture, picture
+from flows.rollout_picture import draw, keep_picture
 from infra.calls.codec import LOG_PREFIX
 from infra.database.open import Database
 from infra.settings.model import Settings
@@ -138,17 +138,19 @@ def test_a_step_is_taken_although_its_evidence_cannot_be_kept(
 def test_the_picture_shows_evidence_thresholds_steps_and_who_acted(world: World) -> None:
     to_the_end(world, right=True)
     rollout = world.rollout()
-    drawn = picture(world.context, rollout.id)
-    assert drawn.count("<polyline") == 5  # two lines, two thresholds, the canary's share
+    drawn = draw(world.context, rollout.id).page
+    assert drawn.count("<polyline") == 6  # a frame, two lines, two thresholds, the canary's share
     for told in (rollout.adapter, "promoted", "rollout-controller", "night", "30%", "50%", ">20<"):
         assert told in drawn, told
-    key = keep_picture(world.context, rollout.id)
-    assert world.context.store.get(key).decode() == picture(world.context, rollout.id)
+    page, image = keep_picture(world.context, rollout.id)
+    assert world.context.store.get(page).decode() == draw(world.context, rollout.id).page
+    assert image is not None
+    assert world.context.store.get(image).startswith(b"\x89PNG")
 
 
 def test_a_rollout_nobody_has_met_is_drawn_too(world: World) -> None:
     rollout = world.open(policy=replace(POLICY, steps=(0.2,)))
-    assert "no session has been exposed" in picture(world.context, rollout.id, world.now)
+    assert "no session has been exposed" in draw(world.context, rollout.id, world.now).page
 
 
 def test_the_champions_latency_is_measured_in_the_shadow_frozen_and_replayed(world: World) -> None:

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-
-from flows.cli import main
-from infra.database.open import Database
-from tests.prefect_server import free_port
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
@@ -21,40 +12,3 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the Prefect server that other tests of the session have started."""
     for name in [name for name in os.environ if name.startswith(("NIGHTSCHOOL_", "PREFECT_"))]:
         monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory without settings but those that keep this test to itself."""
-    # Commands change their own process's environment; here it is everybody's.
-    before = dict(os.environ)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{tmp_path}/ns.db")
-    monkeypatch.setenv("NIGHTSCHOOL_STORAGE__URL", str(tmp_path / "objects"))
-    # Nothing listens there.
-    for name in ("GATEWAY__PORT", "HOOKS__PORT", "PREFECT__PORT", "REGISTRY__PORT"):
-        monkeypatch.setenv(f"NIGHTSCHOOL_{name}", str(free_port()))
-    monkeypatch.setenv("NIGHTSCHOOL_ENGINE__URL", f"http://127.0.0.1:{free_port()}")
-    yield tmp_path
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture
-def run(folder: Path) -> Run:
-    def invoke(*arguments: str, status: int = 0) -> Result:
-        result = CliRunner().invoke(main, arguments)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == status, result.output
-        return result
-
-    return invoke
-
-
-@pytest.fixture
-def empty(folder: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{folder}/ns.db")
-    database.upgrade()
-    yield database
-    database.close()

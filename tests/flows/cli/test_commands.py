@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from sqlalchemy import text
 
-from flows.cli import COMMANDS
+from flows.cli import COMMANDS, main
 from flows.cli.common import KNOWN_ERRORS
 from infra.calls.record import utc_now
 from infra.database.open import Database
@@ -31,6 +31,43 @@ from tests.trainers.recorded import home, put_log
 
 SECRET = "hunter2-do-not-print"
 Run = Callable[..., Result]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory without settings but those that keep this test to itself."""
+    # Commands change their own process's environment; here it is everybody's.
+    before = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{tmp_path}/ns.db")
+    monkeypatch.setenv("NIGHTSCHOOL_STORAGE__URL", str(tmp_path / "objects"))
+    # Nothing listens there.
+    for name in ("GATEWAY__PORT", "HOOKS__PORT", "PREFECT__PORT", "REGISTRY__PORT"):
+        monkeypatch.setenv(f"NIGHTSCHOOL_{name}", str(free_port()))
+    monkeypatch.setenv("NIGHTSCHOOL_ENGINE__URL", f"http://127.0.0.1:{free_port()}")
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    def invoke(*arguments: str, status: int = 0) -> Result:
+        result = CliRunner().invoke(main, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == status, result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def empty(folder: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{folder}/ns.db")
+    database.upgrade()
+    yield database
+    database.close()
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from serving.registry.registry import Registry
 from serving.rollout.controller import tend
@@ -91,8 +93,23 @@ def test_replay_and_picture_of_a_rollout_that_was_only_opened(
     assert [(row["what"], row["source"], row["same"]) for row in rows] == [
         ("rollout.opened", "order", True)
     ]
-    run("rollouts", "picture", only(registry), "--to", "page.html")
-    assert "<svg" in (folder / "page.html").read_text()
+    assert run("rollouts", "picture", only(registry)).stdout == "rollout.html\n"
+    assert "<svg" in (folder / "rollout.html").read_text()
+    run("rollouts", "picture", only(registry), "--png", "image", "--to", "page.svg")
+    assert ElementTree.fromstring((folder / "page.svg").read_text()).tag.endswith("svg")
+    with Image.open(folder / "image") as image:
+        image.load()
+        # What was drawn is there: the threshold's red, and black words.
+        colours = {colour for _, colour in image.getcolors(1 << 20) or []}
+    assert {(0xB3, 0x26, 0x1E), (0, 0, 0), (255, 255, 255)} <= colours
+    for place, told in (
+        ("page.pdf", "end it in one of .html, .png, .svg"),
+        ("no/a.png", "no/a.png"),
+    ):
+        status = 2 if place.endswith("pdf") else 1
+        assert (
+            told in run("rollouts", "picture", only(registry), "--to", place, status=status).stderr
+        )
 
 
 def test_replay_fails_when_a_step_comes_out_different(run: Run, registry: Registry):

@@ -9,7 +9,7 @@ import pytest
 
 from infra.database.events import list_events
 from infra.database.open import Database
-from tests.flows.cli.conftest import Run
+from tests.flows.cli.test_commands import Run, empty, folder, run  # noqa: F401
 
 BY = ("--as", "ann@desk", "--why", "the audit")
 
@@ -22,7 +22,7 @@ BY = ("--as", "ann@desk", "--why", "the audit")
         (("quarantine", "rerun"), "quarantine.asked", "all"),
     ],
 )
-def test_who_asked_is_kept(run: Run, empty: Database, words: tuple, what: str, subject: str):
+def test_who_asked_is_kept(run: Run, empty: Database, words: tuple, what: str, subject: str):  # noqa: F811
     call = {"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}
     Path("calls.jsonl").write_text(json.dumps({"messages": call}) + "\n")
     run(*words, *BY)
@@ -33,14 +33,14 @@ def test_who_asked_is_kept(run: Run, empty: Database, words: tuple, what: str, s
 
 
 @pytest.mark.parametrize("words", [("gc",), ("import", "openai", "calls.jsonl")])
-def test_a_look_leaves_no_event(run: Run, empty: Database, words: tuple):
+def test_a_look_leaves_no_event(run: Run, empty: Database, words: tuple):  # noqa: F811
     Path("calls.jsonl").write_text('{"messages": []}\n')
     run(*words, "--dry-run", *BY)
     with empty.read() as connection:
         assert list_events(connection) == []
 
 
-def test_who_restored_a_database_is_its_last_event(run: Run, empty: Database, folder: Path):
+def test_who_restored_a_database_is_its_last_event(run: Run, empty: Database, folder: Path):  # noqa: F811
     run("db", "backup", "copy.jsonl.zst")
     empty.close()
     (folder / "ns.db").unlink()
