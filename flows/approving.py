@@ -10,6 +10,7 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
+from flows.artifacts import described
 from flows.orchestrator import Orchestrator, OrchestratorDown, OrchestratorRefused
 from flows.wiring import Context, open_context
 from infra.calls.record import utc_now
@@ -35,6 +36,7 @@ class Answer(RunInput):
     why: str = Field("by hand", max_length=300, description="Kept with the event.")
 
 
+@described
 @flow(name=FLOW, flow_run_name="approve {adapter}?", timeout_seconds=300)
 def approval(rollout_id: str, adapter: str = "the adapter") -> str:
     """Wait for somebody to agree to a promotion; resume this run to answer.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
+from pydantic import Field
 
+from flows.artifacts import Progress, described, show_drift, show_facts, show_plan, show_scores
 from flows.holding import hold
 from flows.judging import Judgement, judge
 from flows.learning import (
@@ -22,7 +24,7 @@ from flows.learning import (
     train_spec,
 )
 from flows.orchestrator import OrchestratorDown, OrchestratorRefused
-from flows.planning import RunFact, plan_night, plan_rows, plan_totals, remember_night
+from flows.planning import RunFact, plan_night, plan_rows, remember_night
 from flows.releasing import Released, release
 from flows.reporting import drift_report, report_url
 from flows.wiring import open_context
@@ -97,14 +99,11 @@ def drift_task(run: PlannedRun) -> str:
     with open_context() as context:
         made = drift_report(context, dataset_of(context, run.dataset))
         url = report_url(context, made.html_key)
-    create_link_artifact(
-        key=f"drift-{run.task_id}",
-        link=url,
-        link_text=f"drift of {run.task_id}: {made.summary.share:.0%} of the columns",
-    )
+    show_drift(made, url)
     return url
 
 
+@described
 @flow(
     name="night",
     flow_run_name="night: {reason}",
@@ -117,7 +116,7 @@ def night(
     by_hand: bool = False,
     drill: bool = False,
     gate_override: str | None = None,
-    within_hours: float = 4.0,
+    within_hours: Annotated[float, Field(gt=0, le=24)] = 4.0,
 ) -> dict[str, Any]:
     """Learn from the logs and bring in what is good enough.
 
@@ -144,7 +143,9 @@ def night(
         )
         tasks = discover_task()
         plan = plan_task(tasks, only, within_hours if by_hand or drill else None, drill)
-        _show_plan(plan, context.settings.training.workers)
+        _tell_plan(plan)
+        show_plan(plan, context.settings.training.workers)
+        progress = Progress(len(plan.runs))
         drifts = [drift_task.submit(run) for run in plan.runs]
         executor = open_executor(context.settings.training) if plan.runs else None
         try:
@@ -154,17 +155,19 @@ def night(
                 release_task.submit(adapter, judgement, gate_override, drill)  # type: ignore[call-overload]
                 for adapter, judgement in zip(trained, judged, strict=True)
             ]
+            for _ in as_completed([*trained, *judged, *released]):
+                progress.step()
             outcomes = [_outcome(future) for future in released]
         finally:
             if executor is not None:
                 executor.close()
         facts = [_fact(run, future) for run, future in zip(plan.runs, trained, strict=True)]
-        _show_facts(facts)
+        show_facts(facts)
         if only is None and not drill:
             remember_night(context, plan, facts)
         verdicts = [_outcome(future) for future in judged]
         reports = [_outcome(future) for future in drifts]
-        _show_scores([verdict for verdict in verdicts if verdict is not None])
+        show_scores(context, [verdict for verdict in verdicts if verdict is not None])
         good = [outcome for outcome in outcomes if outcome is not None]
         if any(outcome.rollout for outcome in good):
             _start_tending(context.orchestrator())
@@ -211,42 +214,7 @@ def _fact(run: PlannedRun, future: Any) -> RunFact:
     )
 
 
-def _show_plan(plan: Plan, workers: int) -> None:
-    rows = plan_rows(plan)
-    for row in rows:
+def _tell_plan(plan: Plan) -> None:
+    for row in plan_rows(plan):
         what = f"{row['steps']} steps" if row["steps"] else "not tonight"
         get_run_logger().info("plan: %s, %s; %s", row["task"], what, row["why"])
-    create_table_artifact(
-        key="plan", table=rows, description=f"The night's plan: {plan_totals(plan, workers)}"
-    )
-
-
-def _show_facts(facts: list[RunFact]) -> None:
-    create_table_artifact(
-        key="plan-and-outcome",
-        table=[vars(fact) for fact in facts],
-        description="The plan against what happened, seconds",
-    )
-
-
-def _show_scores(judgements: list[Judgement]) -> None:
-    lines = [
-        "| adapter | gate | base | adapter | teacher | served | coverage |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for judgement in judgements:
-        scores = (
-            judgement.base_score,
-            judgement.adapter_score,
-            judgement.teacher_score,
-            judgement.served_score,
-            judgement.coverage,
-        )
-        cells = " | ".join(f"{score:.3f}" for score in scores)
-        lines.append(f"| {judgement.adapter} | {judgement.verdict} | {cells} |")
-    reasons = [f"- {j.adapter}: {reason}" for j in judgements for reason in j.reasons]
-    create_markdown_artifact(
-        key="scorecards",
-        markdown="\n".join([*lines, "", *reasons]),
-        description="Mean correctness on held-out sessions",
-    )

@@ -161,7 +161,8 @@ def sheet(
         label = "worse" if name == "e_bad" else "as good"
         marks.append(Line([(LEFT, y(limit)), (right, y(limit))], COLOURS[name], dashed=True))
         marks.append(Words(WIDTH - 220 + 90 * place, 14, label, COLOURS[name]))
-        marks.append(Words(4, y(limit) + 4 + 12 * place, f"{limit:g}", COLOURS[name]))
+        if place == 0 or limit != limits["e_bad"]:
+            marks.append(Words(4, y(limit) + 4 + 12 * place, f"{limit:g}", COLOURS[name]))
         points = [(x(look.time), y(getattr(look, name))) for look in seen]
         if points:
             marks.append(Line([(points[0][0], y(1.0)), *points], COLOURS[name]))
@@ -191,7 +192,7 @@ def _weights(
         level = base + 100 * (1 - share)
         if level != stairs[-1][1]:
             stairs += [(x(event.time), stairs[-1][1]), (x(event.time), level)]
-            marks.append(Words(x(event.time) + 4, level - 4, f"{share:.0%}"))
+            marks.append(Words(min(x(event.time) + 4, WIDTH - 48), level - 4, f"{share:.0%}"))
     stairs.append((x(until), stairs[-1][1]))
     for place, time in ((LEFT, rollout.created), (WIDTH - 150, until)):
         marks.append(Words(place, base + 120, f"{time:%Y-%m-%d %H:%M:%S}"))

@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from flows.approving import settle_quietly
+from flows.artifacts import described
 from flows.holding import Busy, hold
 from flows.housekeeping import housekeep
 from flows.learning import ingest_logs
@@ -85,6 +86,7 @@ def watch() -> list[str]:
     return sorted(drifted)
 
 
+@described
 @flow(name="housekeeping", flow_run_name="clear away", timeout_seconds=6 * 3600)
 def housekeeping(dry_run: bool = False) -> dict[str, int]:
     """Clear away what is past its time; never what a route or an open rollout names.
@@ -104,6 +106,7 @@ def housekeeping(dry_run: bool = False) -> dict[str, int]:
     return kept
 
 
+@described
 @flow(name="retrain", flow_run_name="retrain {task}: {reason}", timeout_seconds=18 * 3600)
 def retrain(
     task: str | None = None,
@@ -123,6 +126,7 @@ def retrain(
     return night(reason=f"retrain, {reason}", only=task, by_hand=True, within_hours=within_hours)
 
 
+@described
 @flow(name="rollback", flow_run_name="roll back {task}: {reason}", timeout_seconds=300)
 def rollback(
     task: str, reason: str = "by hand", to: str | None = None, asked_by: str = "prefect"

@@ -1,0 +1,83 @@
+"""What a night shows of itself, read back from a real Prefect server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import artifacts
+from flows.artifacts import Progress, scores, show_facts
+from flows.judging import Judgement
+from flows.planning import RunFact
+from flows.serve import deployments
+from infra.settings.model import Settings
+from tests.prefect_server import PrefectServer
+
+pytestmark = pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow")
+JUDGED = Judgement(
+    *("mail@1f", "mail", "d" * 64, 0.9, 0.75, 0.25, 0.875, 1.0, 0.99, "pass"),
+    reasons=("as good as the teacher",),
+    scorecards={},
+    gate={},
+    report="reports/mail@1f/judgement-d.json",
+)
+
+
+@pytest.fixture
+def server(prefect_server: PrefectServer) -> Iterator[None]:
+    with temporary_settings({PREFECT_API_URL: prefect_server.variables["PREFECT_API_URL"]}):
+        yield
+
+
+def shown(key: str) -> Any:
+    async def read() -> Any:
+        async with get_client() as client:
+            return [one for one in await client.read_artifacts() if one.key == key][-1]
+
+    return asyncio.run(read())
+
+
+def test_progress_counts_the_steps_of_all_tasks(server: None):
+    progress = Progress(2)
+    for _ in range(3):
+        progress.step()
+    found = shown("progress")
+    assert (found.type, found.data) == ("progress", 50.0)
+    assert found.description == "3 of 6 steps of 2 tasks have ended"
+
+
+def test_facts_are_a_table(server: None):
+    show_facts([RunFact("mail", 12.0, 10.5, 30, "trained")])
+    assert '"actual_seconds": 10.5' in shown("plan-and-outcome").data
+
+
+def test_a_scorecard_leads_to_its_judgement_and_says_why():
+    told = scores([JUDGED], lambda key: f"https://hooks/{key}?link=signed")
+    assert "| mail@1f | pass | 0.250 | 0.875 | 1.000 | 0.990 | 0.750 |" in told
+    assert "(https://hooks/reports/mail@1f/judgement-d.json?link=signed)" in told
+    assert told.endswith("- mail@1f: as good as the teacher")
+    assert scores([], str) == "No adapter was judged."
+
+
+def test_what_cannot_be_shown_fails_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def away(**_: object) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(artifacts, "create_table_artifact", away)
+    show_facts([])
+    assert "show_facts: nothing is shown in Prefect: nobody there" in caplog.text
+
+
+def test_a_deployment_is_described_without_the_arguments_that_its_form_shows():
+    for deployment in deployments(Settings()):
+        assert deployment.description
+        assert "Args" not in deployment.description
+        fields = deployment._parameter_openapi_schema.properties.values()
+        assert all(field.get("description") for field in fields), deployment.name
