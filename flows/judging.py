@@ -34,6 +34,7 @@ from flows.judging_inputs import (
 from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
 from infra.objects.store import ObjectExists, ObjectMissing
+from infra.prompting.confidence import MEAN
 from infra.prompting.template import FULL, PromptFormat
 from serving.engines.protocol import Engine, EngineError, EngineUnavailable
 from serving.small_model import SmallAnswer, SmallModel
@@ -66,6 +67,8 @@ class Judgement:
     gate: Mapping[str, Any]
     report: str
     """Key of this judgement in the object store."""
+    confidence: str = MEAN
+    """Which score the threshold is for."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
@@ -116,7 +119,7 @@ async def _judge(
         loaded_here = await engine.ensure_loaded(name, folder)
         try:
             await engine.probe(name)
-            adapter = _answerer(context, engine, name, form)
+            adapter = _answerer(context, engine, name, form, every_score=True)
             calibration_rows = await _replay(
                 context, adapter, validation, say, f"{name}: validation"
             )
@@ -151,6 +154,12 @@ async def _judge(
     )
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
     shown_from = math.inf if threshold.value is None else threshold.value
+    rows = [row.by(threshold.score) for row in rows]
+    golden_rows = [row.by(threshold.score) for row in golden_rows]
+    earlier_rows = {
+        digest: [row.by(threshold.score) for row in outcomes]
+        for digest, outcomes in earlier_rows.items()
+    }
     slices = slices_by_example(test)
     trained = trained_prompts(context, dataset)
     honesty = honesty_of(trained, test)
@@ -205,6 +214,7 @@ async def _judge(
             "evidence": evidence.to_dict(),
         },
         report=key,
+        confidence=threshold.score,
     )
 
 
@@ -243,10 +253,11 @@ async def _incumbent(
     folder = await asyncio.to_thread(
         pull, context.store, registered.location, context.settings.gateway.adapters
     )
-    form = PromptFormat.from_dict(read_manifest(folder).format)
+    manifest = read_manifest(folder)
+    form = PromptFormat.from_dict(manifest.format)
     async with context.engine() as engine:
         await engine.ensure_loaded(champion, folder)
-        answerer = _answerer(context, engine, champion, form)
+        answerer = _answerer(context, engine, champion, form, score=manifest.confidence)
         said = {
             digest: await _replay(context, answerer, test, say, f"incumbent {champion}")
             for digest, test in tests.items()
@@ -255,14 +266,27 @@ async def _incumbent(
 
 
 def _answerer(
-    context: Context, engine: Engine, adapter: str | None, form: PromptFormat
+    context: Context,
+    engine: Engine,
+    adapter: str | None,
+    form: PromptFormat,
+    *,
+    score: str = MEAN,
+    every_score: bool = False,
 ) -> Answerer:
     """The small model as the gateway asks it, without a threshold; None asks the base model."""
     small = SmallModel(engine, timeout_seconds=ANSWER_SECONDS)
 
     async def answer(request: Mapping[str, Any]) -> SmallAnswer:
         limit = context.settings.engine.max_answer_tokens
-        return await small.answer(request, adapter=adapter, form=form, max_tokens=limit)
+        return await small.answer(
+            request,
+            adapter=adapter,
+            form=form,
+            score=score,
+            every_score=every_score,
+            max_tokens=limit,
+        )
 
     return answer
 

@@ -85,7 +85,13 @@ def _release(
     with context.database.begin() as connection:
         # What a crashed night left here counts again, before anybody takes it for rubbish.
         reserve(connection, f"adapters/{trained.task_id}/{trained.digest}", utc_now())
-    artifact = publish(context.store, trained.folder, threshold=threshold, metrics=scores["scores"])
+    artifact = publish(
+        context.store,
+        trained.folder,
+        threshold=threshold,
+        confidence=judgement.confidence,
+        metrics=scores["scores"],
+    )
     context.registry.register_adapter(
         name=trained.name,
         task_id=trained.task_id,
@@ -138,6 +144,7 @@ def _body(judgement: Judgement) -> dict[str, Any]:
         },
         "coverage": judgement.coverage,
         "threshold": judgement.threshold,
+        "confidence": judgement.confidence,
         "scorecards": dict(judgement.scorecards),
         "report": judgement.report,
     }
