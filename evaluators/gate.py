@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluators.engine_match import EngineMatch
 from evaluators.guards import judge_golden, judge_slices
 from evaluators.honesty import Honesty
 from evaluators.intervals import difference_bounds, proportion_upper, session_bootstrap
@@ -76,6 +77,8 @@ class GateEvidence:
     golden_seen: int = 0
     """How many of them are in the adapter's training data."""
     honesty: Honesty | None = None
+    match: EngineMatch | None = None
+    """Engine and trainer on the same prompts; None where the trainer left nothing to compare."""
 
     @property
     def digest(self) -> str:
@@ -91,6 +94,7 @@ class GateEvidence:
             "golden": ([row.to_dict() for row in self.golden], []),
             "golden_seen": (self.golden_seen, 0),
             "honesty": (None if self.honesty is None else self.honesty.to_dict(), None),
+            "match": (None if self.match is None else self.match.to_dict(), None),
         }
         return {
             "candidate": self.candidate,
@@ -118,6 +122,7 @@ class GateEvidence:
             tuple(map(GateRow.from_dict, value.get("golden", ()))),
             value.get("golden_seen", 0),
             Honesty.from_dict(value["honesty"]) if value.get("honesty") else None,
+            EngineMatch.from_dict(value["match"]) if value.get("match") else None,
         )
 
 
@@ -159,6 +164,10 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
         reason = f"the engine failed on {errors} of {len(rows)} rows: judge again when it is well"
         return GateResult("inconclusive", (reason,), numbers, evidence.digest)
 
+    if evidence.match is not None:
+        numbers["engine_match"] = evidence.match.to_dict()
+        if not evidence.match.agrees:
+            open_.append(f"{evidence.match.said}: find out why, then judge again")
     _judge_coverage(policy, evidence, numbers, failed, open_, held)
     _judge_difference(policy, evidence, numbers, failed, open_, held)
     _judge_base(policy, rows, numbers, failed, open_, held)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.calibration import calibrate_outcomes
+from evaluators.engine_match import EngineMatch, Said, compare_with_trainer
 from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, decide
 from evaluators.replay import Answerer, Outcome, replay
 from evaluators.scorecard import make_scorecard
@@ -33,12 +34,15 @@ from flows.judging_inputs import (
 )
 from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
+from infra.database.events import record_event
 from infra.objects.store import ObjectExists, ObjectMissing
+from infra.prompting.answers import CUT_OFF
 from infra.prompting.confidence import MEAN
 from infra.prompting.template import FULL, PromptFormat
 from serving.engines.protocol import Engine, EngineError, EngineUnavailable
 from serving.small_model import SmallAnswer, SmallModel
 from trainers.data_sets.golden import golden_cases
+from trainers.data_sets.labels import prompt_key
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
 logger = logging.getLogger(__name__)
@@ -94,12 +98,30 @@ def judge(
     except ObjectMissing:
         pass
     judgement = asyncio.run(_judge(context, folder, dataset, key, say))
+    _alarm(context, judgement)
     try:
         context.store.create(key, judgement.to_json())
     except ObjectExists:
         # Another run was faster; its word is the one that is acted on.
         return Judgement.from_json(context.store.get(key))
     return judgement
+
+
+def _alarm(context: Context, judgement: Judgement) -> None:
+    """An event before the judgement is kept: a process that dies between tells it twice, not never."""
+    found = judgement.gate["evidence"].get("match")
+    if not found or (match := EngineMatch.from_dict(found)).agrees:
+        return
+    logger.error("%s: %s", judgement.adapter, match.said)
+    with context.database.begin() as connection:
+        record_event(
+            connection,
+            actor="judge",
+            what="engine.mismatch",
+            subject=judgement.adapter,
+            why=match.said,
+            evidence=match.to_dict(),
+        )
 
 
 async def _judge(
@@ -119,7 +141,8 @@ async def _judge(
         loaded_here = await engine.ensure_loaded(name, folder)
         try:
             await engine.probe(name)
-            adapter = _answerer(context, engine, name, form, every_score=True)
+            heard: dict[str, Said] = {}
+            adapter = _answerer(context, engine, name, form, every_score=True, heard=heard)
             calibration_rows = await _replay(
                 context, adapter, validation, say, f"{name}: validation"
             )
@@ -186,6 +209,11 @@ async def _judge(
         ),
         golden_seen=golden_seen(trained, golden),
         honesty=honesty,
+        match=compare_with_trainer(
+            (manifest.metrics.get("training") or {}).get("probes") or (),
+            heard,
+            gate.engine_tolerance,
+        ),
     )
     result = decide(GatePolicy.from_settings(gate), evidence)
     served = serve(rows, shown_from)
@@ -273,13 +301,18 @@ def _answerer(
     *,
     score: str = MEAN,
     every_score: bool = False,
+    heard: dict[str, Said] | None = None,
 ) -> Answerer:
-    """The small model as the gateway asks it, without a threshold; None asks the base model."""
+    """The small model as the gateway asks it, without a threshold; None asks the base model.
+
+    Args:
+        heard: gets what was said, by ``prompt_key``.
+    """
     small = SmallModel(engine, timeout_seconds=ANSWER_SECONDS)
 
-    async def answer(request: Mapping[str, Any]) -> SmallAnswer:
+    async def ask(request: Mapping[str, Any]) -> SmallAnswer:
         limit = context.settings.engine.max_answer_tokens
-        return await small.answer(
+        answer = await small.answer(
             request,
             adapter=adapter,
             form=form,
@@ -287,8 +320,12 @@ def _answerer(
             every_score=every_score,
             max_tokens=limit,
         )
+        if heard is not None:
+            complete = answer.checks.reason != CUT_OFF
+            heard[prompt_key(request)] = Said(answer.text, answer.token_logprobs, complete)
+        return answer
 
-    return answer
+    return ask
 
 
 async def _replay(

@@ -40,6 +40,8 @@ class SmallAnswer:
     completion_tokens: int
     confidences: Mapping[str, float] = field(default_factory=dict)
     """Every score, where all were asked for."""
+    token_logprobs: tuple[float, ...] = ()
+    """As the engine told them."""
 
 
 class SmallModel:
@@ -109,6 +111,7 @@ class SmallModel:
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
             confidences=all_confidences(*said) if every_score else {},
+            token_logprobs=completion.token_logprobs,
         )
 
     async def _streamed(
