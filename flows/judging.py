@@ -11,16 +11,18 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluators.calibration import calibrate_outcomes
-from evaluators.engine_match import EngineMatch, Said, compare_with_trainer
+from evaluators.engine_match import Said, compare_with_trainer
 from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, decide
 from evaluators.replay import Answerer, Outcome, replay
 from evaluators.scorecard import make_scorecard
+from evaluators.scorecard_page import Price, costs_per_thousand
 from evaluators.served import Served, gate_rows, serve
+from flows.answerers import compared_cards, curves_of
+from flows.judgement import Judgement, tell_mismatch
 from flows.judging_inputs import (
     GOLDEN,
     earlier_tests,
@@ -34,7 +36,6 @@ from flows.judging_inputs import (
 )
 from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
-from infra.database.events import record_event
 from infra.objects.store import ObjectExists, ObjectMissing
 from infra.prompting.answers import CUT_OFF
 from infra.prompting.confidence import MEAN
@@ -52,37 +53,6 @@ ANSWER_SECONDS = 300.0
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """How an adapter was judged. Scores are mean correctness on the test split, 0 to 1."""
-
-    adapter: str
-    task_id: str
-    dataset_digest: str
-    threshold: float | None
-    coverage: float
-    base_score: float
-    adapter_score: float
-    teacher_score: float
-    served_score: float
-    verdict: str
-    reasons: tuple[str, ...]
-    scorecards: Mapping[str, Any]
-    gate: Mapping[str, Any]
-    report: str
-    """Key of this judgement in the object store."""
-    confidence: str = MEAN
-    """Which score the threshold is for."""
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Judgement:
-        value = json.loads(data)
-        return cls(**{**value, "reasons": tuple(value["reasons"])})
-
-
 def judge(
     context: Context, folder: Path, dataset: DatasetVersion, *, say: Say = lambda _: None
 ) -> Judgement:
@@ -97,8 +67,8 @@ def judge(
         return Judgement.from_json(context.store.get(key))
     except ObjectMissing:
         pass
-    judgement = asyncio.run(_judge(context, folder, dataset, key, say))
-    _alarm(context, judgement)
+    judgement, _ = asyncio.run(ask_and_decide(context, folder, dataset, key, say))
+    tell_mismatch(context, judgement)
     try:
         context.store.create(key, judgement.to_json())
     except ObjectExists:
@@ -107,26 +77,13 @@ def judge(
     return judgement
 
 
-def _alarm(context: Context, judgement: Judgement) -> None:
-    """An event before the judgement is kept: a process that dies between tells it twice, not never."""
-    found = judgement.gate["evidence"].get("match")
-    if not found or (match := EngineMatch.from_dict(found)).agrees:
-        return
-    logger.error("%s: %s", judgement.adapter, match.said)
-    with context.database.begin() as connection:
-        record_event(
-            connection,
-            actor="judge",
-            what="engine.mismatch",
-            subject=judgement.adapter,
-            why=match.said,
-            evidence=match.to_dict(),
-        )
-
-
-async def _judge(
+async def ask_and_decide(
     context: Context, folder: Path, dataset: DatasetVersion, key: str, say: Say
-) -> Judgement:
+) -> tuple[Judgement, list[Outcome]]:
+    """Ask the engine everything and decide; keeps nothing but the base model's answers.
+
+    Returns the judgement, which would lie at ``key``, and the answers to the test.
+    """
     manifest = read_manifest(folder)
     gate = context.settings.gate
     form = PromptFormat.from_dict(manifest.format)
@@ -168,7 +125,7 @@ async def _judge(
     asked_before = [row for outcomes in earlier_rows.values() for row in outcomes]
     _require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
     _require_golden(golden_rows)
-    champion, incumbent = await _incumbent(
+    champion, incumbent, champion_rows = await _incumbent(
         context,
         manifest.task_id,
         manifest.name,
@@ -222,20 +179,35 @@ async def _judge(
             manifest.name, dataset.digest, rows, slices=slices, honesty=honesty
         ),
         "base": make_scorecard(manifest.base_model, dataset.digest, base_rows, slices=slices),
+        **compared_cards(
+            dataset.digest,
+            test,
+            slices,
+            adapter=(manifest.name, rows),
+            served=served,
+            incumbent=(incumbent, champion_rows[dataset.digest]) if champion else None,
+            teacher=context.settings.teacher.model,
+        ),
     }
-    return Judgement(
+    scorecards = {name: card.to_dict() for name, card in cards.items()}
+    coverage = sum(row.accepted for row in served) / len(served)
+    price = Price(
+        context.settings.teacher.cost_per_million_tokens,
+        context.settings.engine.cost_per_million_tokens,
+    )
+    judgement = Judgement(
         adapter=manifest.name,
         task_id=manifest.task_id,
         dataset_digest=dataset.digest,
         threshold=threshold.value,
-        coverage=sum(row.accepted for row in served) / len(served),
+        coverage=coverage,
         base_score=cards["base"].mean,
         adapter_score=cards["adapter"].mean,
         teacher_score=teacher_score(test),
         served_score=sum(row.correct for row in served) / len(served),
         verdict=result.verdict,
         reasons=result.reasons,
-        scorecards={name: card.to_dict() for name, card in cards.items()},
+        scorecards=scorecards,
         gate={
             **result.to_dict(),
             "policy": GatePolicy.from_settings(gate).to_dict(),
@@ -243,7 +215,10 @@ async def _judge(
         },
         report=key,
         confidence=threshold.score,
+        risk_coverage=curves_of(rows, threshold, gate),
+        costs=costs_per_thousand(price, scorecards, coverage),
     )
+    return judgement, rows
 
 
 async def _base_outcomes(
@@ -272,11 +247,12 @@ async def _incumbent(
     candidate: str,
     tests: Mapping[str, Sequence[Example]],
     say: Say,
-) -> tuple[dict[str, list[Served]] | None, str]:
-    """The champion adapter as served on the same rows, or None when the teacher is the champion."""
+) -> tuple[dict[str, list[Served]] | None, str, dict[str, list[Outcome]]]:
+    """The champion adapter as served on the same rows, its name and its own answers; None, and no
+    answers, when the teacher is the champion."""
     champion = context.registry.route(task_id).champion
     if champion in (TEACHER, candidate):
-        return None, TEACHER
+        return None, TEACHER, {}
     registered = context.registry.adapter(champion)
     folder = await asyncio.to_thread(
         pull, context.store, registered.location, context.settings.gateway.adapters
@@ -290,7 +266,8 @@ async def _incumbent(
             digest: await _replay(context, answerer, test, say, f"incumbent {champion}")
             for digest, test in tests.items()
         }
-    return {digest: serve(rows, registered.threshold) for digest, rows in said.items()}, champion
+    served = {digest: serve(rows, registered.threshold) for digest, rows in said.items()}
+    return served, champion, said
 
 
 def _answerer(

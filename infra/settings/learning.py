@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from infra.settings.bounds import Clock, Seconds, Section, Share, Text
 
-SLICE = r"^(tool|length|tenant)(=.+)?$"
+SLICE = r"^(tool|length|tenant|language)(=.+)?$"
 
 
 class LogSource(Section):
