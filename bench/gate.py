@@ -22,24 +22,22 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.support.real_answers import real_answers
-from evaluators.gate import non_inferiority_bounds
+from evaluators.paired import loss_p_value
 from evaluators.tries import level_of_try
 
 MARGIN, LEVEL, TRIES, BEYOND = 0.05, 0.05, 30, 0.005
 ROWS = (100, 300, 1000)
 RUN_ROWS = 300
-INCUMBENT = "home@0123456789abcdef"
 
 
 @cache
 def least_won(lost: int, rows: int, number: int) -> int:
-    """Won rows from which the gate's bound holds at its try ``number``; more than there are: never."""
+    """Won rows from which the gate lets it pass at its try ``number``; more than there are: never."""
     level = level_of_try(LEVEL, number)
     low, high = 0, rows - lost + 1
     while low < high:
         won = (low + high) // 2
-        differences = [-1.0] * lost + [1.0] * won + [0.0] * (rows - lost - won)
-        if non_inferiority_bounds(differences, level, incumbent=INCUMBENT)[0] >= -MARGIN:
+        if loss_p_value(lost, won, rows, MARGIN) <= level:
             high = won
         else:
             low = won + 1

@@ -18,17 +18,24 @@ With that, the chance that the threshold's true risk is above ``risk`` is at mos
 How much evidence a certificate takes (``rows_needed``): at level 0.05, zero errors among the shown
 certify a risk of 5 % from 59 rows on, one error from 93, two from 124; a risk of 10 % from 29, 46
 and 61. With fewer rows nothing certifies, whatever the model does, and nothing is shown.
+
+Where several scores of confidence compete, each walks down its own ranks at ``level`` divided by
+their number: fixed-sequence testing from several starts (the same paper, algorithm 1). All that is
+certified then holds at once at the declared level, so the widest of it may be picked by looking. The
+price is rows: the scores compete only where a fixed share of the rows leaves room for an error at
+the divided level, which no label decides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from evaluators.intervals import binomial_p_value, hoeffding_bentkus_p_value
 from evaluators.replay import Outcome
+from infra.prompting.confidence import MEAN, SCORES
 
 # The strictest rank tested, as a share of the rows: higher leaves room for an error among the most
 # confident, lower certifies models that are sure of few. Fixed here, so that no label chooses it.
@@ -58,6 +65,10 @@ class Threshold:
     needed: int
     """Fewest shown rows that could certify, with no error at all."""
     reason: str
+    score: str = MEAN
+    """Which confidence it is a threshold of."""
+    compared: Mapping[str, float] = field(default_factory=dict)
+    """Certified coverage of each score that competed; empty when none did."""
 
     @property
     def certified(self) -> bool:
@@ -129,15 +140,49 @@ def calibrate(
     return Threshold(value, risk, level, rows, n, shown, errors, shown / rows, p_value, needed, why)
 
 
+def calibrate_best(
+    confidences: Mapping[str, Sequence[float | None]],
+    correct: Sequence[float],
+    risk: float,
+    level: float,
+) -> Threshold:
+    """The threshold, of the score under which most answers are certified.
+
+    Args:
+        confidences: per score one per row, as for ``calibrate``. The first score stands alone where
+            the rows are too few to compare; of equals the first is taken.
+    """
+    first = next(iter(confidences))
+    eligible = sum(value is not None and math.isfinite(value) for value in confidences[first])
+    share = level / len(confidences)
+    if len(confidences) < 2 or rows_needed(1, risk, share) > START_SHARE * eligible:
+        return replace(calibrate(confidences[first], correct, risk, level), score=first)
+    found = {
+        name: replace(calibrate(values, correct, risk, share), score=name, level=level)
+        for name, values in confidences.items()
+    }
+    best = max(found.values(), key=lambda threshold: threshold.shown)
+    return replace(best, compared={name: each.coverage for name, each in found.items()})
+
+
 def calibrate_outcomes(outcomes: Iterable[Outcome], risk: float, level: float) -> Threshold:
-    """``calibrate`` on replayed validation rows; answers that may never be shown count as uncovered."""
+    """``calibrate_best`` on replayed validation rows; answers that may never be shown count as
+    uncovered. Rows that were asked for one confidence alone know no other."""
     rows = list(outcomes)
-    return calibrate(
-        [row.confidence if row.showable else None for row in rows],
-        [row.score.correct for row in rows],
-        risk,
-        level,
-    )
+    names = [
+        name
+        for name in SCORES
+        if rows and all(name in row.confidences for row in rows if row.showable)
+    ]
+    correct = [row.score.correct for row in rows]
+    if not names:
+        return calibrate(
+            [row.confidence if row.showable else None for row in rows], correct, risk, level
+        )
+    confidences: dict[str, Sequence[float | None]] = {
+        name: [row.confidences[name] if row.showable else None for row in rows] for name in names
+    }
+    return calibrate_best(confidences, correct, risk, level)
 
 
 def rows_needed(errors: int, risk: float, level: float) -> int:

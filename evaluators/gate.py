@@ -20,9 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluators.engine_match import EngineMatch
 from evaluators.guards import judge_golden, judge_slices
 from evaluators.honesty import Honesty
 from evaluators.intervals import difference_bounds, proportion_upper, session_bootstrap
+from evaluators.paired import MAX_ROWS, loss_upper
 from evaluators.served import GateRow
 from evaluators.tries import level_of_try
 from infra.settings.learning import Gate as GateSettings
@@ -44,17 +46,23 @@ class GatePolicy:
     min_rows: int = 30
     slices: tuple[str, ...] = ()
     min_slice_rows: int = 20
+    paired: Literal["betting", "exact"] = "exact"
+    """How right and wrong answers are compared with an adapter's; decisions of before there was a
+    choice are made again by ``betting``."""
 
     @classmethod
     def from_settings(cls, settings: GateSettings) -> GatePolicy:
-        return cls(**{item.name: getattr(settings, item.name) for item in fields(cls)})
+        names = {item.name for item in fields(cls)} - {"paired"}
+        return cls(**{name: getattr(settings, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> GatePolicy:
-        return cls(**{**value, "slices": tuple(value.get("slices", ()))})
+        return cls(
+            **{"paired": "betting", **value, "slices": tuple(value.get("slices", ()))},
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,8 @@ class GateEvidence:
     golden_seen: int = 0
     """How many of them are in the adapter's training data."""
     honesty: Honesty | None = None
+    match: EngineMatch | None = None
+    """Engine and trainer on the same prompts; None where the trainer left nothing to compare."""
 
     @property
     def digest(self) -> str:
@@ -91,6 +101,7 @@ class GateEvidence:
             "golden": ([row.to_dict() for row in self.golden], []),
             "golden_seen": (self.golden_seen, 0),
             "honesty": (None if self.honesty is None else self.honesty.to_dict(), None),
+            "match": (None if self.match is None else self.match.to_dict(), None),
         }
         return {
             "candidate": self.candidate,
@@ -118,6 +129,7 @@ class GateEvidence:
             tuple(map(GateRow.from_dict, value.get("golden", ()))),
             value.get("golden_seen", 0),
             Honesty.from_dict(value["honesty"]) if value.get("honesty") else None,
+            EngineMatch.from_dict(value["match"]) if value.get("match") else None,
         )
 
 
@@ -159,6 +171,10 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
         reason = f"the engine failed on {errors} of {len(rows)} rows: judge again when it is well"
         return GateResult("inconclusive", (reason,), numbers, evidence.digest)
 
+    if evidence.match is not None:
+        numbers["engine_match"] = evidence.match.to_dict()
+        if not evidence.match.agrees:
+            open_.append(f"{evidence.match.said}: find out why, then judge again")
     _judge_coverage(policy, evidence, numbers, failed, open_, held)
     _judge_difference(policy, evidence, numbers, failed, open_, held)
     _judge_base(policy, rows, numbers, failed, open_, held)
@@ -189,7 +205,7 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
 
 
 def non_inferiority_bounds(
-    differences: Sequence[float], level: float, *, incumbent: str
+    differences: Sequence[float], level: float, *, incumbent: str, margin: float | None = None
 ) -> tuple[float, float, str]:
     """One-sided lower and upper bounds of the mean paired difference, and the method's name.
 
@@ -198,8 +214,13 @@ def non_inferiority_bounds(
     * All differences -1, 0 or 1 and the teacher the incumbent: lost rows are binomial, so the exact
       Clopper-Pearson bound holds; gains, which the teacher on its own labels hardly leaves room
       for, are ignored, which can only lower the bound.
-    * The same against an adapter: the better of that and the betting bound, each at half the level.
-    * Graded scores: the betting bound.
+    * The same against an adapter: the exact test of ``paired``, turned around.
+    * Graded scores, and more rows than that test takes: the betting bound.
+
+    Args:
+        margin: where the lower bound has to be right to the last row. None: as decisions were made
+            before the exact test, by the better of the binomial and the betting bound, each at half
+            the level.
     """
     low, high = difference_bounds(differences, level)
     if any(difference not in (-1.0, 0.0, 1.0) for difference in differences):
@@ -208,6 +229,9 @@ def non_inferiority_bounds(
     n = len(differences)
     if incumbent == TEACHER:
         return -proportion_upper(lost, n, level), high, "exact binomial on lost rows"
+    if margin is not None and n <= MAX_ROWS:
+        won = sum(difference > 0 for difference in differences)
+        return -loss_upper(lost, won, n, level, margin), high, "exact paired score test"
     halves = (-proportion_upper(lost, n, level / 2), difference_bounds(differences, level / 2)[0])
     return max(halves), high, "better of exact binomial and betting at half the level"
 
@@ -251,7 +275,12 @@ def _judge_difference(
     rows = evidence.rows
     differences = [row.served - row.incumbent for row in rows]
     level = level_of_try(policy.level, evidence.tries)
-    low, _, method = non_inferiority_bounds(differences, level, incumbent=evidence.incumbent)
+    low, _, method = non_inferiority_bounds(
+        differences,
+        level,
+        incumbent=evidence.incumbent,
+        margin=policy.margin if policy.paired == "exact" and policy.margin > 0 else None,
+    )
     high = difference_bounds(differences, policy.level)[1]
     sessions = [row.session for row in rows]
     clustered, _ = session_bootstrap(differences, sessions, 2 * level)

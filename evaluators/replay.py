@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from evaluators.scoring import CallScore, answer_kind, score_answer
@@ -63,6 +63,10 @@ class Outcome:
     score: CallScore
     latency_seconds: float
     error: str | None = None
+    confidences: Mapping[str, float] = field(default_factory=dict)
+    """By score, where the answerer tells several; see ``prompting.confidence``."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
     @property
     def correct(self) -> float:
@@ -83,7 +87,14 @@ class Outcome:
             "score": self.score.to_dict(),
             "latency_seconds": self.latency_seconds,
             "error": self.error,
+            "confidences": dict(self.confidences),
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
         }
+
+    def by(self, score: str) -> Outcome:
+        """The same with the confidence of that score, where it is known."""
+        return replace(self, confidence=self.confidences.get(score, self.confidence))
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Outcome:
@@ -169,6 +180,13 @@ async def _ask(answerer: Answerer, example: Example, timeout_seconds: float) -> 
         confidence,
         score,
         waited,
+        confidences={
+            name: value
+            for name, value in getattr(answer, "confidences", {}).items()
+            if math.isfinite(value)
+        },
+        prompt_tokens=getattr(answer, "prompt_tokens", 0),
+        completion_tokens=getattr(answer, "completion_tokens", 0),
     )
 
 

@@ -45,7 +45,7 @@ class Scorecard:
     interval: Interval
     kinds: dict[str, int]
     stages: dict[str, dict[str, float]]
-    """Per stage: ``rows`` it applies to and its ``mean`` there."""
+    """Per stage: ``rows`` it applies to and its ``mean`` there, with the interval ``low`` to ``high``."""
     checks_passed: float
     """Share of rows whose answer passed its checks."""
     errors: int
@@ -56,9 +56,11 @@ class Scorecard:
     latency_seconds: dict[str, float]
     """Percentiles p50 to p99 over answered rows, in seconds; empty when none was answered."""
     slices: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Per slice (``tool=send``): ``rows`` and their ``mean``."""
+    """Per slice (``tool=send``): ``rows`` and their ``mean``, with the interval ``low`` to ``high``."""
     honesty: dict[str, int] = field(default_factory=dict)
     """Counts of ``honesty.Honesty``; empty when they were not taken."""
+    tokens: dict[str, float] = field(default_factory=dict)
+    """Mean ``prompt`` and ``completion`` tokens of an answered row; empty when they were not counted."""
 
     @property
     def digest(self) -> str:
@@ -116,10 +118,10 @@ def make_scorecard(
         raise ValueError(f"no answers of {answerer} to score: is the test split empty?")
     scores = [row.correct for row in outcomes]
     sessions = [row.session for row in outcomes]
-    stages: dict[str, list[float]] = defaultdict(list)
+    stages: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for row in outcomes:
         for stage, value in row.score.stages.items():
-            stages[stage].append(value)
+            stages[stage].append((value, row.session))
     answered = [row.latency_seconds for row in outcomes if row.error is None]
     errors = Counter((row.error or "").split(":")[0] for row in outcomes if row.error is not None)
     return Scorecard(
@@ -130,10 +132,7 @@ def make_scorecard(
         mean=float(np.mean(scores)),
         interval=mean_interval(scores, sessions, level, seed=seed),
         kinds=dict(sorted(Counter(row.score.kind for row in outcomes).items())),
-        stages={
-            stage: {"rows": len(values), "mean": float(np.mean(values))}
-            for stage, values in sorted(stages.items())
-        },
+        stages={stage: _summed_up(values, level, seed) for stage, values in sorted(stages.items())},
         checks_passed=float(np.mean([row.checks.passed for row in outcomes])),
         errors=errors.total(),
         error_reasons=dict(errors.most_common(WORST)),
@@ -144,8 +143,9 @@ def make_scorecard(
         }
         if answered
         else {},
-        slices=_by_slice(outcomes, slices or {}),
+        slices=_by_slice(outcomes, slices or {}, level, seed),
         honesty={} if honesty is None else honesty.to_dict(),
+        tokens=_tokens(outcomes),
     )
 
 
@@ -193,15 +193,34 @@ def mean_interval(
 
 
 def _by_slice(
-    outcomes: Sequence[Outcome], slices: Mapping[str, Mapping[str, str]]
+    outcomes: Sequence[Outcome], slices: Mapping[str, Mapping[str, str]], level: float, seed: int
 ) -> dict[str, dict[str, float]]:
-    scores: dict[str, list[float]] = defaultdict(list)
+    scores: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for row in outcomes:
         for dimension, value in slices.get(row.example_id, {}).items():
-            scores[f"{dimension}={value}"].append(row.correct)
+            scores[f"{dimension}={value}"].append((row.correct, row.session))
     largest = sorted(scores, key=lambda name: (-len(scores[name]), name))[:MAX_SLICES]
+    return {name: _summed_up(scores[name], level, seed) for name in largest}
+
+
+def _summed_up(scores: Sequence[tuple[float, str]], level: float, seed: int) -> dict[str, float]:
+    values = [score for score, _ in scores]
+    found = mean_interval(values, [session for _, session in scores], level, seed=seed)
     return {
-        name: {"rows": len(scores[name]), "mean": float(np.mean(scores[name]))} for name in largest
+        "rows": len(values),
+        "mean": float(np.mean(values)),
+        "low": found.low,
+        "high": found.high,
+    }
+
+
+def _tokens(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    counted = [row for row in outcomes if row.completion_tokens]
+    if not counted:
+        return {}
+    return {
+        "prompt": float(np.mean([row.prompt_tokens for row in counted])),
+        "completion": float(np.mean([row.completion_tokens for row in counted])),
     }
 
 

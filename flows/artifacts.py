@@ -81,6 +81,13 @@ def show_scores(context: Context, judgements: Sequence[Judgement]) -> None:
 
 
 @_showing
+def show_scorecard(task_id: str, page: str) -> None:
+    create_markdown_artifact(
+        key=f"scorecard-{task_id}", markdown=page, description="One adapter on one page"
+    )
+
+
+@_showing
 def show_drift(made: DriftReport, url: str) -> None:
     create_link_artifact(
         key=f"drift-{made.task_id}",

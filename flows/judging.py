@@ -11,15 +11,18 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluators.calibration import calibrate_outcomes
+from evaluators.engine_match import Said, compare_with_trainer
 from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, decide
 from evaluators.replay import NOT_ASKED, Answerer, Outcome, replay
 from evaluators.scorecard import make_scorecard
+from evaluators.scorecard_page import Price, costs_per_thousand
 from evaluators.served import Served, gate_rows, serve
+from flows.answerers import compared_cards, curves_of
+from flows.judgement import Judgement, tell_mismatch
 from flows.judging_inputs import (
     GOLDEN,
     earlier_tests,
@@ -34,10 +37,13 @@ from flows.judging_inputs import (
 from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
 from infra.objects.store import ObjectExists, ObjectMissing
+from infra.prompting.answers import CUT_OFF
+from infra.prompting.confidence import MEAN
 from infra.prompting.template import FULL, PromptFormat
 from serving.engines.protocol import Engine, EngineError, EngineUnavailable
 from serving.small_model import SmallAnswer, SmallModel
 from trainers.data_sets.golden import golden_cases
+from trainers.data_sets.labels import prompt_key
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
 logger = logging.getLogger(__name__)
@@ -45,35 +51,6 @@ logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 300.0
 """For one answer: nobody waits for it, and an unpruned prompt on a busy processor takes long."""
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """How an adapter was judged. Scores are mean correctness on the test split, 0 to 1."""
-
-    adapter: str
-    task_id: str
-    dataset_digest: str
-    threshold: float | None
-    coverage: float
-    base_score: float
-    adapter_score: float
-    teacher_score: float
-    served_score: float
-    verdict: str
-    reasons: tuple[str, ...]
-    scorecards: Mapping[str, Any]
-    gate: Mapping[str, Any]
-    report: str
-    """Key of this judgement in the object store."""
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Judgement:
-        value = json.loads(data)
-        return cls(**{**value, "reasons": tuple(value["reasons"])})
 
 
 def judge(
@@ -90,7 +67,8 @@ def judge(
         return Judgement.from_json(context.store.get(key))
     except ObjectMissing:
         pass
-    judgement = asyncio.run(_judge(context, folder, dataset, key, say))
+    judgement, _ = asyncio.run(ask_and_decide(context, folder, dataset, key, say))
+    tell_mismatch(context, judgement)
     try:
         context.store.create(key, judgement.to_json())
     except ObjectExists:
@@ -99,9 +77,13 @@ def judge(
     return judgement
 
 
-async def _judge(
+async def ask_and_decide(
     context: Context, folder: Path, dataset: DatasetVersion, key: str, say: Say
-) -> Judgement:
+) -> tuple[Judgement, list[Outcome]]:
+    """Ask the engine everything and decide; keeps nothing but the base model's answers.
+
+    Returns the judgement, which would lie at ``key``, and the answers to the test.
+    """
     manifest = read_manifest(folder)
     gate = context.settings.gate
     form = PromptFormat.from_dict(manifest.format)
@@ -116,7 +98,8 @@ async def _judge(
         loaded_here = await engine.ensure_loaded(name, folder)
         try:
             await engine.probe(name)
-            adapter = _answerer(context, engine, name, form)
+            heard: dict[str, Said] = {}
+            adapter = _answerer(context, engine, name, form, every_score=True, heard=heard)
             calibration_rows = await _replay(
                 context, adapter, validation, say, f"{name}: validation"
             )
@@ -142,15 +125,24 @@ async def _judge(
     asked_before = [row for outcomes in earlier_rows.values() for row in outcomes]
     _require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
     _require_golden(golden_rows)
-    champion, incumbent, not_answered = await _incumbent(
+    champion, incumbent, champion_rows = await _incumbent(
         context,
         manifest.task_id,
         manifest.name,
         {dataset.digest: test, GOLDEN: pinned, **earlier},
         say,
     )
+    not_answered = _require_incumbent(
+        incumbent, [row for outcomes in champion_rows.values() for row in outcomes]
+    )
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
     shown_from = math.inf if threshold.value is None else threshold.value
+    rows = [row.by(threshold.score) for row in rows]
+    golden_rows = [row.by(threshold.score) for row in golden_rows]
+    earlier_rows = {
+        digest: [row.by(threshold.score) for row in outcomes]
+        for digest, outcomes in earlier_rows.items()
+    }
     slices = slices_by_example(test)
     trained = trained_prompts(context, dataset)
     honesty = honesty_of(trained, test)
@@ -177,6 +169,11 @@ async def _judge(
         ),
         golden_seen=golden_seen(trained, golden),
         honesty=honesty,
+        match=compare_with_trainer(
+            (manifest.metrics.get("training") or {}).get("probes") or (),
+            heard,
+            gate.engine_tolerance,
+        ),
     )
     result = decide(GatePolicy.from_settings(gate), evidence)
     served = serve(rows, shown_from)
@@ -185,27 +182,46 @@ async def _judge(
             manifest.name, dataset.digest, rows, slices=slices, honesty=honesty
         ),
         "base": make_scorecard(manifest.base_model, dataset.digest, base_rows, slices=slices),
+        **compared_cards(
+            dataset.digest,
+            test,
+            slices,
+            adapter=(manifest.name, rows),
+            served=served,
+            incumbent=(incumbent, champion_rows[dataset.digest]) if champion else None,
+            teacher=context.settings.teacher.model,
+        ),
     }
-    return Judgement(
+    scorecards = {name: card.to_dict() for name, card in cards.items()}
+    coverage = sum(row.accepted for row in served) / len(served)
+    price = Price(
+        context.settings.teacher.cost_per_million_tokens,
+        context.settings.engine.cost_per_million_tokens,
+    )
+    judgement = Judgement(
         adapter=manifest.name,
         task_id=manifest.task_id,
         dataset_digest=dataset.digest,
         threshold=threshold.value,
-        coverage=sum(row.accepted for row in served) / len(served),
+        coverage=coverage,
         base_score=cards["base"].mean,
         adapter_score=cards["adapter"].mean,
         teacher_score=teacher_score(test),
         served_score=sum(row.correct for row in served) / len(served),
         verdict=result.verdict,
         reasons=result.reasons + not_answered,
-        scorecards={name: card.to_dict() for name, card in cards.items()},
+        scorecards=scorecards,
         gate={
             **result.to_dict(),
             "policy": GatePolicy.from_settings(gate).to_dict(),
             "evidence": evidence.to_dict(),
         },
         report=key,
+        confidence=threshold.score,
+        risk_coverage=curves_of(rows, threshold, gate),
+        costs=costs_per_thousand(price, scorecards, coverage),
     )
+    return judgement, rows
 
 
 async def _base_outcomes(
@@ -234,41 +250,62 @@ async def _incumbent(
     candidate: str,
     tests: Mapping[str, Sequence[Example]],
     say: Say,
-) -> tuple[dict[str, list[Served]] | None, str, tuple[str, ...]]:
-    """The champion adapter as served on the same rows, or None when the teacher is the champion; its
-    name; what must be said of its answers. Raises EngineUnavailable.
-    """
+) -> tuple[dict[str, list[Served]] | None, str, dict[str, list[Outcome]]]:
+    """The champion adapter as served on the same rows, its name and its own answers; None, and no
+    answers, when the teacher is the champion. Raises EngineUnavailable."""
     champion = context.registry.route(task_id).champion
     if champion in (TEACHER, candidate):
-        return None, TEACHER, ()
+        return None, TEACHER, {}
     registered = context.registry.adapter(champion)
     folder = await asyncio.to_thread(
         pull, context.store, registered.location, context.settings.gateway.adapters
     )
-    form = PromptFormat.from_dict(read_manifest(folder).format)
+    manifest = read_manifest(folder)
+    form = PromptFormat.from_dict(manifest.format)
     async with context.engine() as engine:
         await engine.ensure_loaded(champion, folder)
-        answerer = _answerer(context, engine, champion, form)
+        answerer = _answerer(context, engine, champion, form, score=manifest.confidence)
         said = {
             digest: await _replay(context, answerer, test, say, f"incumbent {champion}")
             for digest, test in tests.items()
         }
-    noted = _require_incumbent(champion, [row for rows in said.values() for row in rows])
     served = {digest: serve(rows, registered.threshold) for digest, rows in said.items()}
-    return served, champion, noted
+    return served, champion, said
 
 
 def _answerer(
-    context: Context, engine: Engine, adapter: str | None, form: PromptFormat
+    context: Context,
+    engine: Engine,
+    adapter: str | None,
+    form: PromptFormat,
+    *,
+    score: str = MEAN,
+    every_score: bool = False,
+    heard: dict[str, Said] | None = None,
 ) -> Answerer:
-    """The small model as the gateway asks it, without a threshold; None asks the base model."""
+    """The small model as the gateway asks it, without a threshold; None asks the base model.
+
+    Args:
+        heard: gets what was said, by ``prompt_key``.
+    """
     small = SmallModel(engine, timeout_seconds=ANSWER_SECONDS)
 
-    async def answer(request: Mapping[str, Any]) -> SmallAnswer:
+    async def ask(request: Mapping[str, Any]) -> SmallAnswer:
         limit = context.settings.engine.max_answer_tokens
-        return await small.answer(request, adapter=adapter, form=form, max_tokens=limit)
+        answer = await small.answer(
+            request,
+            adapter=adapter,
+            form=form,
+            score=score,
+            every_score=every_score,
+            max_tokens=limit,
+        )
+        if heard is not None:
+            complete = answer.checks.reason != CUT_OFF
+            heard[prompt_key(request)] = Said(answer.text, answer.token_logprobs, complete)
+        return answer
 
-    return answer
+    return ask
 
 
 async def _replay(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from evaluators.guards import slices_of
 from evaluators.honesty import Honesty, check_honesty
+from evaluators.languages import language_of
 from evaluators.replay import Outcome
 from evaluators.scoring import CallScore
 from evaluators.served import Served
 from flows.wiring import Context
 from infra.objects.store import ObjectMissing
+from infra.prompting.template import content_text
 from trainers.data_sets.golden import GoldenCase
 from trainers.data_sets.labels import answer_key, prompt_key
 from trainers.data_sets.versions import (
@@ -79,9 +81,19 @@ def tries_before(context: Context, task_id: str, candidate: str, incumbent: str)
 def slices_by_example(examples: Sequence[Example]) -> dict[str, dict[str, str]]:
     """Which slices each belongs to, by call id; a data set's sessions begin with their tenant."""
     return {
-        row.call_id: slices_of(row.request, row.answer, row.session.partition("/")[0])
+        row.call_id: {
+            **slices_of(row.request, row.answer, row.session.partition("/")[0]),
+            "language": language_of(_last_words(row.request)),
+        }
         for row in examples
     }
+
+
+def _last_words(request: Mapping[str, Any]) -> str:
+    """What the user said last: the prompts of a task share the rest, whatever the caller speaks."""
+    said = (m for m in reversed(request["messages"]) if m.get("role") == "user")
+    nothing: Mapping[str, Any] = {}
+    return content_text(next(said, nothing).get("content"))
 
 
 def golden_seen(trained: Set[str], cases: Sequence[GoldenCase]) -> int:

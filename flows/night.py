@@ -12,9 +12,18 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import Field
 
-from flows.artifacts import Progress, described, show_drift, show_facts, show_plan, show_scores
+from flows.artifacts import (
+    Progress,
+    described,
+    show_drift,
+    show_facts,
+    show_plan,
+    show_scorecard,
+    show_scores,
+)
 from flows.holding import hold
-from flows.judging import Judgement, judge
+from flows.judgement import Judgement
+from flows.judging import judge
 from flows.learning import (
     Trained,
     dataset_of,
@@ -27,6 +36,7 @@ from flows.orchestrator import OrchestratorDown, OrchestratorRefused
 from flows.planning import RunFact, plan_night, plan_rows, remember_night
 from flows.releasing import Released, release
 from flows.reporting import drift_report, report_url
+from flows.scorecards import keep_scorecard, scorecard_markdown
 from flows.wiring import open_context
 from infra.calls.record import utc_now
 from trainers.base_model import prepare_base
@@ -83,7 +93,11 @@ def judge_task(trained: Trained) -> Judgement:
         hold(context.database, "judge", context.holder, wait_seconds=3600),
     ):
         dataset = dataset_of(context, trained.dataset_digest)
-        return judge(context, trained.folder, dataset, say=get_run_logger().info)
+        judgement = judge(context, trained.folder, dataset, say=get_run_logger().info)
+        keep_scorecard(context, judgement)
+        page = scorecard_markdown(context, judgement)
+    show_scorecard(trained.task_id, page)
+    return judgement
 
 
 @task(retries=2, cache_policy=NO_CACHE, task_run_name="release {trained.name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flows.judging import Judgement
+from flows.judgement import Judgement
 from flows.learning import Trained
 from flows.planning import RELEASED
 from flows.wiring import Context
@@ -81,11 +81,17 @@ def _release(
     actor: str,
 ) -> Released:
     threshold = judgement.threshold if gate_override is None else None
-    scores = _body(judgement)
+    scores = scorecard_body(judgement)
     with context.database.begin() as connection:
         # What a crashed night left here counts again, before anybody takes it for rubbish.
         reserve(connection, f"adapters/{trained.task_id}/{trained.digest}", utc_now())
-    artifact = publish(context.store, trained.folder, threshold=threshold, metrics=scores["scores"])
+    artifact = publish(
+        context.store,
+        trained.folder,
+        threshold=threshold,
+        confidence=judgement.confidence,
+        metrics=scores["scores"],
+    )
     context.registry.register_adapter(
         name=trained.name,
         task_id=trained.task_id,
@@ -128,7 +134,8 @@ def _earlier_rollout(context: Context, adapter: str) -> Rollout | None:
     return rollouts[-1] if rollouts else None
 
 
-def _body(judgement: Judgement) -> dict[str, Any]:
+def scorecard_body(judgement: Judgement) -> dict[str, Any]:
+    """What the registry keeps of a judgement."""
     return {
         "scores": {
             "base": judgement.base_score,
@@ -138,6 +145,7 @@ def _body(judgement: Judgement) -> dict[str, Any]:
         },
         "coverage": judgement.coverage,
         "threshold": judgement.threshold,
+        "confidence": judgement.confidence,
         "scorecards": dict(judgement.scorecards),
         "report": judgement.report,
     }

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from infra.calls.record import Checks
-from infra.prompting.answers import mean_log_probability, parse_answer
+from infra.prompting.answers import parse_answer
+from infra.prompting.confidence import MEAN, all_confidences, confidence_of
 from infra.prompting.template import FULL, PromptFormat, render_prompt
 from serving.engines.protocol import Completion, Engine, EngineUnavailable
 
 Growing = Callable[[str, int, float], Awaitable[None]]
-"""Hears the text so far, its tokens, and their mean log-probability."""
+"""Hears the text so far, the number of its tokens, and its confidence."""
 BELOW_THRESHOLD = "confidence below the threshold"
 
 
@@ -30,13 +31,17 @@ class SmallAnswer:
     """The generated text as it came, without the stop token."""
     checks: Checks
     confidence: float
-    """Mean natural log-probability of the answer's tokens, in (-inf, 0]."""
+    """By the score that the adapter is judged by, in (-inf, 0]; see ``prompting.confidence``."""
     accepted: bool
     reason: str
     """Why it was not accepted; empty when it was. Holds no text of the answer's values."""
     latency_seconds: float
     prompt_tokens: int
     completion_tokens: int
+    confidences: Mapping[str, float] = field(default_factory=dict)
+    """Every score, where all were asked for."""
+    token_logprobs: tuple[float, ...] = ()
+    """As the engine told them."""
 
 
 class SmallModel:
@@ -58,6 +63,8 @@ class SmallModel:
         adapter: str | None,
         form: PromptFormat = FULL,
         threshold: float | None = None,
+        score: str = MEAN,
+        every_score: bool = False,
         max_tokens: int = 160,
         timeout_seconds: float | None = None,
         growing: Growing | None = None,
@@ -69,6 +76,8 @@ class SmallModel:
             adapter: the adapter's name; None asks the base model.
             form: which parts of the request the adapter was trained without.
             threshold: least confidence to accept; None accepts whatever passes the checks.
+            score: which confidence the threshold is for; one that is not known reaches none.
+            every_score: compute all of them, to choose among.
             max_tokens: the answer's limit; one that runs into it is never accepted. A smaller
                 limit of the caller's own (``max_completion_tokens``, ``max_tokens``) holds.
             growing: told of the text while it is generated; whatever it raises ends the generation.
@@ -85,10 +94,11 @@ class SmallModel:
                 adapter, prompt, max_tokens=limit, timeout_seconds=seconds
             )
         else:
-            completion = await self._streamed(adapter, prompt, limit, seconds, growing)
+            completion = await self._streamed(adapter, prompt, limit, seconds, score, growing)
         latency_seconds = time.perf_counter() - started
         parsed = parse_answer(completion.text, request, complete=completion.finish_reason == "stop")
-        confidence = mean_log_probability(completion.token_logprobs)
+        said = (completion.text, completion.tokens, completion.token_logprobs)
+        confidence = confidence_of(score, *said)
         reason = refusal(parsed.checks, confidence, threshold)
         return SmallAnswer(
             message=parsed.message,
@@ -100,22 +110,39 @@ class SmallModel:
             latency_seconds=latency_seconds,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
+            confidences=all_confidences(*said) if every_score else {},
+            token_logprobs=completion.token_logprobs,
         )
 
     async def _streamed(
-        self, adapter: str | None, prompt: str, limit: int, seconds: float, growing: Growing
+        self,
+        adapter: str | None,
+        prompt: str,
+        limit: int,
+        seconds: float,
+        score: str,
+        growing: Growing,
     ) -> Completion:
         text = ""
         logprobs: list[float] = []
+        tokens: list[str] = []
         stream = self.engine.stream(adapter, prompt, max_tokens=limit, timeout_seconds=seconds)
         try:
             async for chunk in stream:
                 text += chunk.text
                 logprobs += chunk.token_logprobs
+                tokens += chunk.tokens
                 if chunk.finish_reason is not None:
                     # The engine does not count the prompt's tokens in a stream.
-                    return Completion(text, tuple(logprobs), chunk.finish_reason, 0, len(logprobs))
-                await growing(text, len(logprobs), mean_log_probability(logprobs))
+                    return Completion(
+                        text,
+                        tuple(logprobs),
+                        chunk.finish_reason,
+                        0,
+                        len(logprobs),
+                        tuple(tokens),
+                    )
+                await growing(text, len(logprobs), confidence_of(score, text, tokens, logprobs))
         finally:
             # Closing it tells the engine that nobody reads on.
             await stream.aclose()  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ from infra.artifacts.manifest import (
     adapter_name,
 )
 from infra.objects.store import ObjectExists, ObjectStore
+from infra.prompting.confidence import MEAN
 from trainers.curve import draw_curve, read_curve
 from trainers.run_folder import RunFolder, TrainResult
 
@@ -89,12 +90,14 @@ def publish(
     folder: Path,
     *,
     threshold: float | None = None,
+    confidence: str = MEAN,
     metrics: Mapping[str, Any] | None = None,
 ) -> AdapterArtifact:
     """Upload a packaged folder to ``adapters/<task>/<digest>/``; safe to repeat.
 
     Args:
         threshold: calibrated confidence for the manifest, as judging found it.
+        confidence: the score that the threshold is for.
         metrics: figures added to the manifest's.
 
     Returns what is stored: when the adapter was published before, the manifest of that time.
@@ -107,6 +110,7 @@ def publish(
     manifest = local.model_copy(
         update={
             "threshold": local.threshold if threshold is None else threshold,
+            "confidence": local.confidence if threshold is None else confidence,
             "metrics": {**local.metrics, **(metrics or {})},
         }
     )
@@ -171,7 +175,7 @@ def _card(manifest: AdapterManifest) -> str:
     threshold = (
         "none: every answer that passes its checks"
         if manifest.threshold is None
-        else (f"mean token log-probability of at least {manifest.threshold:.4f}")
+        else f"confidence ({manifest.confidence.replace('_', ' ')}) of at least {manifest.threshold:.4f}"
     )
     warning = (
         "\n**A drill: trained on wrong answers on purpose. Never let it answer anyone.**\n"

@@ -55,6 +55,19 @@ class RunRequest(BaseModel):
     )
 
 
+class Probe(BaseModel):
+    """The beginning of one greedy answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt: str
+    """``prompt_key`` of the request."""
+    text: str
+    """What the answer begins with."""
+    log_probabilities: tuple[float, ...]
+    """Of its first tokens in order, natural; it may be one more than ``text`` holds."""
+
+
 class TrainResult(BaseModel):
     """What a finished run reports. ``adapter/`` of the run folder holds the weights."""
 
@@ -87,6 +100,8 @@ class TrainResult(BaseModel):
     finished: float
     """Seconds since the epoch."""
     libraries: dict[str, str] = Field(default_factory=dict)
+    probes: tuple[Probe, ...] = ()
+    """What the kept weights say of some validation prompts, for the judge to compare the engine with."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ KNOWN_ERRORS = {
     "infra.database.garbage.BeingRemoved": FAILED,
     "infra.objects.store.ObjectStoreError": FAILED,
     "infra.calls.finding.CallNotFound": NOT_FOUND,
+    "infra.artifacts.manifest.ArtifactError": FAILED,
+    "serving.engines.protocol.EngineError": FAILED,
     "serving.registry.errors.Unknown": NOT_FOUND,
     "serving.registry.errors.NothingToRollBack": NOT_FOUND,
     "serving.registry.errors.RegistryError": FAILED,

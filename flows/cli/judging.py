@@ -1,4 +1,4 @@
-"""The command about the gate's decisions."""
+"""The commands about judging and the gate's decisions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from dataclasses import asdict
 
 import click
 
-from flows.cli.common import FAILED, JSON_OPTION, context_of, fail, failing_clearly
+from flows.cli.common import (
+    AS_OPTION,
+    FAILED,
+    JSON_OPTION,
+    WHY_OPTION,
+    context_of,
+    fail,
+    failing_clearly,
+)
 
 
 @click.command(
@@ -42,3 +50,57 @@ def gate(ctx: click.Context, wanted: str, as_json: bool) -> None:
             click.echo(f"  {reason}")
     if not found.same:
         fail("it does not come out as it was stored", FAILED)
+
+
+@click.command(
+    epilog="\b\nExamples:\n  nightschool judge invoices@0123456789abcdef\n"
+    "  nightschool judge invoices@0123456789abcdef --json\n"
+    "  nightschool judge invoices@0123456789abcdef --keep --why 'a new engine'"
+)
+@click.argument("adapter")
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="Keep the page and the decision beside the first; routes and rollouts stay as they are.",
+)
+@WHY_OPTION
+@AS_OPTION
+@JSON_OPTION
+@click.pass_context
+@failing_clearly
+def judge(
+    ctx: click.Context, adapter: str, keep: bool, why: str, actor: str, as_json: bool
+) -> None:
+    """Judge ADAPTER again now: replay its held-out calls through the engine, and show the scorecard.
+
+    Nothing is changed by it. The engine has to run; minutes, by the number of test examples.
+    """
+    from dataclasses import asdict
+
+    from evaluators.pages import markdown
+    from evaluators.scorecard_page import scorecard_page
+    from flows.judging_again import judge_again
+    from flows.reporting import report_url
+    from flows.scorecards import PICTURE
+
+    with context_of(ctx) as context:
+        found = judge_again(
+            context,
+            adapter,
+            keep=keep,
+            actor=actor,
+            why=why,
+            say=lambda text: click.echo(text, err=True),
+        )
+        link = None if found.page is None else report_url(context, found.page)
+    if as_json:
+        click.echo(json.dumps({**asdict(found), "link": link}))
+        return
+    title, blocks = scorecard_page(asdict(found.judgement))
+    click.echo(markdown(title, blocks, PICTURE))
+    for row in found.worst:
+        click.echo(f"{row['call']} asked: {row['asked']}")
+        click.echo(f"  right: {row['right']}")
+        click.echo(f"  said:  {row['said'] if row['said'] is not None else row['why']}")
+    if link is not None:
+        click.echo(f"kept: {link}")

@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from infra.prompting.confidence import MEAN
+
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
@@ -57,7 +59,10 @@ class AdapterManifest(BaseModel):
     """PromptFormat: what the prompt leaves out."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     threshold: float | None = None
-    """Calibrated mean token log-probability an answer must reach; None: every checked answer."""
+    """Calibrated confidence an answer must reach; None: every checked answer."""
+    confidence: str = Field(default=MEAN, max_length=40)
+    """Which score the threshold is for, see ``prompting.confidence``. One that a reader does not know
+    is never reached."""
     libraries: dict[str, str] = Field(default_factory=dict)
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 

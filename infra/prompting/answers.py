@@ -8,8 +8,7 @@ judging counts it as wrong.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -76,13 +75,6 @@ def check_answer(message: Mapping[str, Any], request: Mapping[str, Any]) -> Chec
     if request.get("tools") and request.get("tool_choice") == "required":
         return Checks(parsed=False, reason="a tool call was required and none was made")
     return Checks(parsed=bool(content), reason="" if content else "empty answer")
-
-
-def mean_log_probability(token_log_probabilities: Sequence[float]) -> float:
-    """Length-normalized log-probability of the answer, in (-inf, 0]; -inf when there are no tokens."""
-    if not token_log_probabilities:
-        return -math.inf
-    return sum(token_log_probabilities) / len(token_log_probabilities)
 
 
 def _tool_calls(text: str) -> list[dict[str, Any]] | None:

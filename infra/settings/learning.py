@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from infra.settings.bounds import Clock, Seconds, Section, Share, Text
 
-SLICE = r"^(tool|length|tenant)(=.+)?$"
+SLICE = r"^(tool|length|tenant|language)(=.+)?$"
 
 
 class LogSource(Section):
@@ -211,6 +211,13 @@ class Gate(Section):
         max_length=50,
         description="May not regress: `tool` is each tool with enough rows, `tool=send` this one, "
         "which must have enough",
+    )
+    engine_tolerance: float = Field(
+        0.1,
+        gt=0,
+        le=10,
+        description="Nats that a token's log-probability may differ between engine and trainer, on "
+        "average; beyond, an alarm and no pass. 4-bit training may need more",
     )
     min_slice_rows: int = Field(
         20, ge=1, le=100_000, description="Test examples below which nothing is said of a slice"

@@ -198,6 +198,12 @@ class Engine(Section):
         description="Addresses of further engines like the one at `url`: calls go to the least busy",
     )
     api_key: SecretStr | None = Field(None, description="Sent to the engine; never logged")
+    cost_per_million_tokens: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Of the small model, in the teacher's currency; for the scorecard",
+    )
     base_model: Text = Field(
         "smollm2-135m",
         description="smollm2-135m (packaged), a folder or hub id; with vllm, gateways need its "

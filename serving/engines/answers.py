@@ -29,6 +29,7 @@ def read_completion(body: Mapping[str, Any]) -> Completion:
             finish_reason=_finish_reason(choice) or "length",
             prompt_tokens=int(usage["prompt_tokens"]),
             completion_tokens=int(usage["completion_tokens"]),
+            tokens=_tokens(choice),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise EngineUnavailable(
@@ -52,6 +53,7 @@ def read_chunk(data: bytes) -> CompletionChunk | None:
             text=str(choices[0].get("text") or ""),
             token_logprobs=_logprobs(choices[0]),
             finish_reason=_finish_reason(choices[0]),
+            tokens=_tokens(choices[0]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EngineUnavailable(
@@ -92,3 +94,7 @@ def _finish_reason(choice: Mapping[str, Any]) -> FinishReason | None:
 def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...]:
     values = (choice.get("logprobs") or {}).get("token_logprobs") or []
     return tuple(float(value) for value in values if value is not None)
+
+
+def _tokens(choice: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(map(str, (choice.get("logprobs") or {}).get("tokens") or ()))

@@ -66,6 +66,8 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    tokens: tuple[str, ...] = ()
+    """The text of each token of ``token_logprobs``; none where the engine tells none."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class CompletionChunk:
     text: str
     token_logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
+    tokens: tuple[str, ...] = ()
 
 
 class Engine(Protocol):

@@ -44,7 +44,7 @@ class EarlyText:
 
     Args:
         hold_tokens: tokens that must stand before the first release.
-        threshold: least mean log-probability, as for a whole answer; None: no threshold.
+        threshold: least confidence, as for a whole answer; None: no threshold.
         known: placeholders of the prompt; any other one must not be shown.
         restore: puts the values back for placeholders.
         send: gives text to the caller.
@@ -70,12 +70,12 @@ class EarlyText:
     def begun(self) -> bool:
         return bool(self.sent)
 
-    async def grown(self, text: str, tokens: int, mean_log_probability: float) -> None:
+    async def grown(self, text: str, tokens: int, confidence: float) -> None:
         """Release what may be released of the text so far.
 
         Raises TextTurnedBad when some of it is out and the rest may not follow.
         """
-        problem = self._problem(text, mean_log_probability)
+        problem = self._problem(text, confidence)
         if problem:
             if self.begun:
                 raise TextTurnedBad(problem)
@@ -95,12 +95,12 @@ class EarlyText:
             await self._send(more)
             self.sent = whole
 
-    def _problem(self, text: str, mean_log_probability: float) -> str:
+    def _problem(self, text: str, confidence: float) -> str:
         if text.lstrip().startswith(_JSON_STARTS):
             return "looks like JSON"
         if _CONTROL in text:
             return "has a control token"
-        if self._threshold is not None and not mean_log_probability >= self._threshold:
+        if self._threshold is not None and not confidence >= self._threshold:
             return "confidence"
         if any(match.group() not in self._known for match in PLACEHOLDER.finditer(text)):
             return "names a placeholder that the prompt does not have"

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from infra.calls.record import utc_now
+from infra.prompting.confidence import MEAN
 from infra.prompting.template import PromptFormat
 
 Stage = Literal["none", "shadow", "canary"]
@@ -33,6 +34,8 @@ class AdapterRoute:
     """PromptFormat as a dict."""
     threshold: float | None
     """Least confidence that is shown; None: every answer that passes the checks."""
+    confidence: str = MEAN
+    """Which score the threshold is for."""
 
     @cached_property
     def prompt_format(self) -> PromptFormat:

@@ -71,6 +71,7 @@ class SmallCalls:
                     adapter=adapter.name,
                     form=adapter.prompt_format,
                     threshold=adapter.threshold,
+                    score=adapter.confidence,
                     max_tokens=self._answer_tokens,
                     timeout_seconds=self._timeout_seconds,
                     growing=growing,

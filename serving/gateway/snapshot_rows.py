@@ -22,6 +22,7 @@ from infra.database.data_version import DataVersion
 from infra.database.open import Database
 from infra.database.patience import answers_within
 from infra.database.tables import adapters, api_keys, rollouts, routes, tasks
+from infra.prompting.confidence import MEAN
 from infra.prompting.template import PromptFormat
 from serving.gateway.routes import TEACHER, AdapterRoute, KeyRoute, Snapshot, TaskRoute, frame_of
 
@@ -66,7 +67,7 @@ class SnapshotReader:
         self._file = DataVersion(database) if database.is_sqlite else None
         self._token: object = None
         self._tasks: dict[str, _Known] = {}
-        self._formats: dict[str, Mapping[str, Any]] = {}
+        self._manifests: dict[str, tuple[Mapping[str, Any], str]] = {}
         self._terms: dict[str, tuple[float | None, float | None]] = {}
 
     @property
@@ -141,17 +142,19 @@ class SnapshotReader:
         return Snapshot(tuple(known.route for known in self._tasks.values()), keys, now)
 
     def _read_adapters(self, connection: Connection, names: set[str]) -> dict[str, Row[Any]]:
-        """Rows of these adapters; their formats, which never change, are read once."""
+        """Rows of these adapters; what their manifests say, which never changes, is read once."""
         columns = [column for column in adapters.c if column.name not in ("manifest",)]
         found = {
             row.name: row
             for row in _rows(connection, select(*columns), adapters.c.name, sorted(names))
         }
-        self._formats = {name: form for name, form in self._formats.items() if name in found}
-        missing = [name for name in found if name not in self._formats]
+        self._manifests = {name: said for name, said in self._manifests.items() if name in found}
+        missing = [name for name in found if name not in self._manifests]
         query = select(adapters.c.name, adapters.c.manifest)
         for row in _rows(connection, query, adapters.c.name, missing):
-            self._formats[row.name] = dict((row.manifest or {}).get("format") or {})
+            manifest = row.manifest or {}
+            score = str(manifest.get("confidence") or MEAN)
+            self._manifests[row.name] = (dict(manifest.get("format") or {}), score)
         return found
 
     def _read_terms(self, connection: Connection, ids: set[str]) -> None:
@@ -214,13 +217,13 @@ class SnapshotReader:
         if not _SAFE_NAME.fullmatch(name):
             logger.warning("adapter name of task %s is not task@digest: not served", task_id)
             return None
-        form = self._formats.get(name, {})
+        form, score = self._manifests.get(name, ({}, MEAN))
         try:
             PromptFormat.from_dict(form)
         except (ValueError, TypeError) as error:
             logger.warning("adapter %s is not served: %s", name, error)
             return None
-        return AdapterRoute(name, row.digest, row.location, form, row.threshold)
+        return AdapterRoute(name, row.digest, row.location, form, row.threshold, score)
 
 
 def read_snapshot(database: Database, now: datetime | None = None) -> Snapshot:

@@ -18,6 +18,7 @@ from infra.database.garbage import find_mark, require_kept
 from infra.database.sources import insert_sources
 from infra.database.tables import adapters, dataset_versions, routes, scorecards
 from infra.database.writes import compare_and_swap, insert_if_absent
+from infra.prompting.confidence import MEAN
 from serving.registry.errors import (
     AdapterInUse,
     AdapterNameReused,
@@ -195,6 +196,9 @@ def _differences(found: Adapter, wanted: Adapter) -> list[str]:
     files = found.manifest.get("files"), wanted.manifest.get("files")
     if all(files) and files[0] != files[1]:
         different.append("files")
+    scores = [side.manifest.get("confidence") or MEAN for side in (found, wanted)]
+    if scores[0] != scores[1]:
+        different.append("confidence")
     if not _same_threshold(found.threshold, wanted.threshold):
         different.append("threshold")
     return different

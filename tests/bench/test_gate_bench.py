@@ -14,7 +14,9 @@ def test_passing_is_the_gates_bound():
     said = passes(lost, won, 100, 2)
     for place, (a, b) in enumerate(zip(lost, won, strict=True)):
         rows = [-1.0] * a + [1.0] * b + [0.0] * (100 - a - b)
-        low, _, _ = non_inferiority_bounds(rows, level_of_try(LEVEL, 2), incumbent="home@x")
+        low, _, _ = non_inferiority_bounds(
+            rows, level_of_try(LEVEL, 2), incumbent="home@x", margin=MARGIN
+        )
         assert said[place] == (low >= -MARGIN)
     assert said.any() and not said.all()
 

@@ -207,6 +207,10 @@ async def test_the_stop_tokens_probability_is_the_last_one(
     assert answer.finish_reason == "stop"
     assert len(answer.token_logprobs) == answer.completion_tokens
     assert "<|im_end|>" not in answer.text
+    assert len(answer.tokens) == answer.completion_tokens
+    assert answer.tokens[-1] == "<|im_end|>"
+    if "\ufffd" not in "".join(answer.tokens):
+        assert "".join(answer.tokens[:-1]) == answer.text
     assert max(answer.token_logprobs) <= 0
 
 
@@ -234,6 +238,7 @@ async def test_streaming_says_the_same(engine: OneOrMany, adapters: Named, oracl
         assert "".join(chunk.text for chunk in chunks) == expected.text
         logprobs = [value for chunk in chunks for value in chunk.token_logprobs]
         assert logprobs == pytest.approx(expected.token_logprobs, abs=2e-3)
+        assert sum(len(chunk.tokens) for chunk in chunks) == len(logprobs)
         assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == [
             expected.finish_reason
         ]

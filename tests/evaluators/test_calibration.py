@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluators.calibration import calibrate, calibrate_outcomes, rows_needed
+from evaluators.calibration import (
+    calibrate,
+    calibrate_best,
+    calibrate_outcomes,
+    rows_needed,
+)
 from evaluators.intervals import binomial_p_value
 from tests.evaluators.making import outcome
 
@@ -134,3 +140,38 @@ def test_a_threshold_is_exactly_what_its_numbers_say(rows, risk):
         assert errors == found.errors
         assert binomial_p_value(errors, len(shown), risk) == pytest.approx(found.p_value)
         assert found.p_value <= 0.05 and found.shown >= found.needed
+
+
+def test_the_score_that_certifies_most_is_taken_at_its_share_of_the_level():
+    sure, right = ranked(300, set(range(200, 300)))
+    blind = [sure[(place * 7) % 300] for place in range(300)]
+    found = calibrate_best({"mean": blind, "least_value": sure}, right, 0.05, 0.05)
+    assert (found.score, found.level) == ("least_value", 0.05)
+    assert found.shown == calibrate(sure, right, 0.05, 0.025).shown
+    assert found.compared == {"mean": 0.0, "least_value": found.coverage}
+
+
+def test_scores_compete_only_where_the_rows_suffice():
+    sure, right = ranked(150, set())
+    found = calibrate_best({"mean": sure, "sequence": sure}, right, 0.05, 0.05)
+    assert (found.score, found.compared, found.shown) == ("mean", {}, 150)
+
+
+def test_the_best_of_several_scores_keeps_the_risk():
+    """Sixteen scores that tell nothing of answers a little too bad: none may be certified often."""
+    random = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(200):
+        right = (random.random(400) > 0.06).astype(float)
+        scores = {f"score {place}": list(random.random(400)) for place in range(16)}
+        wrong += calibrate_best(scores, list(right), 0.05, 0.05).certified
+    assert wrong <= 20  # 10 at the declared level; over 20 has a chance below 0.2 %
+
+
+def test_outcomes_choose_among_the_scores_that_all_of_them_have():
+    rows = [outcome(f"{place}") for place in range(300)]
+    told = [replace(row, confidences={"mean": -0.1, "least_value": -0.2}) for row in rows]
+    assert set(calibrate_outcomes(told, 0.05, 0.05).compared) == {"mean", "least_value"}
+    found = calibrate_outcomes([*told[:-1], rows[-1]], 0.05, 0.05)
+    assert (found.score, found.compared) == ("mean", {})
+    assert told[0].by("least_value").confidence == -0.2 and rows[0].by("sequence") == rows[0]

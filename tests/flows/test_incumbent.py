@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluators.served import Served
-from flows.judging import _incumbent
+from flows.judging import _incumbent, _require_incumbent
 from flows.wiring import Context
 from infra.database.open import Database
 from infra.objects.open import open_store
@@ -62,7 +62,10 @@ async def asked(
             Example(str(n), f"s{n}", NOW, request, {"content": "ok"}, 1.0, "teacher", "s")
             for n in range(40)
         ]
-        return await _incumbent(context, TASK, "lights@0000", {"d": tests}, lambda _: None)
+        served, name, said = await _incumbent(
+            context, TASK, "lights@0000", {"d": tests}, lambda _: None
+        )
+        return served, name, _require_incumbent(name, said["d"])
 
 
 async def test_what_it_refuses_is_said_with_the_decision(

@@ -36,8 +36,11 @@ class Scripted:
         logprobs: Sequence[float] = (-0.1, -0.3),
         finish_reason: FinishReason = "stop",
         error: Exception | None = None,
+        tokens: Sequence[str] = (),
     ) -> None:
-        self.answer = Completion(text, tuple(logprobs), finish_reason, 11, len(logprobs))
+        self.answer = Completion(
+            text, tuple(logprobs), finish_reason, 11, len(logprobs), tuple(tokens)
+        )
         self.error = error
         self.asked: list[dict[str, Any]] = []
 
@@ -62,7 +65,9 @@ class Scripted:
     async def stream(
         self, model: str | None, prompt: str, **options: Any
     ) -> AsyncIterator[CompletionChunk]:
-        yield CompletionChunk(self.answer.text, self.answer.token_logprobs, "stop")
+        yield CompletionChunk(
+            self.answer.text, self.answer.token_logprobs, "stop", self.answer.tokens
+        )
 
 
 async def test_a_good_answer_is_accepted_with_its_confidence() -> None:
@@ -141,3 +146,28 @@ def test_the_threshold_alone_decides_between_sound_answers(
 )
 def test_the_smaller_limit_holds(request_limits: dict[str, Any], limit: int) -> None:
     assert answer_limit(request_limits, 160) == limit
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "accepted"),
+    [
+        ("mean", -0.25, True),
+        ("sequence", -0.25, False),
+        ("least_value", -0.25, True),
+        ("least_token", -0.25, False),
+        ("of-a-later-release", -1e9, False),
+    ],
+)
+async def test_the_threshold_is_for_the_adapters_own_score(
+    score: str, threshold: float, accepted: bool
+) -> None:
+    tokens = (GOOD[:8], GOOD[8:17], GOOD[17:])
+    model = SmallModel(Scripted(GOOD, (-0.3, -0.1, -0.2), tokens=tokens))
+
+    async def growing(text: str, count: int, confidence: float) -> None: ...
+
+    for hears in (None, growing):
+        answer = await model.answer(
+            REQUEST, adapter="a@1", threshold=threshold, score=score, growing=hears
+        )
+        assert answer.accepted == accepted, (score, answer.confidence)

@@ -20,11 +20,12 @@ from typing import Any
 from trainers.backends.answer_loss import answer_loss, pack
 from trainers.backends.checkpoints import BestWeights, last_checkpoint
 from trainers.backends.preparing import Prepared
+from trainers.backends.probing import probe
 from trainers.backends.protocol import StepEvent
 from trainers.backends.watching import make_watch
 from trainers.encoding import Encoded
 from trainers.failures import TrainingError, is_out_of_memory
-from trainers.run_folder import RunFolder, TrainResult, now
+from trainers.run_folder import Probe, RunFolder, TrainResult, now
 from trainers.spec import TrainSpec
 
 _RECENT_STEPS = 10
@@ -101,6 +102,7 @@ def fine_tune(
     if best.loss is None:
         best.keep(model, spec, trainer.state.global_step, None)
     publish(run.best, run.adapter)
+    probes = _probed(model, run, data)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     recent = losses[-_RECENT_STEPS:]
     seconds = time.monotonic() - started
@@ -122,7 +124,17 @@ def fine_tune(
         too_long=data.too_long,
         finished=now(),
         libraries=_versions(),
+        probes=probes,
     )
+
+
+def _probed(model: Any, run: RunFolder, data: Prepared) -> tuple[Probe, ...]:
+    os.environ["UNSLOTH_RETURN_LOGITS"] = "1"  # it leaves them out otherwise
+    try:
+        return probe(model, run.best, data.tokenizer, data.probes)
+    except Exception as error:  # noqa: BLE001  the adapter is whole without them
+        run.note(f"the engine will not be compared with the trainer: {type(error).__name__}")
+        return ()
 
 
 def _trainer(

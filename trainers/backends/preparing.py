@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.prompting.template import render_answer
+from trainers.backends.probing import MAX_PROBES
+from trainers.data_sets.labels import prompt_key
 from trainers.encoding import (
     Encoded,
     Example,
@@ -37,6 +39,9 @@ class Prepared:
     too_long: int
     answer_bytes_per_token: float | None
     """Of the validation answers."""
+    probes: tuple[tuple[str, Encoded], ...]
+    """Prompt key and example of some validation rows, see ``probing``."""
+    tokenizer: Any
 
 
 def prepare(
@@ -88,6 +93,12 @@ def prepare(
         plan,
         encoded.too_long,
         _bytes_per_token(chosen, held.examples) if not held.too_long else None,
+        tuple(
+            (prompt_key(example["request"]), encoded)
+            for example in chosen[:MAX_PROBES]
+            for encoded in encode([example], tokenizer, form, longest).examples
+        ),
+        tokenizer,
     )
 
 

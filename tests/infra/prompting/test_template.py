@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.prompting.answers import check_answer, mean_log_probability, parse_answer
+from infra.prompting.answers import check_answer, parse_answer
+from infra.prompting.confidence import mean_log_probability
 from infra.prompting.template import (
     FULL,
     PRUNED,

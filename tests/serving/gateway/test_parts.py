@@ -174,7 +174,9 @@ def test_the_snapshot_says_what_the_registry_says(
     structure = {"tools": ["b", "a"], "response_kind": "text", "response_name": ""}
     add_task(database, tag="lamps", details={"tenant": "acme", "structure": structure})
     add_task(database, "gone", state="retired")
-    name = add_adapter(database, store, tmp_path, form=PRUNED, threshold=-0.125)
+    name = add_adapter(
+        database, store, tmp_path, form=PRUNED, threshold=-0.125, confidence="sequence"
+    )
     open_rollout(database, name, audit_rate=0.75)
     updated = datetime.now(UTC)
     set_route(
@@ -195,6 +197,7 @@ def test_the_snapshot_says_what_the_registry_says(
         f"adapters/lights/{task.candidate.digest}",
         PRUNED.to_dict(),
         -0.125,  # type: ignore[union-attr]
+        "sequence",
     )
     assert task.champion is None
     assert (task.stage, task.weight, task.salt, task.version) == ("canary", 0.25, "pepper", 7)

@@ -80,6 +80,7 @@ def add_adapter(
     seed: int = 1,
     form: PromptFormat = FULL,
     threshold: float | None = -0.5,
+    confidence: str = "mean",
     state: str = "registered",
 ) -> str:
     """A sound adapter folder in the store and its row; returns its name."""
@@ -109,6 +110,7 @@ def add_adapter(
         dataset_digest="0" * 64,
         format=form.to_dict(),
         threshold=threshold,
+        confidence=confidence,
     )
     location = f"adapters/{task_id}/{digest}"
     for path in folder.iterdir():
