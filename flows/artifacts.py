@@ -57,8 +57,8 @@ def show_plan(plan: Plan, workers: int) -> None:
     create_table_artifact(
         key="plan",
         table=plan_rows(plan),
-        description=f"The night's plan: {totals['workers']} workers, "
-        f"{totals['ends_after_seconds']:.0f} seconds of training one after another on each",
+        description=f"The night's plan: {totals['workers']} workers are done after "
+        f"{totals['ends_after_seconds']:.0f} seconds",
     )
 
 
@@ -104,8 +104,8 @@ def scores(judgements: Sequence[Judgement], link: Callable[[str], str]) -> str:
         link: the address of a report, from its key.
     """
     lines = [
-        "| adapter | gate | base | adapter | teacher | served | coverage | |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| judged | gate | base | adapter | teacher | served | coverage |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for judged in judgements:
         figures = (
@@ -116,9 +116,7 @@ def scores(judgements: Sequence[Judgement], link: Callable[[str], str]) -> str:
             judged.coverage,
         )
         cells = " | ".join(f"{figure:.3f}" for figure in figures)
-        lines.append(
-            f"| {judged.adapter} | {judged.verdict} | {cells} | [judgement]({link(judged.report)}) |"
-        )
+        lines.append(f"| [{judged.adapter}]({link(judged.report)}) | {judged.verdict} | {cells} |")
     if not judgements:
         return "No adapter was judged."
     reasons = [

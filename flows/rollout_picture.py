@@ -189,6 +189,8 @@ def _weights(
         if after is None or rollout.id not in (after.get("rollout_id"), before.get("rollout_id")):
             continue
         share = after["weight"] if after.get("rollout_id") == rollout.id else 0.0
+        if after.get("champion") == rollout.adapter:
+            share = 1.0
         level = base + 100 * (1 - share)
         if level != stairs[-1][1]:
             stairs += [(x(event.time), stairs[-1][1]), (x(event.time), level)]

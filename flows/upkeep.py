@@ -165,10 +165,9 @@ def _show(context: Context, moved: Rollout) -> None:
     """Where it stands, as an artifact of the run: in words, and as a picture that is kept."""
     try:
         page, image = keep_picture(context, moved.id)
-        link = report_url(context, page)
-        drawn = f"[evidence and steps]({link})"
+        drawn = f"[evidence, steps and who acted]({report_url(context, page)})"
         if image is not None:
-            drawn = f"[![evidence and steps]({report_url(context, image)})]({link})"
+            drawn += f"\n\n![evidence and steps]({report_url(context, image)})"
     except ObjectStoreError as error:
         drawn = f"no picture: {error}"
     create_markdown_artifact(

@@ -18,6 +18,11 @@ from flows.cli.common import (
     settings_of,
 )
 
+EMPTY_PLAN = (
+    "No tasks yet: nothing to train. Logs are taken in each quarter of an hour, and first of all by the "
+    "night itself."
+)
+
 if TYPE_CHECKING:
     from infra.settings.model import Settings
 
@@ -128,7 +133,7 @@ def _show_plan(settings: Settings, only: str | None, tonight: bool, as_json: boo
         if only is not None:
             context.registry.task(only)
         made = plan_night(context, found, only=only, deadline=deadline, start=start)
-    show(plan_rows(made), as_json, "No tasks yet: nothing to train.")
+    show(plan_rows(made), as_json, EMPTY_PLAN)
     if not as_json and made.runs:
         totals = plan_totals(made, settings.training.workers)
         click.echo(

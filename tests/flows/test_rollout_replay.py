@@ -140,7 +140,16 @@ def test_the_picture_shows_evidence_thresholds_steps_and_who_acted(world: World)
     rollout = world.rollout()
     drawn = draw(world.context, rollout.id).page
     assert drawn.count("<polyline") == 6  # a frame, two lines, two thresholds, the canary's share
-    for told in (rollout.adapter, "promoted", "rollout-controller", "night", "30%", "50%", ">20<"):
+    for told in (
+        rollout.adapter,
+        "promoted",
+        "rollout-controller",
+        "night",
+        "30%",
+        "50%",
+        "100%",
+        ">20<",
+    ):
         assert told in drawn, told
     page, image = keep_picture(world.context, rollout.id)
     assert world.context.store.get(page).decode() == draw(world.context, rollout.id).page
