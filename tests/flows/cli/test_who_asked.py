@@ -10,6 +10,7 @@ import pytest
 from infra.database.events import list_events
 from infra.database.open import Database
 from tests.flows.cli.test_commands import Run, empty, folder, run  # noqa: F401
+from tests.prefect_server import PrefectServer
 
 BY = ("--as", "ann@desk", "--why", "the audit")
 
@@ -30,6 +31,24 @@ def test_who_asked_is_kept(run: Run, empty: Database, words: tuple, what: str, s
         event = list_events(connection)[0]
     assert (event.what, event.subject) == (what, subject)
     assert (event.actor, event.why) == ("ann@desk", "the audit")
+
+
+def test_who_asked_for_a_night_is_kept_and_the_reason_is_the_runs(
+    run: Run,  # noqa: F811
+    empty: Database,  # noqa: F811
+    prefect_server: PrefectServer,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for name, value in prefect_server.settings.items():
+        monkeypatch.setenv(name, value)
+    begun: list[dict] = []
+    # What a night does is for other tests.
+    monkeypatch.setattr("flows.night.night", lambda **given: begun.append(given))
+    run("night", *BY)
+    assert begun == [{"reason": "the audit", "only": None, "by_hand": True}]
+    with empty.read() as connection:
+        (event,) = list_events(connection)
+    assert (event.what, event.subject, event.actor) == ("night.asked", "all", "ann@desk")
 
 
 @pytest.mark.parametrize("words", [("gc",), ("import", "openai", "calls.jsonl")])
