@@ -23,6 +23,7 @@ from prefect.artifacts import (
 from flows.judging import Judgement
 from flows.planning import RunFact, plan_rows, plan_totals
 from flows.reporting import DriftReport, report_url
+from flows.scorecards import page_of
 from flows.wiring import Context
 from trainers.plan import Plan
 
@@ -116,7 +117,9 @@ def scores(judgements: Sequence[Judgement], link: Callable[[str], str]) -> str:
             judged.coverage,
         )
         cells = " | ".join(f"{figure:.3f}" for figure in figures)
-        lines.append(f"| [{judged.adapter}]({link(judged.report)}) | {judged.verdict} | {cells} |")
+        lines.append(
+            f"| [{judged.adapter}]({link(page_of(judged))}) | {judged.verdict} | {cells} |"
+        )
     if not judgements:
         return "No adapter was judged."
     reasons = [

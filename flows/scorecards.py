@@ -22,7 +22,7 @@ def keep_scorecard(context: Context, judgement: Judgement) -> str:
             context.store.put(f"{folder}/{PICTURE}", block.svg.encode())
     context.store.put(f"{folder}/{MARKDOWN}", markdown(title, blocks, PICTURE).encode())
     context.store.put(f"{folder}/{PAGE}", html(title, blocks).encode())
-    return f"{folder}/{PAGE}"
+    return page_of(judgement)
 
 
 def scorecard_markdown(context: Context, judgement: Judgement) -> str:
@@ -30,7 +30,12 @@ def scorecard_markdown(context: Context, judgement: Judgement) -> str:
     folder = folder_of(judgement)
     title, blocks = scorecard_page(asdict(judgement))
     text = markdown(title, blocks, report_url(context, f"{folder}/{PICTURE}"))
-    return f"{text}\n[This page by itself]({report_url(context, f'{folder}/{PAGE}')})\n"
+    return f"{text}\n[This page by itself]({report_url(context, page_of(judgement))})\n"
+
+
+def page_of(judgement: Judgement) -> str:
+    """The object key of its page."""
+    return f"{folder_of(judgement)}/{PAGE}"
 
 
 def folder_of(judgement: Judgement) -> str:

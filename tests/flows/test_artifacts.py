@@ -58,7 +58,7 @@ def test_facts_are_a_table(server: None):
 
 def test_a_scorecard_leads_to_its_judgement_and_says_why():
     told = scores([JUDGED], lambda key: f"https://hooks/{key}?link=signed")
-    link = "https://hooks/reports/mail@1f/judgement-d.json?link=signed"
+    link = "https://hooks/reports/mail@1f/judgement-d/scorecard.html?link=signed"
     assert f"| [mail@1f]({link}) | pass | 0.250 | 0.875 | 1.000 | 0.990 | 0.750 |" in told
     assert told.endswith("- mail@1f: as good as the teacher")
     assert scores([], str) == "No adapter was judged."
