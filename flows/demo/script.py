@@ -32,7 +32,7 @@ from trainers.discover import assignments
 MARKER = ".nightschool-demo"
 AGENTS = 12
 NIGHT_LIMIT_SECONDS = 3600.0
-DEPLOYED_SECONDS = 90.0
+DEPLOYED_SECONDS = 240.0
 OVERRIDE = "a drill: this adapter was trained on shuffled answers, to see it rolled back"
 
 
