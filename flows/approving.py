@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
@@ -19,10 +21,14 @@ from serving.registry.records import Rollout
 from serving.registry.registry import Registry
 from serving.rollout.orders import give_order
 
+logger = logging.getLogger(__name__)
+
 FLOW = "approval"
 ACTOR = "prefect"
 GRACE_SECONDS = 3600
 """A run outlives its question by so much, so that who tends the rollouts can say how it ended."""
+WAIT_SECONDS = 2.0
+"""For Prefect, between two looks at the rollouts: a rollback is not to come late for a question."""
 MOST_RUNS = 3
 """Of one question: a run may die before its answer is given."""
 
@@ -89,12 +95,29 @@ def settle(
             _ask(orchestrator, rollout, say)
 
 
-def settle_quietly(context: Context, say: Callable[[str], None]) -> None:
-    """``settle``; with Prefect away the other ways to answer remain, and it is tried again."""
-    try:
-        settle(context.orchestrator(), context.registry, say)
-    except (OrchestratorDown, OrchestratorRefused) as error:
-        say(f"approvals cannot be asked for in Prefect now: {error}")
+class Settling:
+    """``settle`` beside other work, which a Prefect that does not answer must not hold up."""
+
+    def __init__(self, context: Context, say: Callable[[str], None]) -> None:
+        self._context = context
+        self._say = say
+        self._thread: threading.Thread | None = None
+
+    def ask(self, wait_seconds: float = WAIT_SECONDS) -> None:
+        """Begin, unless the last time still lasts, and wait no longer than that."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._settle, name="approvals", daemon=True)
+            self._thread.start()
+        self._thread.join(wait_seconds)
+
+    def _settle(self) -> None:
+        try:
+            settle(self._context.orchestrator(), self._context.registry, self._say)
+        except (OrchestratorDown, OrchestratorRefused) as error:
+            # The other ways to answer remain, and it is tried again.
+            self._say(f"approvals cannot be asked for in Prefect now: {error}")
+        except Exception:
+            logger.exception("approvals cannot be asked for now")
 
 
 def _ask(orchestrator: Orchestrator, rollout: Rollout, say: Callable[[str], None]) -> None:

@@ -1,7 +1,8 @@
 """Forget a subject: logs, what ingest made of them, data sets, kept evidence. No Prefect here.
 
 In this order, so that a run that was killed finds on its second try whatever it has not done: evidence
-and data sets while the logs still tell which calls are meant, the logs last of all.
+and data sets while the logs still tell which calls are meant, then the logs, then once more whatever was
+made of the logs meanwhile.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 
-from flows.holding import TTL_SECONDS, hold
-from flows.kept_evidence import FORGOTTEN, MAX_LINE_BYTES, PREFIX
+from flows.holding import KILLED_SECONDS, NIGHT, hold
+from flows.kept_evidence import FORGOTTEN, MAX_LINE_BYTES, PREFIX, note_logs_forgot
 from flows.learning import IMPORT, INGEST, INGEST_WAIT_SECONDS
-from flows.retraining import mark_due
+from flows.retraining import learned_from, mark_due
 from flows.wiring import Context
 from infra.calls.finding import CallNotFound, find_call
 from infra.calls.record import utc_now
@@ -33,8 +34,11 @@ from trainers.ingest.expiry import clear_superseded
 from trainers.ingest.ingest import ingest
 
 ACTOR = "forget"
-KILLED_SECONDS = TTL_SECONDS + 10
-"""After so long the lease of a run that was killed has run out; a night takes longer."""
+MOST_PASSES = 5
+
+
+class StillFound(Exception):
+    """What holds the subject keeps being made anew; the message says what to do."""
 
 
 def look_for(context: Context, subject: Subject) -> Counter[str]:
@@ -42,7 +46,7 @@ def look_for(context: Context, subject: Subject) -> Counter[str]:
     counts = find_in_logs(context.store, subject, context.settings.ingest.max_line_bytes)
     for version, rows in _versions(context, subject):
         counts.update(datasets=1, examples=rows)
-        counts["adapters_due"] += len(context.registry.dataset_lineage(version.digest).adapters)
+        counts["adapters_due"] += len(learned_from(context, version))
     counts["evidence_objects"] = sum(1 for _ in _evidence(context, subject))
     counts["quarantine_entries"] = sum(gone for _, _, gone in _quarantine(context, subject))
     counts["golden_cases"] = sum(1 for _ in _golden(context, subject))
@@ -59,29 +63,32 @@ def forget(
 
     Raises:
         Busy: a night, an ingest or an import is running.
+        StillFound: something of the subject's was made again each time; run it again.
         DatasetCorrupt: what a data set holds cannot be told.
         ObjectStoreError, BeingRemoved: what is done is done; run it again.
     """
     now = now or utc_now()
     with (
-        hold(context.database, "night", context.holder, wait_seconds=KILLED_SECONDS),
+        hold(context.database, NIGHT, context.holder, wait_seconds=KILLED_SECONDS),
         hold(context.database, INGEST, context.holder, wait_seconds=INGEST_WAIT_SECONDS),
         hold(context.database, IMPORT, context.holder, wait_seconds=INGEST_WAIT_SECONDS),
     ):
         limit = context.settings.ingest.max_line_bytes
         find_in_logs(context.store, subject, limit)
-        counts: Counter[str] = Counter(evidence_objects=_take_evidence(context, subject, now))
-        counts.update(_take_datasets(context, subject, now))
-        for case in list(_golden(context, subject)):
-            why = f"a {subject.kind} was to be forgotten"
-            take_away(context.store, context.database, case.task_id, case.id, why=why, by=actor)
-            counts["golden_cases"] += 1
-        for key, kept, gone in _quarantine(context, subject):
-            quarantined.write(context.store, key, kept.entries, kept.unnamed)
-            counts["quarantine_entries"] += gone
+        counts: Counter[str] = Counter()
+        ordered: set[str] = set()
+        _take_what_was_made(context, subject, actor, now, counts, ordered)
         counts.update(take_from_logs(context.store, subject, limit))
         ingest(context.store, context.database, context.settings, holder=INGEST)
         clear_superseded(context.store, context.database)
+        note_logs_forgot(context.database, now)
+        for _ in range(MOST_PASSES):
+            if not _take_what_was_made(context, subject, actor, now, counts, ordered):
+                break
+        else:
+            raise StillFound("evidence or data sets with it are still being made: run it again")
+        for done in forget_ordered(context.database, context.store, now):
+            counts[f"datasets_{done.outcome}".replace(" ", "_")] += 1
         with context.database.begin() as connection:
             record_event(
                 connection,
@@ -93,6 +100,30 @@ def forget(
                 time=now,
             )
     return counts
+
+
+def _take_what_was_made(
+    context: Context,
+    subject: Subject,
+    actor: str,
+    now: datetime,
+    counts: Counter[str],
+    ordered: set[str],
+) -> bool:
+    """Whether anything was found in evidence, data sets (but those ordered to go already), golden cases
+    and quarantine; what was done is added to ``counts`` and ``ordered``.
+    """
+    found: Counter[str] = Counter(evidence_objects=_take_evidence(context, subject, now))
+    found.update(_take_datasets(context, subject, now, ordered))
+    for case in list(_golden(context, subject)):
+        why = f"a {subject.kind} was to be forgotten"
+        take_away(context.store, context.database, case.task_id, case.id, why=why, by=actor)
+        found["golden_cases"] += 1
+    for key, kept, gone in _quarantine(context, subject):
+        quarantined.write(context.store, key, kept.entries, kept.unnamed)
+        found["quarantine_entries"] += gone
+    counts.update(found)
+    return bool(found.total())
 
 
 def _take_evidence(context: Context, subject: Subject, now: datetime) -> int:
@@ -119,24 +150,30 @@ def _take_evidence(context: Context, subject: Subject, now: datetime) -> int:
     return count
 
 
-def _take_datasets(context: Context, subject: Subject, now: datetime) -> Counter[str]:
+def _take_datasets(
+    context: Context, subject: Subject, now: datetime, ordered: set[str]
+) -> Counter[str]:
     counts: Counter[str] = Counter()
     for version, rows in list(_versions(context, subject)):
+        if version.digest in ordered:
+            continue
+        ordered.add(version.digest)
         counts.update(datasets=1, examples=rows)
-        adapters = context.registry.dataset_lineage(version.digest).adapters
+        adapters = learned_from(context, version)
         # Before the data set goes: it is what tells whose adapters these are.
-        counts["adapters_due"] += sum(mark_due(context, adapter, now) for adapter in adapters)
+        counts["adapters_due"] += sum(
+            mark_due(context, adapter, version.digest, now) for adapter in adapters
+        )
         with context.database.read() as connection:
             found = read_inventory(connection, now, task_id=version.task_id)
-        if {a.name for a in adapters} & {*found.routed, *found.rolling, *found.draining}:
+        own = {a.name for a in adapters if a.dataset_digest == version.digest}
+        if own & {*found.routed, *found.rolling, *found.draining}:
             made = version_without(context.store, context.database, version, subject, now)
             counts["new_versions"] += made is not None
         counts["runs_at_work"] += clear_runs(
             context.settings.training.runs, context.store, {version.digest}
         )
         order(context.database, version.digest, now)
-    for done in forget_ordered(context.database, context.store, now):
-        counts[f"datasets_{done.outcome}".replace(" ", "_")] += 1
     return counts
 
 

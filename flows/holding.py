@@ -16,6 +16,10 @@ logger = logging.getLogger(__name__)
 
 TTL_SECONDS = 20.0
 POLL_SECONDS = 1.0
+NIGHT = "night"
+"""Whoever freezes data sets or trains holds it: one at a time, and nobody while a subject is forgotten."""
+KILLED_SECONDS = TTL_SECONDS + 10
+"""After so long the lease of a run that was killed has run out; a night takes longer."""
 
 
 class Busy(Exception):

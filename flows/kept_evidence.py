@@ -10,18 +10,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from io import BytesIO
 from typing import Any
 
 from evaluators.sessions import unique_calls
 from infra.calls.codec import Problem, encode_lines, parse_line, read_lines
 from infra.calls.record import CallRecord, FeedbackRecord
+from infra.database.events import list_events, record_event
+from infra.database.open import Database
 from infra.objects.store import ObjectExists, ObjectStore
 
 PREFIX = "evidence/rollouts/"
 """Not among the reports: those are shown to whoever has their address, and these are calls."""
 FORGOTTEN = "evidence.forgotten"
 """The event of a rollout that says under which name its records lie without somebody's."""
+LOGS_FORGOT = "logs.forgot"
+"""The event that says when logs were rid of somebody: what was read before must not be kept after."""
 MAX_BYTES = 256 << 20
 MAX_LINE_BYTES = 64 << 20
 
@@ -62,6 +67,21 @@ def keep(
     with contextlib.suppress(ObjectExists):  # named by its digest: the same bytes
         store.create(key, data)
     return {"object": key, "calls": len(found), "feedback": len(ordered)}
+
+
+def note_logs_forgot(database: Database, now: datetime) -> None:
+    """Say that the logs are rid of somebody. Evidence that is there by now, the caller still takes."""
+    with database.begin() as connection:
+        record_event(
+            connection, actor="forget", what=LOGS_FORGOT, subject="logs", why="erasure", time=now
+        )
+
+
+def last_forgetting(database: Database) -> int:
+    """Changes whenever the logs were rid of somebody."""
+    with database.read() as connection:
+        last = list_events(connection, subject="logs", what=LOGS_FORGOT, limit=1, newest_first=True)
+    return last[0].id if last else 0
 
 
 def read_kept(store: ObjectStore, key: str) -> Records:

@@ -21,7 +21,7 @@ from flows.artifacts import (
     show_scorecard,
     show_scores,
 )
-from flows.holding import hold
+from flows.holding import NIGHT, hold
 from flows.judgement import Judgement
 from flows.judging import judge
 from flows.learning import (
@@ -146,7 +146,7 @@ def night(
     logger.info("waiting for its turn, if another night or retraining is under way")
     with (
         open_context() as context,
-        hold(context.database, "night", context.holder, wait_seconds=QUEUE_SECONDS),
+        hold(context.database, NIGHT, context.holder, wait_seconds=QUEUE_SECONDS),
     ):
         ingested = ingest_task()
         logger.info(

@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.evidence_log import EvidenceLog
 from flows.exposure import weights_of
-from flows.kept_evidence import keep
+from flows.kept_evidence import keep, last_forgetting
 from flows.observing import observe
 from flows.wiring import Context
 from infra.calls.record import CallRecord, utc_now
@@ -45,6 +45,8 @@ class Tender:
         self._context = context
         self._clock = clock
         self._log = EvidenceLog(context.store, context.settings.ingest.max_line_bytes)
+        self._forgetting = 0
+        """The last one before the log was read."""
 
     def look(self) -> Tended:
         """Read what is new, decide every open rollout once, deliver the messages that this made.
@@ -56,6 +58,7 @@ class Tender:
         rollouts = context.registry.rollouts("open")
         moved: list[Rollout] = []
         if rollouts:
+            self._forgetting = last_forgetting(context.database)
             self._log.look(min(rollout.created for rollout in rollouts))
             loaded = asyncio.run(self._loaded())
             for rollout in rollouts:
@@ -104,6 +107,11 @@ class Tender:
                     feedback,
                     lambda light: view(light) == seen,
                 )
+                forgotten = last_forgetting(self._context.database) != self._forgetting
+                if forgotten and "object" in source:
+                    # Whoever forgets may have looked for evidence already, and this may hold theirs.
+                    self._context.store.delete(source.pop("object"))
+                    source["left_out"] = "somebody was forgotten meanwhile: replayed from the logs"
             except ObjectStoreError as error:
                 # A rollback does not wait for its own explanation: the logs still hold it.
                 logger.warning("the evidence of %s is not kept: %s", rollout.id, error)

@@ -11,7 +11,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
-from flows.approving import settle_quietly
+from flows.approving import Settling
 from flows.artifacts import described
 from flows.holding import Busy, hold
 from flows.housekeeping import housekeep
@@ -47,7 +47,7 @@ def rollout() -> int:
     logger = get_run_logger()
     ends = time.monotonic() + TEND_FOR_SECONDS
     with open_context() as context:
-        tender = Tender(context)
+        tender, approvals = Tender(context), Settling(context, logger.info)
         moves: dict[str, Rollout] = {}
         try:
             with hold(context.database, "tending", context.holder):
@@ -56,7 +56,7 @@ def rollout() -> int:
                     for moved in tended.moved:
                         logger.info("%s is %s: %s", moved.adapter, moved.state, moved.reason)
                         moves[moved.id] = moved
-                    settle_quietly(context, logger.info)
+                    approvals.ask()
                     if tended.open == 0 or time.monotonic() > ends:
                         return tended.open
                     time.sleep(context.settings.rollout.tend_seconds)

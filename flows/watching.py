@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from evaluators.drift import TooFewRows, report
+from flows.holding import KILLED_SECONDS, NIGHT, Busy, hold
 from flows.learning import dataset_of
 from flows.reporting import rows
 from flows.wiring import Context
@@ -40,11 +41,15 @@ def watch_tasks(context: Context) -> dict[str, float]:
             logger.info("%s is not compared: its champion's data set was forgotten", route.task_id)
             continue
         try:
-            live = freeze(
-                context.store, context.database, context.settings, route.task_id, utc_now()
-            )
+            with hold(context.database, NIGHT, context.holder, wait_seconds=KILLED_SECONDS):
+                live = freeze(
+                    context.store, context.database, context.settings, route.task_id, utc_now()
+                )
         except EmptyDataset:
             continue
+        except Busy:
+            logger.info("a night is running, or somebody is forgotten: compared the next time")
+            break
         if live.digest == trained_on.digest:
             continue
         reference = rows(read_split(context.store, trained_on, "train"))[-limit:]

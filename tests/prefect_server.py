@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from flows.stack.processes import Stack
 from flows.stack.services import prefect_api_url, prefect_environment, services
 from infra.settings.model import Settings
 
+SLOT_WAIT = "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS"
+"""How long a run waits before it asks again whether it is its turn: 30 by default."""
 _OWN = ("PREFECT_API_URL", "PREFECT_HOME")
 
 
@@ -30,6 +35,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def process_of(run_id: str) -> psutil.Process | None:
+    """The process in which Prefect's runner runs a flow run."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("PREFECT__FLOW_RUN_ID") == run_id:
+                return process
+    return None
+
+
 @contextmanager
 def start_prefect(folder: Path) -> Iterator[PrefectServer]:
     """Only the server: no flow is deployed in it."""
@@ -37,12 +51,13 @@ def start_prefect(folder: Path) -> Iterator[PrefectServer]:
     # What this machine is set to must not win over what the tests start.
     before = {name: os.environ.pop(name) for name in list(os.environ) if name in _OWN}
     try:
-        server = [s for s in services(settings, base_model=folder) if s.name == "prefect"]
+        (server,) = [s for s in services(settings, base_model=folder) if s.name == "prefect"]
+        server = replace(server, environment={**server.environment, SLOT_WAIT: "3"})
         variables = prefect_environment(settings)
     finally:
         os.environ.update(before)
     with Stack(folder / "log") as stack:
-        stack.start(server)
+        stack.start([server])
         yield PrefectServer(
             {
                 "NIGHTSCHOOL_PREFECT__API_URL": prefect_api_url(settings),

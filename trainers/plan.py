@@ -94,8 +94,6 @@ class PlannedRun:
     reason: str
     saving_per_worker_hour: float = 0.0
     """``saving`` over the worker hours that it costs once: what runs are ordered by."""
-    waited: bool = False
-    """The last night had no room for it."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +204,7 @@ class _Wish:
     overhead: float
     saving: float
     waited: bool
+    """The last night had no room for it."""
 
     @property
     def seconds(self) -> float:
@@ -279,7 +278,6 @@ def _planned(wish: _Wish, start: float, measured: Measured) -> PlannedRun:
         wish.saving,
         reason,
         wish.density * 3600,
-        wish.waited,
     )
 
 

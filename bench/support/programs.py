@@ -22,7 +22,7 @@ from bench.support.machines import Machine, end_with_parent
 from tests.contracts.servers import as_user, free_port, postgres_binaries, unprivileged_user
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-START_SECONDS = 90.0
+START_SECONDS = 300.0
 STOP_SECONDS = 60.0
 
 

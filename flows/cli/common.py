@@ -44,6 +44,7 @@ KNOWN_ERRORS = {
     "trainers.discover.assignments.AssignmentsCorrupt": FAILED,
     "trainers.discover.discover.DiscoveryContended": FAILED,
     "trainers.executors.protocol.ExecutorError": FAILED,
+    "flows.forgetting.StillFound": FAILED,
     "flows.kept_evidence.EvidenceDamaged": FAILED,
     "flows.holding.Busy": FAILED,
     "flows.hooks.secrets.SecretError": FAILED,

@@ -117,6 +117,7 @@ def _show_plan(settings: Settings, only: str | None, tonight: bool, as_json: boo
     from datetime import timedelta
 
     from flows.cli.common import show
+    from flows.holding import KILLED_SECONDS, NIGHT, hold
     from flows.learning import discover_tasks
     from flows.planning import plan_night, plan_rows, plan_totals
     from flows.wiring import open_context
@@ -128,7 +129,11 @@ def _show_plan(settings: Settings, only: str | None, tonight: bool, as_json: boo
     if tonight:
         opens, deadline = night_window(settings.night, start)
         start = max(opens, start)
-    with open_context(settings) as context:
+    with (
+        open_context(settings) as context,
+        # It freezes data sets, as a night does.
+        hold(context.database, NIGHT, context.holder, wait_seconds=KILLED_SECONDS),
+    ):
         found = discover_tasks(context)
         if only is not None:
             context.registry.task(only)

@@ -20,7 +20,7 @@ from flows.demo.settings import demo_variables
 from flows.demo.site import OneMachine, Site
 from flows.demo.stages import DemoFailed, PlayProgress, Stages, follow
 from flows.demo.traffic import TrafficSession, sessions
-from flows.orchestrator import FlowRun, OrchestratorDown
+from flows.orchestrator import FlowRun, OrchestratorDown, PastRun
 from flows.reporting import report_url
 from flows.stack.processes import Stack, StackError
 from flows.stack.services import prefect_ui_url
@@ -32,7 +32,7 @@ from trainers.discover import assignments
 MARKER = ".nightschool-demo"
 AGENTS = 12
 NIGHT_LIMIT_SECONDS = 3600.0
-DEPLOYED_SECONDS = 90.0
+DEPLOYED_SECONDS = 240.0
 OVERRIDE = "a drill: this adapter was trained on shuffled answers, to see it rolled back"
 
 
@@ -229,29 +229,31 @@ class Demo:
         return kinds.most_common(1)[0][0]
 
     def _run(self, context: Context, flow: str, parameters: dict[str, Any]) -> FlowRun:
+        orchestrator = context.orchestrator()
+        key: str | None = None
         for left in reversed(range(self._pace.night_tries)):
+            run = orchestrator.start(flow, parameters, idempotency_key=key)
+            ui = prefect_ui_url(self._settings)
+            self._stages.say(f"   {flow} runs in Prefect: {ui}/runs/flow-run/{run.id}")
             try:
-                return self._run_once(context, flow, parameters)
+                return follow(
+                    orchestrator,
+                    run,
+                    self._stages.say,
+                    limit_seconds=NIGHT_LIMIT_SECONDS,
+                    alive=self._site.check,
+                )
             except DemoFailed as error:
                 if not left:
                     raise
-                # What it has done is kept: the next one does the rest.
+                from flows.takeover import successor  # imports Prefect, which is not needed before
+
+                # What it has done is kept: the next one does the rest. By the key of whoever takes
+                # it over, so that both are the same run.
                 self.asked_again += 1
                 self._stages.say(f"   {error}: asking for it again")
+                key = successor(PastRun(run.id, run.name, flow, run.state, parameters, key or ""))
         raise AssertionError("no tries")
-
-    def _run_once(self, context: Context, flow: str, parameters: dict[str, Any]) -> FlowRun:
-        orchestrator = context.orchestrator()
-        run = orchestrator.start(flow, parameters)
-        ui = prefect_ui_url(self._settings)
-        self._stages.say(f"   {flow} runs in Prefect: {ui}/runs/flow-run/{run.id}")
-        return follow(
-            orchestrator,
-            run,
-            self._stages.say,
-            limit_seconds=NIGHT_LIMIT_SECONDS,
-            alive=self._site.check,
-        )
 
     def _await_deployments(self, context: Context) -> None:
         orchestrator = context.orchestrator()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, select, tuple_, update
 
 from infra.calls.record import new_id, utc_now
 from infra.database.events import record_event
@@ -137,12 +137,9 @@ class Receipts:
         self, receipts: Sequence[Receipt], state: str, detail: str, run_id: str | None = None
     ) -> None:
         """Record what became of kept messages; one already settled stays as it is."""
-        same = [
-            and_(table.c.sender == one.sender, table.c.message_id == one.message_id)
-            for one in receipts
-        ]
-        if same:
-            self._change(or_(*same), state=state, detail=detail[:1000], flow_run_id=run_id)
+        if receipts:
+            these = _named((one.sender, one.message_id) for one in receipts)
+            self._change(these, state=state, detail=detail[:1000], flow_run_id=run_id)
 
     def settle_batch(self, batch: str, detail: str) -> None:
         # The log has it now; here it would be a copy that nobody ever takes away.
@@ -172,12 +169,9 @@ class Receipts:
             rows = connection.execute(free).all()
             for start in range(0, len(rows), MAX_KEPT):
                 some = rows[start : start + MAX_KEPT]
-                same = [
-                    and_(table.c.sender == row.sender, table.c.message_id == row.message_id)
-                    for row in some
-                ]
+                these = _named((row.sender, row.message_id) for row in some)
                 connection.execute(
-                    update(table).where(or_(*same), table.c.batch.is_(None)).values(batch=batch)
+                    update(table).where(these, table.c.batch.is_(None)).values(batch=batch)
                 )
             query = (
                 select(table)
@@ -201,3 +195,8 @@ class Receipts:
         statement = update(table).where(*where, table.c.state == "kept").values(**values)
         with self._database.begin() as connection:
             return connection.execute(statement).rowcount
+
+
+def _named(messages: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
+    """The rows of these messages, each by its sender and id."""
+    return tuple_(table.c.sender, table.c.message_id).in_(list(messages))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from flows.approving import FLOW, settle
-from flows.orchestrator import Orchestrator, PastRun
+from flows.approving import FLOW, Settling, settle
+from flows.orchestrator import REQUEST_SECONDS, Orchestrator, PastRun
+from flows.wiring import Context
 from infra.calls.record import new_id, utc_now
-from infra.database.open import open_database
+from infra.database.open import Database, open_database
 from infra.database.tables import (
     adapters,
     dataset_sources,
@@ -21,6 +24,8 @@ from infra.database.tables import (
     scorecards,
     tasks,
 )
+from infra.objects.open import open_store
+from infra.settings.model import Settings
 from serving.registry.records import TEACHER, Rollout
 from serving.registry.registry import Registry
 from serving.rollout.controller import tend
@@ -37,6 +42,29 @@ POLICY = RolloutPolicy(
 GOOD = Observation(
     loaded=True, verdict="good", labels=50, canary_sessions=50, step_sessions=50, step_labels=50
 )
+
+
+def test_a_prefect_that_does_not_answer_holds_up_nobody(
+    settings: Settings, database: Database
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        settings = settings.model_copy(
+            update={"prefect": settings.prefect.model_copy(update={"api_url": url})}
+        )
+        context = Context(
+            settings, open_store(settings.storage), database, Registry(database), {}, "t:1"
+        )
+        said: list[str] = []
+        approvals = Settling(context, said.append)
+        began = time.monotonic()
+        approvals.ask(0.05)
+        approvals.ask(0.05)
+        assert time.monotonic() - began < REQUEST_SECONDS / 2
+        assert said == []
+    # Now the connection breaks, and the question is over.
+    eventually(lambda: said, "nothing was said of it", REQUEST_SECONDS * 3)
+    assert len(said) == 1 and "cannot be asked for" in said[0]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.flows.conftest import PrefectWorld
 from tests.prefect_server import free_port
 
 
-def ended(orchestrator: Orchestrator, run: FlowRun, seconds: float = 120) -> FlowRun:
+def ended(orchestrator: Orchestrator, run: FlowRun, seconds: float = 240) -> FlowRun:
     deadline = time.monotonic() + seconds
     while not (now := orchestrator.run(run.id)).ended:
         assert time.monotonic() < deadline, f"{now.name} is still {now.state}"
@@ -41,27 +41,35 @@ def test_the_scheduler_makes_runs_of_the_night(prefect_world: PrefectWorld, depl
         time.sleep(1)
 
 
-def test_an_empty_day_ends_well(prefect_world: PrefectWorld, deployed: None):
-    run = prefect_world.orchestrator.start("night", {"reason": "an empty day", "by_hand": True})
-    now = ended(prefect_world.orchestrator, run)
+@pytest.fixture(scope="module")
+def started(prefect_world: PrefectWorld, deployed: None) -> dict[str, FlowRun]:
+    """One run of each, begun together."""
+    asked = {
+        "night": {"reason": "an empty day", "by_hand": True},
+        "housekeeping": {"dry_run": True},
+        "rollback": {"task": "nobody", "reason": "a test"},
+    }
+    return {flow: prefect_world.orchestrator.start(flow, given) for flow, given in asked.items()}
+
+
+def test_an_empty_day_ends_well(prefect_world: PrefectWorld, started: dict[str, FlowRun]):
+    now = ended(prefect_world.orchestrator, started["night"])
     assert (now.state, now.name) == ("COMPLETED", "night: an empty day")
-    names = {task["name"] for task in prefect_world.orchestrator.task_runs(run.id)}
+    names = {task["name"] for task in prefect_world.orchestrator.task_runs(now.id)}
     assert {"ingest", "discover", "plan"} <= names
 
 
 def test_housekeeping_runs_where_there_is_nothing_to_clear(
-    prefect_world: PrefectWorld, deployed: None
+    prefect_world: PrefectWorld, started: dict[str, FlowRun]
 ):
-    run = prefect_world.orchestrator.start("housekeeping", {"dry_run": True})
-    now = ended(prefect_world.orchestrator, run)
+    now = ended(prefect_world.orchestrator, started["housekeeping"])
     assert (now.state, now.name) == ("COMPLETED", "clear away")
 
 
 def test_a_rollback_of_an_unknown_task_fails_and_says_why(
-    prefect_world: PrefectWorld, deployed: None
+    prefect_world: PrefectWorld, started: dict[str, FlowRun]
 ):
-    run = prefect_world.orchestrator.start("rollback", {"task": "nobody", "reason": "a test"})
-    now = ended(prefect_world.orchestrator, run)
+    now = ended(prefect_world.orchestrator, started["rollback"])
     assert now.state == "FAILED"
     assert "no task 'nobody'" in now.message
 

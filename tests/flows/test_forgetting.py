@@ -12,11 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from flows import forgetting
+from flows import forgetting, holding, tending, watching
+from flows.cli import main
 from flows.forgetting import forget, look_for
 from flows.housekeeping import housekeep
-from flows.kept_evidence import PREFIX
+from flows.kept_evidence import PREFIX, keep
 from flows.planning import RELEASED, plan_night
 from flows.replaying import replay
 from flows.retraining import due_tasks
@@ -37,6 +39,7 @@ from trainers.data_sets.splits import SPLITS
 from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
 from trainers.discover.discover import TaskSummary, discover
 from trainers.forgetting.subject import Subject
+from trainers.forgetting.versions import version_without
 from trainers.importing.quarantined import Entry, ImportQuarantine, quarantines
 from trainers.ingest.reading import call_files, read_columns
 
@@ -89,7 +92,9 @@ def world(settings: Settings, database: Database) -> Iterator[World]:
     yield World(context, task, version, add_adapter(registry, version, 1))
 
 
-def add_adapter(registry: Registry, version: DatasetVersion, number: int) -> Adapter:
+def add_adapter(
+    registry: Registry, version: DatasetVersion, number: int, old: tuple[str, ...] = ()
+) -> Adapter:
     weights = digest(f"weights {number}")
     return registry.register_adapter(
         name=f"{version.task_id}@{weights[:16]}",
@@ -98,9 +103,24 @@ def add_adapter(registry: Registry, version: DatasetVersion, number: int) -> Ada
         dataset_digest=version.digest,
         spec_digest=digest("spec"),
         location=f"adapters/{version.task_id}/{weights}",
-        manifest={"spec": {}, "metrics": {}},
+        manifest={"spec": {"old_datasets": list(old)}, "metrics": {}},
         threshold=None,
     )
+
+
+def more_calls(context: Context) -> None:
+    put_log(context.store, [home(n) for n in range(40, 60)], 2)
+    forgetting.ingest(context.store, context.database, context.settings, holder="night")
+    discover(context.store, context.database, context.settings)
+
+
+def settings_file(settings: Settings, folder: Path) -> Path:
+    file = folder / "n.toml"
+    file.write_text(
+        f'[database]\nurl = "{settings.database.url.get_secret_value()}"\n[storage]\n'
+        f'url = "{settings.storage.url}"\n'
+    )
+    return file
 
 
 def release(world: World, adapter: Adapter) -> None:
@@ -158,6 +178,82 @@ def test_the_next_night_trains_what_is_due_until_it_is_done(world: World):
     assert world.due() == {world.task.id}
     release(world, again)
     assert (world.due(), planned()) == (frozenset(), [])
+
+
+def test_what_learned_from_it_as_an_old_data_set_is_due_too(world: World):
+    store, database = world.context.store, world.context.database
+    release(world, world.adapter)
+    clean = version_without(store, database, world.version, world.subject(), utc_now())
+    assert clean is not None
+    mixed = add_adapter(world.context.registry, clean, 2, (world.version.digest,))
+    release(world, mixed)
+    assert look_for(world.context, world.subject())["adapters_due"] == 2
+    assert forget(world.context, world.subject())["adapters_due"] == 2
+    release(world, mixed)
+    assert world.due() == {world.task.id}
+    release(world, add_adapter(world.context.registry, clean, 3))
+    assert world.due() == frozenset()
+
+
+def test_what_is_frozen_meanwhile_goes_too(world: World, monkeypatch: pytest.MonkeyPatch):
+    take, made = forgetting.take_from_logs, []
+
+    def frozen_before(*given):
+        # As a process of an earlier release would, which knows nothing of the lease.
+        context = world.context
+        more_calls(context)
+        made.append(freeze(context.store, context.database, context.settings, world.task.id))
+        return take(*given)
+
+    monkeypatch.setattr(forgetting, "take_from_logs", frozen_before)
+    assert forget(world.context, world.subject())["datasets"] == 2
+    assert made[0].digest != world.version.digest
+    assert not list(world.context.store.list(f"{made[0].location}/"))
+    assert not look_for(world.context, world.subject()).total()
+
+
+def test_data_sets_are_frozen_by_nobody_else_while_a_subject_is_forgotten(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    context = world.context
+    context.registry.set_route(
+        world.task.id, 0, None, actor="t", why="t", champion=world.adapter.name, salt="s"
+    )
+    more_calls(context)
+    monkeypatch.setattr(watching, "KILLED_SECONDS", 0.0)
+    monkeypatch.setattr(holding, "KILLED_SECONDS", 0.0)
+    monkeypatch.setenv("NIGHTSCHOOL_CONFIG", str(settings_file(context.settings, tmp_path)))
+    with holding.hold(context.database, "night", "a test"):
+        watching.watch_tasks(context)
+        done = CliRunner().invoke(main, ["night", "--plan"])
+    assert done.exit_code == 1 and "night is being done elsewhere" in done.output
+    assert len(context.registry.datasets(world.task.id)) == 1
+    watching.watch_tasks(context)
+    assert len(context.registry.datasets(world.task.id)) == 2
+
+
+def test_evidence_read_before_and_kept_after_does_not_stay(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    gone = Subject.of("session", "session-3", settings.anonymizer)
+    with world_of(settings, database) as rolling:
+
+        def forgotten_before(*given):
+            with monkeypatch.context() as once:
+                once.setattr(tending, "keep", keep)
+                forget(rolling.context, gone)
+            return keep(*given)
+
+        rolling.open()
+        rolling.play(20)
+        rolling.look(1)
+        monkeypatch.setattr(tending, "keep", forgotten_before)
+        while look_for(rolling.context, gone)["calls"]:
+            rolling.look(61)
+            rolling.play(20)
+        assert not look_for(rolling.context, gone)["evidence_objects"]
+        steps = [event.evidence for event in rolling.registry.events(rolling.rollout().id)]
+        assert any("forgotten" in step.get("source", {}).get("left_out", "") for step in steps)
 
 
 STEPS = ("find_in_logs", "order", "forget_ordered", "take_from_logs", "ingest", "clear_superseded")
@@ -222,29 +318,20 @@ def test_a_tenants_rows_leave_the_quarantine_of_imports(world: World):
     assert [e.tenant for listed in quarantines(store) for e in listed.entries] == ["other"]
 
 
-def test_the_command_asks_counts_and_erases(world: World, tmp_path: Path):
-    settings = world.context.settings
-    (tmp_path / "n.toml").write_text(
-        f'[database]\nurl = "sqlite:///{tmp_path}/nightschool.db"\n[storage]\n'
-        f'url = "{settings.storage.url}"\n'
-    )
+def test_the_command_asks_counts_and_erases(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = settings_file(world.context.settings, tmp_path)
 
-    # A process of its own: what other tests have set in this one must not decide what is erased.
-    kept = {name: value for name, value in os.environ.items() if "NIGHTSCHOOL" not in name}
-    environment = {**kept, "NIGHTSCHOOL_CONFIG": str(tmp_path / "n.toml")}
-    program = "from flows.cli import main; main()"
+    # What other tests have set in this process must not decide what is erased.
+    for name in [name for name in os.environ if "NIGHTSCHOOL" in name]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NIGHTSCHOOL_CONFIG", str(file))
 
     def run(*more: str, typed: str = "", status: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", program, "forget", *more],
-            input=typed,
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout + (done.stderr if status else "")
+        done = CliRunner().invoke(main, ["forget", *more], input=typed)
+        assert done.exit_code == status, done.output
+        return done.output
 
     assert "name one of" in run(status=2)
     assert "add --yes" in run("--session", GONE, "--json", status=2)
@@ -252,6 +339,14 @@ def test_the_command_asks_counts_and_erases(world: World, tmp_path: Path):
     assert "2  calls" in run("--session", GONE, typed="n\n", status=1)
     assert json.loads(run("--session", GONE, "--dry-run", "--json"))["calls"] == 2
     assert len(world.logged()) == 20
-    assert json.loads(run("--session", GONE, "--yes", "--json"))["calls"] == 2
+    program = "from flows.cli import main; main()"
+    erased = subprocess.run(
+        [sys.executable, "-c", program, "forget", "--session", GONE, "--yes", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert erased.returncode == 0, erased.stderr
+    assert json.loads(erased.stdout)["calls"] == 2
     assert len(world.logged()) == 19
     assert "nothing" in run("--session", GONE, "--dry-run")

@@ -13,6 +13,7 @@ from flows.takeover import MOST, PREFIX, successor, take_over
 from infra.calls.record import new_id, utc_now
 from infra.database.open import open_database
 from tests.flows.conftest import PrefectWorld
+from tests.prefect_server import process_of
 
 DAY = {"by_hand": True, "within_hours": 0.5}
 
@@ -23,12 +24,6 @@ def eventually(what: Callable[[], Any], said: str, seconds: float = 150) -> Any:
         assert time.monotonic() < deadline, said
         time.sleep(0.5)
     return found
-
-
-def crash(orchestrator: Orchestrator, run_id: str) -> None:
-    """What the automation does to a run without a heartbeat."""
-    state = {"type": "CRASHED", "name": "Crashed", "message": "no heartbeat"}
-    orchestrator._ask("POST", f"/flow_runs/{run_id}/set_state", {"state": state, "force": True})
 
 
 def nights(orchestrator: Orchestrator, reason: str) -> list[dict[str, Any]]:
@@ -71,7 +66,7 @@ def test_one_that_cannot_be_started_keeps_no_other_back() -> None:
     assert any("cannot be started again: no parameter 'old'" in line for line in said)
 
 
-def test_a_crashed_night_is_done_again_by_the_server_alone(
+def test_a_night_whose_process_is_killed_is_done_again_by_the_server_alone(
     prefect_world: PrefectWorld, deployed: None
 ) -> None:
     api, reason = prefect_world.orchestrator, f"crash {new_id()[-6:]}"
@@ -80,7 +75,7 @@ def test_a_crashed_night_is_done_again_by_the_server_alone(
     with hold(database, "night", "a test"):
         first = api.start("night", {"reason": reason, **DAY})
         eventually(lambda: api.run(first.id).state == "RUNNING", "it did not wait for its turn")
-        crash(api, first.id)
+        eventually(lambda: process_of(first.id), "it has no process").kill()
         eventually(lambda: len(nights(api, reason)) == 2, "nobody took it over")
     (second,) = [one for one in nights(api, reason) if one["id"] != first.id]
     assert second["idempotency_key"] == f"{PREFIX}:1:{first.id}"
@@ -91,7 +86,8 @@ def test_a_crashed_night_is_done_again_by_the_server_alone(
     # What crashed long ago is left alone.
     assert take_over(api, utc_now() + timedelta(days=1)) == []
     assert len(nights(api, reason)) == 2
-    eventually(lambda: api.run(second["id"]).ended, "the second did not end")
+    ended = eventually(lambda: _ended(api, second["id"]), "the second did not end")
+    assert ended.state == "COMPLETED", ended.message
     database.close()
 
 

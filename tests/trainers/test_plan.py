@@ -130,7 +130,7 @@ def test_what_did_not_fit_comes_first_the_next_night():
     waiting = Measured(overhead_seconds=0, waiting=frozenset(first.deferred))
     then = plan(tasks, data, SETTINGS, NOW, waiting, deadline=end)
     assert ([run.task_id for run in then.runs], then.deferred) == (["small"], ("big",))
-    assert then.runs[0].waited
+    assert "it waited for a night with room" in then.runs[0].reason
 
 
 def test_the_longest_run_starts_first():

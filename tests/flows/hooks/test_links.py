@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import time
+from urllib.parse import urlencode
+
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from slack_sdk.signature import SignatureVerifier
 
 from flows.hooks.links import ActionPages
 from infra.database.open import Database
@@ -119,3 +124,31 @@ async def test_pause_and_resume(client: TestClient, registry: Registry, rollout:
     assert registry.rollout(rollout.id).paused and registry.route("mail").weight == 0
     assert (await client.post(link("resume", rollout.id))).status == 200
     assert not registry.rollout(rollout.id).paused
+
+
+async def test_slack_is_answered_when_a_button_only_opens_its_address(
+    client: TestClient, registry: Registry, rollout: Rollout
+) -> None:
+    action = {
+        "type": "button",
+        "action_id": "act-rollback",
+        "url": f"http://127.0.0.1{link('rollback', rollout.id)}",
+    }
+    pressed = {"type": "block_actions", "user": {"id": "U1"}, "actions": [action]}
+    body = urlencode({"payload": json.dumps(pressed)})
+    now = str(int(time.time()))
+    signature = SignatureVerifier("s" * 32).generate_signature(timestamp=now, body=body)
+    before = registry.rollout(rollout.id), registry.route("mail")
+    answer = await client.post(
+        "/slack/pressed",
+        data=body,
+        headers={
+            "content-type": "application/x-www-form-urlencoded",
+            "x-slack-request-timestamp": now,
+            "x-slack-signature": signature,
+        },
+    )
+    # An empty 200: with anything else Slack shows a warning beside the button.
+    assert (answer.status, await answer.read()) == (200, b"")
+    assert (await client.get("/slack/pressed")).status == 405
+    assert (registry.rollout(rollout.id), registry.route("mail")) == before
