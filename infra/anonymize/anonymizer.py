@@ -21,13 +21,15 @@ from itertools import count
 from threading import RLock
 from typing import Any, NamedTuple, TypeVar
 
+from infra.anonymize.credentials import is_secret_name
 from infra.anonymize.finding import Finding, Recognizer
 from infra.anonymize.json_text import looks_like_json, rewrite
 from infra.anonymize.memory import Generations, key_of, packed
 from infra.anonymize.names import names
 from infra.anonymize.placeholders import NOTHING, PLACEHOLDER, find_placeholders, map_strings
+from infra.anonymize.quiet import quiet
 from infra.anonymize.recognizers import Structured, find
-from infra.anonymize.rewriting import MAX_JSON_NESTING, Rewriting, constant_first
+from infra.anonymize.rewriting import MAX_JSON_NESTING, Rewriting, constant_first, is_count
 from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
@@ -103,6 +105,11 @@ class Anonymizer:
             known = self._find(text)
             self._texts.put(text, known)
         return known
+
+    def quiet(self, data: bytes) -> bool:
+        """Whether nothing can be found, cut off or left out in a JSON value of these bytes."""
+        short = len(data) <= self.settings.max_text_characters
+        return short and not self._more and quiet(data)
 
     def keyed_hash(self, value: str) -> str:
         """16 hex characters of an HMAC-SHA-256 under the configured key."""
@@ -285,11 +292,14 @@ class Scope:
             run = Rewriting(self._anonymizer.settings, self._anonymizer.find, self._placeholder)
             if isinstance(value, Mapping) and isinstance(value.get("messages"), list):
                 changed = self._conversation(value, run)
+            elif isinstance(value, dict):
+                changed = self._object(value, run)
             else:
                 data = packed(value)
                 if data is None or b"<" in data:
                     self._reserve(value)
-                changed = run.value(value)
+                loud = data is None or not self._anonymizer.quiet(data)
+                changed = run.value(value) if loud else value
             self._counts.update(run.counts)
         return changed, run.counts
 
@@ -315,6 +325,16 @@ class Scope:
             parts[key] = done if key == "messages" else done[0]
         return {run.key(key): parts[key] for key in value}
 
+    def _object(self, value: dict[str, Any], run: Rewriting) -> dict[str, Any]:
+        """Any other object: where its bytes show that there is nothing to find, it needs no walk."""
+        data = packed({key: item for key, item in value.items() if not is_count(key, item)})
+        if data is None or b"<" in data:
+            self._reserve(value)
+        elif self._anonymizer.quiet(data):
+            return value
+        changed: dict[str, Any] = run.value(value)
+        return changed
+
     def _part(self, name: str, item: Any, depth: int, data: bytes | None, run: Rewriting) -> Any:
         if data is None:
             return run.value(item, name, depth)
@@ -326,6 +346,9 @@ class Scope:
         if before is not None:
             run.counts.update(before[1])
             return before[0]
+        if not is_secret_name(name) and anonymizer.quiet(data):
+            anonymizer._clean.put(known, True)
+            return item
         counts, run.counts = run.counts, Counter()
         changed = run.value(item, name, depth)
         found, run.counts = run.counts, counts
