@@ -7,6 +7,7 @@ once, for marks without which none of them finds anything: rather one too many s
 from __future__ import annotations
 
 import re
+
 from infra.anonymize.placeholders import MAX_DEPTH
 from infra.anonymize.recognizers import TOKEN_MARKS
 
@@ -101,7 +102,6 @@ def _without_numbers(data: bytes, digits: int) -> bool:
             data = data.replace(escape, b"\n\n")
     if b" aadd" in data.translate(_ALPHANUMERIC):
         return False
-    return (
-        digits < MAX_QUIET_DIGITS
-        or b"d" * MAX_QUIET_DIGITS not in data.translate(_DIALLED, _BETWEEN_DIALLED)
+    return digits < MAX_QUIET_DIGITS or b"d" * MAX_QUIET_DIGITS not in data.translate(
+        _DIALLED, _BETWEEN_DIALLED
     )

@@ -109,9 +109,8 @@ class _Exchange:
             return await self._show(own)
         if call.hedged is not None:
             return await self._show_hedged(call.hedged)
-        # Not before the request is on its way: the first turn of the loop writes it.
-        loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, self._answering.meanwhile, call)
+        # Once the request is on its way: what follows writes it before the loop turns.
+        asyncio.get_running_loop().call_soon(self._answering.meanwhile, call)
         if call.chat.stream:
             return await self._stream()
         body = self._answering.teacher_body(call)

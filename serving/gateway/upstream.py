@@ -199,19 +199,31 @@ class Teacher:
 
 async def read_reply(response: Answer) -> Reply:
     """The rest of a response, bounded. Raises GatewayError for one that is too long."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_any():
-        size += len(part)
-        if size > MAX_ANSWER_BYTES:
-            raise GatewayError(502, "the large model's answer is too long", kind="api_error")
-        parts.append(part)
+    content = response.content
+    if content.is_eof():
+        # It came in one piece, and need not be waited for.
+        body = content.read_nowait()
+        if len(body) > MAX_ANSWER_BYTES:
+            raise _too_long()
+    else:
+        parts: list[bytes] = []
+        size = 0
+        async for part in content.iter_any():
+            size += len(part)
+            if size > MAX_ANSWER_BYTES:
+                raise _too_long()
+            parts.append(part)
+        body = b"".join(parts)
     return Reply(
         response.status,
-        b"".join(parts),
+        body,
         response.headers.get("Content-Type", "application/json"),
         passed_back(response.headers),
     )
+
+
+def _too_long() -> GatewayError:
+    return GatewayError(502, "the large model's answer is too long", kind="api_error")
 
 
 def passed_back(headers: Mapping[str, str]) -> dict[str, str]:
