@@ -95,7 +95,7 @@ class FolderLock:
     """An exclusive lock on a folder that ends with the process, however that ends."""
 
     def __init__(self, file: int) -> None:
-        self._file = file
+        self.file = file
 
     @classmethod
     def take(cls, folder: Path) -> FolderLock | None:
@@ -112,7 +112,7 @@ class FolderLock:
         return cls(file)
 
     def release(self) -> None:
-        os.close(self._file)
+        os.close(self.file)
 
 
 def claim_any(root: Path) -> tuple[Path, FolderLock]:
