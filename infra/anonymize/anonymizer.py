@@ -21,14 +21,17 @@ from itertools import count
 from threading import RLock
 from typing import Any, NamedTuple, TypeVar
 
+from infra.anonymize.credentials import is_secret_name
 from infra.anonymize.finding import Finding, Recognizer
-from infra.anonymize.json_text import looks_like_json, rewrite
 from infra.anonymize.memory import Generations, key_of, packed
 from infra.anonymize.names import names
 from infra.anonymize.placeholders import NOTHING, PLACEHOLDER, find_placeholders, map_strings
+from infra.anonymize.quiet import quiet
 from infra.anonymize.recognizers import Structured, find
-from infra.anonymize.rewriting import MAX_JSON_NESTING, Rewriting, constant_first
+from infra.anonymize.restoring import placeholders_in, restored
+from infra.anonymize.rewriting import Rewriting, constant_first, is_count
 from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
+from infra.calls.record import changed_record as _with
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
 POLICY_VERSION = 1
@@ -104,6 +107,16 @@ class Anonymizer:
             self._texts.put(text, known)
         return known
 
+    def quiet(self, data: bytes) -> bool:
+        """Whether nothing can be found, cut off or left out in a JSON value of these bytes."""
+        short = len(data) <= self.settings.max_text_characters
+        return short and not self._more and quiet(data)
+
+    def personal(self, text: str) -> bool:
+        """Whether anything would be found in a text."""
+        data = packed(text)
+        return (data is None or not self.quiet(data)) and bool(self.find(text))
+
     def keyed_hash(self, value: str) -> str:
         """16 hex characters of an HMAC-SHA-256 under the configured key."""
         return hmac.new(self._key, value.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[
@@ -145,8 +158,7 @@ class Scope:
     @property
     def counts(self) -> dict[str, int]:
         """Occurrences replaced so far, by kind."""
-        with self._lock:
-            return dict(self._counts)
+        return dict(self._counts)
 
     def text(self, text: str) -> str:
         """The text (prose, or JSON as text, which stays JSON) with placeholders."""
@@ -249,32 +261,11 @@ class Scope:
         """Put the values back for the placeholders of this scope; unknown ones stay."""
         with self._lock:
             values = dict(self._values)
-        if not values:
-            return value
-
-        def plain(text: str) -> str:
-            return PLACEHOLDER.sub(lambda match: values.get(match.group(), match.group()), text)
-
-        def inside(text: str, nesting: int) -> str:
-            if PLACEHOLDER.search(text) is None:
-                return text
-            if nesting and looks_like_json(text):
-                return rewrite(
-                    text, plain, lambda _, item: inside(item, nesting - 1), lambda _, number: number
-                )
-            return plain(text)
-
-        return map_strings(value, plain, lambda text: inside(text, MAX_JSON_NESTING))
+        return restored(value, values) if values else value
 
     def unresolved(self, value: Any) -> list[str]:
         """Placeholders in a value that this scope never gave out: a model made them up."""
-        found: set[str] = set()
-
-        def note(text: str) -> str:
-            found.update(match.group() for match in PLACEHOLDER.finditer(text))
-            return text
-
-        map_strings(value, note, note)
+        found = placeholders_in(value)
         with self._lock:
             return sorted(found - self._values.keys())
 
@@ -285,11 +276,14 @@ class Scope:
             run = Rewriting(self._anonymizer.settings, self._anonymizer.find, self._placeholder)
             if isinstance(value, Mapping) and isinstance(value.get("messages"), list):
                 changed = self._conversation(value, run)
+            elif isinstance(value, dict):
+                changed = self._object(value, run)
             else:
                 data = packed(value)
                 if data is None or b"<" in data:
                     self._reserve(value)
-                changed = run.value(value)
+                loud = data is None or not self._anonymizer.quiet(data)
+                changed = run.value(value) if loud else value
             self._counts.update(run.counts)
         return changed, run.counts
 
@@ -315,6 +309,16 @@ class Scope:
             parts[key] = done if key == "messages" else done[0]
         return {run.key(key): parts[key] for key in value}
 
+    def _object(self, value: dict[str, Any], run: Rewriting) -> dict[str, Any]:
+        """Any other object: where its bytes show that there is nothing to find, it needs no walk."""
+        data = packed({key: item for key, item in value.items() if not is_count(key, item)})
+        if data is None or b"<" in data:
+            self._reserve(value)
+        elif self._anonymizer.quiet(data):
+            return value
+        changed: dict[str, Any] = run.value(value)
+        return changed
+
     def _part(self, name: str, item: Any, depth: int, data: bytes | None, run: Rewriting) -> Any:
         if data is None:
             return run.value(item, name, depth)
@@ -326,6 +330,9 @@ class Scope:
         if before is not None:
             run.counts.update(before[1])
             return before[0]
+        if not is_secret_name(name) and anonymizer.quiet(data):
+            anonymizer._clean.put(known, True)
+            return item
         counts, run.counts = run.counts, Counter()
         changed = run.value(item, name, depth)
         found, run.counts = run.counts, counts
@@ -380,20 +387,11 @@ class Scope:
         return result
 
     def _name(self, name: str, mark: str, counts: Counter[str]) -> str:
-        found = self._anonymizer.find(name)
-        if not found:
+        if not self._anonymizer.personal(name):
             return name
+        found = self._anonymizer.find(name)
         counts.update(finding.kind for finding in found)
         return f"{mark}-{self._anonymizer.keyed_hash(name)}"
-
-
-def _with(record: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy of a record (its fields are immutable) with other values."""
-    return type(record).model_construct(
-        **{name: getattr(record, name) for name in type(record).model_fields}
-        | (record.model_extra or {})
-        | dict(changes)
-    )
 
 
 __all__ = ["Anonymizer", "Finding", "Scope"]

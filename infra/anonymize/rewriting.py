@@ -16,6 +16,8 @@ from infra.settings.serving import Anonymizer as AnonymizerSettings
 
 MIN_CHARACTERS = 4
 MAX_JSON_NESTING = 4
+MAX_COUNT = 10**11
+"""Whole numbers below it are no card's."""
 
 _BASE64 = re.compile(r"data:[\w.+/-]{0,100};base64,[A-Za-z0-9+/=_-]*+")
 _PHONE_NAME = re.compile(r"(?i).{0,30}(?:phone|mobile|telephone|cell|fax|msisdn).{0,30}")
@@ -23,11 +25,15 @@ _PHONE_NAME = re.compile(r"(?i).{0,30}(?:phone|mobile|telephone|cell|fax|msisdn)
 # The API's own words, of which every call is full.
 # fmt: off
 _API_KEYS = frozenset({
-    "arguments", "choices", "completion_tokens", "content", "created", "description",
-    "finish_reason", "function", "id", "index", "logprobs", "max_tokens", "message", "messages",
-    "model", "name", "object", "parameters", "parallel_tool_calls", "prompt_tokens", "properties",
-    "required", "response_format", "role", "service_tier", "system_fingerprint", "temperature",
-    "tool_call_id", "tool_calls", "tool_choice", "tools", "total_tokens", "type", "usage",
+    "accepted_prediction_tokens", "additionalProperties", "annotations", "arguments", "audio",
+    "audio_tokens", "cached_tokens", "choices", "completion_tokens", "completion_tokens_details",
+    "content", "created", "description", "enum", "finish_reason", "function", "id", "index", "items",
+    "json_schema", "logprobs", "max_completion_tokens", "max_tokens", "message", "messages", "model",
+    "name", "object", "parallel_tool_calls", "parameters", "prompt_tokens", "prompt_tokens_details",
+    "properties", "reasoning_tokens", "refusal", "rejected_prediction_tokens", "required",
+    "response_format", "role", "schema", "seed", "service_tier", "stream", "strict",
+    "system_fingerprint", "temperature", "text", "tool_call_id", "tool_calls", "tool_choice", "tools",
+    "top_p", "total_tokens", "type", "usage",
 })
 # fmt: on
 
@@ -145,6 +151,19 @@ class Rewriting:
             return value
         self.counts[kind] += 1
         return self._placeholder(kind, value)
+
+
+def is_count(key: str, item: Any) -> bool:
+    """Whether a field of the API holds nothing but numbers that count: of tokens, of seconds."""
+    if key not in _API_KEYS:
+        return False
+    if isinstance(item, int):
+        return item < MAX_COUNT
+    return (
+        item is None
+        or isinstance(item, float)
+        or (type(item) is dict and all(is_count(name, one) for name, one in item.items()))
+    )
 
 
 def constant_first(value: Mapping[Any, Any]) -> list[Any]:

@@ -27,6 +27,10 @@ MAX_KNOWN_SCHEMA_BYTES = 64 << 10
 # steps: a pattern must not hold up the other callers.
 _PATTERNS = FancyRegexOptions(backtrack_limit=20_000)
 
+_FITTING_CALL = Checks(tool_known=True, schema_valid=True)
+_FITTING_CONTENT = Checks(schema_valid=True)
+_TEXT = Checks()
+
 
 @dataclass(frozen=True)
 class ParsedAnswer:
@@ -69,12 +73,12 @@ def check_answer(message: Mapping[str, Any], request: Mapping[str, Any]) -> Chec
         except ValueError:
             return Checks(parsed=False, schema_valid=False, reason="content is not JSON")
         problem = _schema_problem(value, schema)
-        return Checks(schema_valid=problem is None, reason=problem or "")
+        return Checks(schema_valid=False, reason=problem) if problem else _FITTING_CONTENT
     if request.get("tools") and content.lstrip()[:1] in ("{", "["):
         return Checks(parsed=False, reason="looks like a tool call but does not parse as one")
     if request.get("tools") and request.get("tool_choice") == "required":
         return Checks(parsed=False, reason="a tool call was required and none was made")
-    return Checks(parsed=bool(content), reason="" if content else "empty answer")
+    return _TEXT if content else Checks(parsed=False, reason="empty answer")
 
 
 def _tool_calls(text: str) -> list[dict[str, Any]] | None:
@@ -129,7 +133,7 @@ def _check_calls(calls: Any, request: Mapping[str, Any]) -> Checks:
         problem = _schema_problem(arguments, offered[name])
         if problem:
             return Checks(tool_known=True, schema_valid=False, reason=f"{name}: {problem}")
-    return Checks(tool_known=True, schema_valid=True)
+    return _FITTING_CALL
 
 
 def _parts_text(content: Any) -> str:

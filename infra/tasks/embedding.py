@@ -108,36 +108,52 @@ def _row(text: str, dimensions: int) -> Vector:
     words: list[str] = []
     for token in stable_words(text, MAX_PROMPT_WORDS):
         words += (token,) if token.isalnum() else _PIECES.findall(token)
-    # An array's memory becomes numpy's as it is; additions of single numbers are quicker in Python.
-    sums = array("d", bytes(8 * dimensions))
+    places: list[bytes] = []
+    weights: list[bytes] = []
     for word, count in Counter(words).items():
-        # A repeated word says little more than one.
-        times = 1.0 if count == 1 else 1 + math.log(count)
-        for place, weight in _word(word, dimensions):
-            sums[place] += times * weight
-    for (first, second), count in Counter(pairwise(words)).items():
-        weight = PAIR_WEIGHT if count == 1 else PAIR_WEIGHT * (1 + math.log(count))
-        place = _pair(first, second, dimensions)
-        if place > 0:
-            sums[place - 1] += weight
-        else:
-            sums[-place - 1] -= weight
-    vector = np.frombuffer(sums)
+        where, much = _word(word, dimensions)
+        places.append(where)
+        weights.append(much if count == 1 else _times(much, _often(count)))
+    pairs = Counter(pairwise(words))
+    signed = [_pair(first, second, dimensions) for first, second in pairs]
+    places.append(array("q", [abs(place) - 1 for place in signed]).tobytes())
+    counted = zip(signed, pairs.values(), strict=True)
+    weights.append(
+        array("d", [math.copysign(PAIR_WEIGHT * _often(c), p) for p, c in counted]).tobytes()
+    )
+    # Adds one after the other, in this order: the same sums to the last bit wherever they are made.
+    vector = np.bincount(
+        np.frombuffer(b"".join(places), dtype=np.int64),
+        np.frombuffer(b"".join(weights)),
+        dimensions,
+    )
     norm = math.sqrt(float(vector @ vector))
     return (vector / norm if norm > 0 else vector).astype(np.float32)
 
 
+def _often(count: int) -> float:
+    """What a repeated word says: little more than one."""
+    return 1.0 if count == 1 else 1 + math.log(count)
+
+
+def _times(weights: bytes, factor: float) -> bytes:
+    return (np.frombuffer(weights) * factor).tobytes()
+
+
 @lru_cache(maxsize=MAX_KNOWN_WORDS)
-def _word(word: str, dimensions: int) -> tuple[tuple[int, float], ...]:
-    """Where a word and its character n-grams count, and how much. The same words come in call after
-    call."""
+def _word(word: str, dimensions: int) -> tuple[bytes, bytes]:
+    """Where a word and its character n-grams count, and how much: the memory of arrays of int64 and
+    float64. The same words come in call after call, and small memory is near memory."""
     grams = [_folded(value, dimensions) for value in _gram_sums(word[:40])]
     # Short words are mostly function words.
     weight = min(len(word), 6) / 6
     share = GRAMS_WEIGHT * weight / math.sqrt(len(grams)) if grams else 0.0
-    whole = _place(f"w {word}", dimensions)
-    weighed = [(whole, weight), *((gram, share) for gram in grams)]
-    return tuple((abs(place) - 1, math.copysign(much, place)) for place, much in weighed)
+    signed = [_place(f"w {word}", dimensions), *grams]
+    much = [weight, *[share] * len(grams)]
+    return (
+        array("q", [abs(place) - 1 for place in signed]).tobytes(),
+        array("d", map(math.copysign, much, signed)).tobytes(),
+    )
 
 
 @lru_cache(maxsize=MAX_KNOWN_PAIRS)

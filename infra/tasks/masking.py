@@ -15,6 +15,8 @@ from functools import lru_cache
 
 MAX_WORDS = 4000
 _CACHED_CHARACTERS = 20_000
+_KNOWN_TOKENS = 16_384
+_KNOWN_TOKEN_CHARACTERS = 60
 
 _KEY_BLOCK = re.compile(
     r"-----BEGIN [A-Z0-9 ]{1,60}-----.*?(?:-----END [A-Z0-9 ]{1,60}-----|\Z)", re.S
@@ -46,6 +48,8 @@ _CALENDAR = frozenset({
 })
 # fmt: on
 _TOKEN = re.compile(r"\S+")
+_PLAIN_EDGE = ".,;!?\"'`(){}*"
+"""Punctuation that is part of no variable."""
 _EDGE = " \t\r\n.,;:!?\"'`()[]{}*#-"
 
 
@@ -62,16 +66,25 @@ def stable_words(text: str, limit: int = MAX_WORDS) -> Iterator[str]:
     if any(name in low for name in _SECRET_NAMES):
         text = _SECRET.sub(" ", text)
     for token in _tokens(text):
-        # Letters alone are no variable, unless there are very many.
-        if not (len(token) < _LONG and token.isalpha()) and _VARIABLE.search(token):
-            continue
-        word = token.strip(_EDGE).lower()
-        if not word or word in _CALENDAR:
-            continue
-        yield word
-        kept += 1
-        if kept >= limit:
-            return
+        word = _known_word(token) if len(token) <= _KNOWN_TOKEN_CHARACTERS else _word(token)
+        if word:
+            yield word
+            kept += 1
+            if kept >= limit:
+                return
+
+
+def _word(token: str) -> str:
+    """The word in a token, or nothing where it carries a variable."""
+    # Letters alone are no variable, unless there are very many.
+    plain = len(token) < _LONG and token.strip(_PLAIN_EDGE).isalpha()
+    if not plain and _VARIABLE.search(token):
+        return ""
+    word = token.strip(_EDGE).lower()
+    return "" if word in _CALENDAR else word
+
+
+_known_word = lru_cache(maxsize=_KNOWN_TOKENS)(_word)
 
 
 def _tokens(text: str) -> Iterable[str]:

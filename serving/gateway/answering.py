@@ -105,8 +105,8 @@ class Answering:
         """
         look = not self._small.too_long(call.chat.size_bytes)
         router = self._router()
-        if look and router.leaves_to_teacher(call.chat.body, call.chat.tag):
-            call.undecided = router
+        if look and (found := router.left_to_teacher(call.chat.body, call.chat.tag)):
+            call.undecided = router, found
             return None
         call.routed = router.route(call.chat.body, call.chat.tag, call.tenant, look=look)
         call.assignment = await self._assign(call)
@@ -163,9 +163,10 @@ class Answering:
         Cheap the second time. Routing is done once. Anonymizing that fails here, or whose session is
         being anonymized in a thread just then, is done when the record is made.
         """
-        router, call.undecided = call.undecided, None
-        if router is not None:
-            call.routed = router.route(call.chat.body, None, call.tenant)
+        undecided, call.undecided = call.undecided, None
+        if undecided is not None:
+            router, found = undecided
+            call.routed = router.route(call.chat.body, None, call.tenant, found=found)
         if call.redacted is None and call.chat.size_bytes <= INLINE_BYTES:
             with contextlib.suppress(Exception):
                 call.redacted = self._scope(call).redacted_now(call.chat.logged())

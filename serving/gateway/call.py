@@ -15,6 +15,7 @@ from serving.gateway.arms import TEACHER, Assignment
 from serving.gateway.cascade import Small
 from serving.gateway.intake import ChatRequest
 from serving.gateway.routing import Routed, Router
+from serving.gateway.structure import Structure
 from serving.gateway.upstream import Reply
 
 CALL_HEADER = "x-nightschool-call-id"
@@ -35,7 +36,7 @@ class Call:
     started: float = field(default_factory=perf_counter)
     small: Small | None = None
     """What the model asked first said, shown or not."""
-    undecided: Router | None = None
+    undecided: tuple[Router, Structure] | None = None
     """Who is still to say the task, which does not matter to who answers."""
     redacted: Redacted | None = None
     """The request as the small model sees it and the log keeps it."""

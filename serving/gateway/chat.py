@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import aiohttp
 import orjson
 from aiohttp import web
 
@@ -24,7 +23,7 @@ from serving.gateway.keys import Caller
 from serving.gateway.problems import CallerGone, GatewayError, teacher_unavailable, text_broken_off
 from serving.gateway.recorder import Recorder
 from serving.gateway.streaming import Assembler, StreamProblem, TextStream, chunks, event
-from serving.gateway.upstream import Reply, passed_back, read_reply
+from serving.gateway.upstream import Answer, Reply, passed_back, read_reply
 
 _EVENT_STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 
@@ -110,9 +109,8 @@ class _Exchange:
             return await self._show(own)
         if call.hedged is not None:
             return await self._show_hedged(call.hedged)
-        # Not before the request is on its way: the first turn of the loop writes it.
-        loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, self._answering.meanwhile, call)
+        # Once the request is on its way: what follows writes it before the loop turns.
+        asyncio.get_running_loop().call_soon(self._answering.meanwhile, call)
         if call.chat.stream:
             return await self._stream()
         body = self._answering.teacher_body(call)
@@ -202,9 +200,7 @@ class _Exchange:
         assert response is not None
         return await self._end(response)
 
-    async def _pass_chunks(
-        self, upstream: aiohttp.ClientResponse, response: web.StreamResponse
-    ) -> None:
+    async def _pass_chunks(self, upstream: Answer, response: web.StreamResponse) -> None:
         call = self._call
         assembler: Assembler | None = Assembler()
         async for chunk in upstream.content.iter_any():

@@ -70,7 +70,10 @@ async def read_body(request: web.Request, limit_bytes: int, timeout_seconds: flo
     try:
         # Nothing to wait for is the common case, and a timer is not free.
         if request.content.is_eof():
-            return await request.read()
+            body = request.content.read_nowait()
+            if len(body) > limit_bytes:
+                raise too_large(limit_bytes)
+            return body
         async with asyncio.timeout(timeout_seconds):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:

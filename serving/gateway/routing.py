@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from infra.tasks.embedding import Vector, embed, nearest, prompt_text
 from serving.gateway.routes import Snapshot, TaskRoute
-from serving.gateway.structure import Remembered, Structures, digest
+from serving.gateway.structure import Remembered, Structure, Structures, digest
 
 MODEL_PREFIX = "nightschool/"
 How = Literal["tag", "model", "signature", "centroid"]
@@ -174,7 +174,13 @@ class Router:
         return self._by_id.get(model.removeprefix(MODEL_PREFIX))
 
     def route(
-        self, request: Mapping[str, Any], tag: str | None, tenant: str, *, look: bool = True
+        self,
+        request: Mapping[str, Any],
+        tag: str | None,
+        tenant: str,
+        *,
+        look: bool = True,
+        found: Structure | None = None,
     ) -> Routed | None:
         """The call's task, or None.
 
@@ -182,13 +188,14 @@ class Router:
             request: as sent or anonymized: the parts that are looked at are masked alike.
             look: False for a request too long to look into (that takes seconds of everybody's
                 time, and no small model could answer it): then only its tag counts.
+            found: the request's structure, where ``left_to_teacher`` has read it.
         """
         task, how = self._explicit(request, tag, tenant)
         if tag is not None and task is None:
             return None  # a tag of its own: discovery will make a task of it
         if not self._by_id or not look or (task is not None and not task.adapters()):
             return _for(Routed(task, how, False), tenant) if task is not None else None
-        found = _structures.of(request)
+        found = found or _structures.of(request)
         if task is None:
             how = "signature"
             alike = _of(self._by_signature, found.signature, tenant)
@@ -201,18 +208,20 @@ class Router:
         same = task.signature == found.signature
         return _for(Routed(task, how, same, same or task.frame == found.frame), tenant)
 
-    def leaves_to_teacher(self, request: Mapping[str, Any], tag: str | None) -> bool:
-        """Whether no task that ``route`` could find has an adapter, whatever the prompt says.
+    def left_to_teacher(self, request: Mapping[str, Any], tag: str | None) -> Structure | None:
+        """The structure of a request where no task that ``route`` could find has an adapter, whatever
+        the prompt says: the teacher can then be asked before the task is known.
 
-        The teacher can then be asked before the task is known. False where that is not known cheaply.
+        None where it is otherwise, or not known cheaply.
         """
         if tag is not None or not self._by_id:
-            return False
+            return None
         model = request.get("model")
         if isinstance(model, str) and self.named(model) is not None:
-            return False
+            return None
         found = _structures.of(request)
-        return not (found.signature in self._served or found.frame in self._served)
+        served = found.signature in self._served or found.frame in self._served
+        return None if served else found
 
     def _explicit(
         self, request: Mapping[str, Any], tag: str | None, tenant: str

@@ -145,7 +145,7 @@ class Gateway:
         )
         key = settings.anonymizer.hash_key
         names = SessionNames(
-            personal=lambda text: bool(self.anonymizer.find(text)),
+            personal=self.anonymizer.personal,
             hash_key=key.get_secret_value().encode() if key else b"",
         )
         self.chat = Chat(self.answering, self.recorder, names, self.calls)

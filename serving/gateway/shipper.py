@@ -80,6 +80,7 @@ class Shipper:
         """Seal everything, ship what can be shipped in time. What cannot waits for the next start."""
         self._stop.set()
         self._wake.set()
+        self._spool.alone()
         if self._thread is not None:
             self._thread.join(timeout_seconds)
             if self._thread.is_alive():

@@ -21,12 +21,11 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote
 
 from infra.calls.codec import StoredLine
+from serving.gateway.pressing import Presser, overrides
 from serving.gateway.spool_files import (
     FINAL,
     PROVISIONAL,
@@ -43,9 +42,6 @@ from serving.gateway.spool_files import (
 )
 
 DEFAULT_MAX_BYTES = 4 << 30
-AT_ONCE = 64
-"""Lines that are read for shipping without a pause for the event loop: a fraction of a millisecond."""
-PAUSE_SECONDS = 0.001
 
 
 class SpoolError(Exception):
@@ -69,6 +65,7 @@ class Spool:
         self._lock = threading.Lock()
         self._sealing = threading.Lock()
         self.folder, self._guard = claim_any(root)
+        self._presser = Presser(self.folder, self._guard)
         self.root = root
         self.writer = self.folder.name
         self._max_bytes = max_bytes
@@ -157,7 +154,12 @@ class Spool:
             except OSError as error:
                 raise SpoolError(f"the spool at {self.folder} is stuck: {error}") from error
 
+    def alone(self) -> None:
+        """From now on without a helping process: the gateway ends, and waits for no other."""
+        self._presser.alone()
+
     def close(self) -> None:
+        self.alone()
         with self._sealing, self._lock:
             if self._open is not None:
                 self._open.close()
@@ -194,9 +196,7 @@ class Spool:
         if self._stuck is not None:
             number, carried = self._stuck
             if (self.folder / open_name(number)).exists():
-                found = read_entries(self.folder / open_name(number))
-                entries = _settled(_now_and_then(found), carried)
-                path = make_ready(self.folder, number, entries)
+                path = self._presser.press(number, carried)
             self._stuck = None
             self.measure()
         return path
@@ -232,34 +232,8 @@ def _recover(folder: Path) -> None:
     latest: dict[str, tuple[int, bytes]] = {}
     for number, entries in left:
         for entry in entries:
-            if _overrides(entry.kind, latest.get(entry.id, (0, PROVISIONAL))[1]):
+            if overrides(entry.kind, latest.get(entry.id, (0, PROVISIONAL))[1]):
                 latest[entry.id] = (number, entry.kind)
     for number, entries in left:
         mine = {entry.id: entry for entry in entries if latest[entry.id] == (number, entry.kind)}
         make_ready(folder, number, list(mine.values()))
-
-
-def _now_and_then(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """The same, with pauses: reading holds the interpreter, and the event loop is not to wait for
-    all of it."""
-    for number, entry in enumerate(entries, 1):
-        if number % AT_ONCE == 0:
-            time.sleep(PAUSE_SECONDS)
-        yield entry
-
-
-def _settled(entries: Iterator[Entry], carried: Set[str]) -> list[Entry]:
-    """The entries to ship, in the order of their first line: each record once, its last word.
-
-    Args:
-        carried: ids of provisional records that went on to the next file.
-    """
-    last: dict[str, Entry] = {}
-    for entry in entries:
-        if entry.id not in last or _overrides(entry.kind, last[entry.id].kind):
-            last[entry.id] = entry
-    return [e for e in last.values() if e.kind == FINAL or unquote(e.id) not in carried]
-
-
-def _overrides(kind: bytes, before: bytes) -> bool:
-    return kind == FINAL or before == PROVISIONAL

@@ -95,7 +95,7 @@ class FolderLock:
     """An exclusive lock on a folder that ends with the process, however that ends."""
 
     def __init__(self, file: int) -> None:
-        self._file = file
+        self.file = file
 
     @classmethod
     def take(cls, folder: Path) -> FolderLock | None:
@@ -112,7 +112,7 @@ class FolderLock:
         return cls(file)
 
     def release(self) -> None:
-        os.close(self._file)
+        os.close(self.file)
 
 
 def claim_any(root: Path) -> tuple[Path, FolderLock]:
@@ -151,7 +151,8 @@ def entry_of(record: StoredLine, kind: bytes) -> Entry:
     time = record.time.astimezone(UTC)
     # Not strftime, which takes longer than all the rest of this.
     hour = b"%04d%02d%02dT%02d" % (time.year, time.month, time.day, time.hour)
-    return Entry(kind, hour, quote(record.id), record.line)
+    plain = record.id.isascii() and record.id.replace("-", "").isalnum()
+    return Entry(kind, hour, record.id if plain else quote(record.id), record.line)
 
 
 def next_number(folder: Path) -> int:

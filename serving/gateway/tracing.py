@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -31,7 +30,7 @@ from serving.gateway.cascade import Small
 from serving.gateway.problems import GatewayError
 from serving.gateway.routes import AdapterRoute
 from serving.gateway.small_calls import SmallCalls
-from serving.gateway.upstream import Teacher
+from serving.gateway.upstream import Answer, Teacher
 from serving.small_model import Growing
 
 EXPORT_SECONDS = 1.0
@@ -162,7 +161,7 @@ class TracedTeacher(Teacher):
     @asynccontextmanager
     async def open(
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[Answer]:
         operation = _OPERATIONS.get(path)
         span = self.tracing.start(
             f"{operation or method} teacher",

@@ -14,6 +14,7 @@ import orjson
 
 from infra.settings.serving import Teacher as TeacherSettings
 from serving.breaker import CircuitBreaker
+from serving.gateway.posting import Posted, Poster
 from serving.gateway.problems import GatewayError, teacher_unavailable
 from serving.gateway.retries import RETRIED_STATUSES, RetryBudget, pause_seconds
 
@@ -28,7 +29,9 @@ _PASSED_BACK = (
     "openai-model",
 )
 CONNECT_SECONDS = 10.0
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 CHAT = "/chat/completions"
+Answer = aiohttp.ClientResponse | Posted
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Teacher:
             beside._slots if beside else asyncio.Semaphore(settings.max_concurrency)
         )
         self._session: aiohttp.ClientSession | None = None
+        self._chats: Poster | None = None
         self._budget = RetryBudget(settings.retry_share)
 
     async def close(self) -> None:
@@ -92,14 +96,14 @@ class Teacher:
 
     def chat(
         self, body: Mapping[str, Any], headers: Mapping[str, str]
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    ) -> AbstractAsyncContextManager[Answer]:
         """A chat completion whose body is still to be read."""
         return self.open("POST", CHAT, orjson.dumps(body), headers)
 
     @asynccontextmanager
     async def open(
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[Answer]:
         """The teacher's response once its headers are there; the body is the caller's to read.
 
         Failures while the body is read come out as GatewayError too.
@@ -129,7 +133,7 @@ class Teacher:
 
     async def _first_answer(
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
+    ) -> Answer:
         """The first answer that is one, or the last failure: asked again within the budget.
 
         What changes something on the teacher's server is sent again only where nobody can have worked
@@ -154,20 +158,14 @@ class Teacher:
 
     async def _send(
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
-        if self._session is None or self._session.closed:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-                # A cookie of one caller's answer must not go along with another's request.
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=True,
-                trust_env=False,
-            )
+    ) -> Answer:
+        session = self._opened()
         sent = {**headers, "content-type": headers.get("content-type", "application/json")}
         for attempt in (1, 2):
             try:
-                return await self._session.request(
+                if data is not None and path == CHAT and method == "POST":
+                    return await self._poster(session).post(data, sent)
+                return await session.request(
                     method,
                     self._url + path,
                     data=data,
@@ -180,22 +178,52 @@ class Teacher:
                     raise
         raise AssertionError("unreachable")
 
+    def _poster(self, session: aiohttp.ClientSession) -> Poster:
+        if self._chats is None:
+            self._chats = Poster(session, self._url + CHAT, _TIMEOUT)
+        return self._chats
 
-async def read_reply(response: aiohttp.ClientResponse) -> Reply:
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            self._chats = None
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=_TIMEOUT,
+                # A cookie of one caller's answer must not go along with another's request.
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=True,
+                trust_env=False,
+            )
+        return self._session
+
+
+async def read_reply(response: Answer) -> Reply:
     """The rest of a response, bounded. Raises GatewayError for one that is too long."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_any():
-        size += len(part)
-        if size > MAX_ANSWER_BYTES:
-            raise GatewayError(502, "the large model's answer is too long", kind="api_error")
-        parts.append(part)
+    content = response.content
+    if content.is_eof():
+        # It came in one piece, and need not be waited for.
+        body = content.read_nowait()
+        if len(body) > MAX_ANSWER_BYTES:
+            raise _too_long()
+    else:
+        parts: list[bytes] = []
+        size = 0
+        async for part in content.iter_any():
+            size += len(part)
+            if size > MAX_ANSWER_BYTES:
+                raise _too_long()
+            parts.append(part)
+        body = b"".join(parts)
     return Reply(
         response.status,
-        b"".join(parts),
+        body,
         response.headers.get("Content-Type", "application/json"),
         passed_back(response.headers),
     )
+
+
+def _too_long() -> GatewayError:
+    return GatewayError(502, "the large model's answer is too long", kind="api_error")
 
 
 def passed_back(headers: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from infra.calls.record import AnsweredBy, CallRecord, OtherAnswer, utc_now
 from infra.objects.directory import DirectoryStore
 from infra.objects.store import ObjectInfo, ObjectStoreError
 from serving.gateway import spool_files
+from serving.gateway.pressing import AT_ONCE
 from serving.gateway.shipper import Shipper, ship_file
-from serving.gateway.spool import AT_ONCE, Spool, SpoolError
+from serving.gateway.spool import Spool, SpoolError
 from serving.gateway.spool_files import object_key, ready_files
 from tests.serving.gateway.world import calls, read_log
 
@@ -53,7 +55,7 @@ def test_reading_what_is_to_be_shipped_lets_the_event_loop_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("serving.gateway.spool.time.sleep", pauses.append)
+    monkeypatch.setattr("serving.gateway.pressing.time.sleep", pauses.append)
     store = DirectoryStore(tmp_path / "objects")
     spool = Spool(tmp_path / "spool")
     for number in range(3 * AT_ONCE + 1):
@@ -61,6 +63,31 @@ def test_reading_what_is_to_be_shipped_lets_the_event_loop_in(
     ship_all(spool, store)
     assert len(pauses) == 3 and 0 < min(pauses) == max(pauses) < 0.01
     assert len(read_log(store)) == 3 * AT_ONCE + 1
+
+
+def test_a_long_file_is_pressed_by_a_child_that_may_die_and_holds_the_lock(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    spool = Spool(tmp_path / "spool")
+    presser = spool._presser
+    presser._short_bytes = 0
+    shipper = Shipper(spool, lambda: store, ship_seconds=1, ship_bytes=1 << 20)
+    spool.append(stored(record("a")), provisional=True)
+    spool.append(stored(record("b")))
+    assert shipper.run_once()
+    assert set(calls(store)) == {"b"}, "the child knows what was carried on"
+    child = presser.pid
+    assert child is not None and os.getpriority(os.PRIO_PROCESS, child) > 0
+    os.kill(child, signal.SIGKILL)
+    spool.append(stored(record("a", audited=True)))
+    assert shipper.run_once()
+    assert calls(store) == {"a": record("a", audited=True), "b": record("b")}
+    spool.append(stored(record("c")))
+    assert shipper.run_once() and presser.pid not in (None, child)
+    crash(spool)
+    assert Spool(tmp_path / "spool").writer != spool.writer, "the child may still be writing"
+    presser.alone()
+    assert Spool(tmp_path / "spool").writer == spool.writer
+    assert set(calls(store)) == {"a", "b", "c"}
 
 
 def test_records_come_out_as_they_went_in(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Whether a JSON value can hold anything personal at all, told from its bytes: most hold nothing.
+
+The recognizers look at each string of a value by itself. Here its whole serialized form is looked at
+once, for marks without which none of them finds anything: rather one too many seen than one too few.
+"""
+
+from __future__ import annotations
+
+import re
+
+from infra.anonymize.placeholders import MAX_DEPTH
+from infra.anonymize.recognizers import TOKEN_MARKS
+
+_DIGITS = b"0123456789"
+_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MAX_QUIET_DIGITS = 6
+"""Identity numbers have seven and more, whatever stands between them."""
+SHORTEST_TOKEN = 20
+"""Characters without a break in the shortest key or token, but for Slack's."""
+SLACK = b"xox"
+HARDWARE_ADDRESS = 17
+_MARKS = tuple(mark.encode() for mark in TOKEN_MARKS)
+_ESCAPES = (b"\\n", b"\\t", b"\\r", b"\\b", b"\\f", b'\\"')
+# Words of passwords and of fields that hold them, in small letters; the rest of them is looked for
+# only where one of these is.
+_WORDS = (b"pass", b"pwd", b"secret", b"private", b"token", b"api", b"authorization", b"bearer")
+_SECRET = re.compile(
+    rb"pass(?:w|phrase|code)|pwd|secret|private|authorization|bearer|api[_ -]?(?:key|token)|"
+    rb"(?:access|auth|refresh)[_ -]?token"
+)
+_IN_ADDRESSES = (b"key=", b"sig=", b"signature=")
+_COLONS = re.compile(rb":[0-9A-Fa-f]{0,4}:")
+# Letters beyond ASCII that equal ASCII ones where case is ignored.
+_TWINS = tuple(letter.encode() for letter in "ſKİı")
+
+
+def _classes(**characters: bytes) -> bytes:
+    """A table for ``translate``: each character to the letter of its class, the others to a blank."""
+    table = bytearray(b" " * 256)
+    for letter, members in characters.items():
+        for member in members:
+            table[member] = ord(letter)
+    return bytes(table)
+
+
+_ALPHANUMERIC = _classes(a=_LETTERS, d=_DIGITS)
+_UNBROKEN = _classes(x=_LETTERS + _DIGITS + b"-_.+/=:~%\\")
+_HEXADECIMAL = _classes(h=_DIGITS + b"abcdefABCDEF:-")
+_DIALLED = _classes(d=_DIGITS)
+_BETWEEN_DIALLED = b" ().-/+"
+
+
+def quiet(data: bytes) -> bool:
+    """Whether no structured recognizer finds anything in any string or key of a value.
+
+    Args:
+        data: the value as JSON, as ``packed`` makes it. Time is linear in its length.
+    """
+    if b"@" in data or b"%40" in data or b"\\u" in data:
+        return False
+    digits = len(data) - len(data.translate(None, _DIGITS))
+    if digits > MAX_QUIET_DIGITS:
+        return False
+    if not data.isascii() and any(letter in data for letter in _TWINS):
+        return False
+    if _names_secret(data.lower()) or _holds_token(data):
+        return False
+    if digits and not _without_numbers(data, digits):
+        return False
+    return data.count(b"{") + data.count(b"[") < MAX_DEPTH
+
+
+def _names_secret(low: bytes) -> bool:
+    for word in _WORDS:
+        if word in low:
+            if _SECRET.search(low):
+                return True
+            break
+    return b"=" in low and any(word in low for word in _IN_ADDRESSES)
+
+
+def _holds_token(data: bytes) -> bool:
+    """Whether a key, a token or a hardware address may be there."""
+    if SLACK in data:
+        return True
+    if b"x" * SHORTEST_TOKEN in data.translate(_UNBROKEN):
+        for mark in _MARKS:
+            if mark in data:
+                return True
+    many = data.count(b":") >= 5 or data.count(b"-") >= 5
+    return many and b"h" * HARDWARE_ADDRESS in data.translate(_HEXADECIMAL)
+
+
+def _without_numbers(data: bytes, digits: int) -> bool:
+    """Whether no account, address of a machine or phone number can be there."""
+    if _COLONS.search(data) or (digits >= 4 and data.count(b".") >= 3):
+        return False
+    if digits < 2:
+        return True
+    if b"\\" in data:
+        for escape in _ESCAPES:
+            data = data.replace(escape, b"\n\n")
+    if b" aadd" in data.translate(_ALPHANUMERIC):
+        return False
+    return digits < MAX_QUIET_DIGITS or b"d" * MAX_QUIET_DIGITS not in data.translate(
+        _DIALLED, _BETWEEN_DIALLED
+    )
