@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def take_in(folder: Path, calls: int) -> dict[str, Any]:
         "records_per_core_second": round(calls / cpu),
         "cpu_seconds": round(cpu, 1),
         "wall_seconds": round(wall, 1),
-        "tenths": [round(b - a, 2) for a, b in zip(edges, edges[1:], strict=False)],
+        "tenths": [round(b - a, 2) for a, b in pairwise(edges)],
         "peak_mib": peak_mib(),
         "peak_mib_before": rss[0],
         "peak_mib_after_a_tenth": rss[-1],
@@ -137,7 +138,9 @@ def measure(sizes: tuple[int, ...], one_object: int) -> dict[str, Any]:
     return {
         "sizes": found,
         "cost_per_call_of_the_largest_over_the_smallest": round(cost[1] / cost[0], 3),
-        "last_half_over_first_half": round(sum(tenths[5:]) / sum(tenths[:5]), 3) if tenths else None,
+        "last_half_over_first_half": round(sum(tenths[5:]) / sum(tenths[:5]), 3)
+        if tenths
+        else None,
         "peak_of_the_largest_over_the_smallest": round(large["peak_mib"] / small["peak_mib"], 3),
         "one_object": in_a_process("ours", one_object, one_object),
         "floor": in_a_process("floor", min(sizes), PER_OBJECT),

@@ -37,7 +37,9 @@ def object_of(seed: int, first: int, count: int) -> list[CallRecord]:
     while len(records) < count:
         session, call = next(spoken)
         number = first + len(records)
-        records.append(record_of(call, f"{number:012d}", session, START + timedelta(seconds=number)))
+        records.append(
+            record_of(call, f"{number:012d}", session, START + timedelta(seconds=number))
+        )
     return records
 
 
