@@ -33,6 +33,8 @@ class AdapterRoute:
     """PromptFormat as a dict."""
     threshold: float | None
     """Least confidence that is shown; None: every answer that passes the checks."""
+    learned: tuple[str, ...] = ()
+    """Tasks merged into its own whose calls it has learned from."""
 
     @cached_property
     def prompt_format(self) -> PromptFormat:
@@ -84,6 +86,10 @@ class TaskRoute:
     """When the route was last changed or tended."""
     audit_rate: float | None = None
     """Of the open rollout's policy; None: the gateway's own."""
+    merged_into: str | None = None
+    """The task whose calls its own are: who answers those."""
+    by_signature: bool = False
+    """Of a tag's calls only those of this signature: a person split them off."""
     slow_seconds: float | None = None
     """An answer of the candidate that takes longer is slow; of the open rollout's policy."""
 

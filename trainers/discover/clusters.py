@@ -163,3 +163,49 @@ def _mean(vectors: Vector) -> NDArray[np.float64]:
     mean = np.asarray(vectors, dtype=np.float64).mean(axis=0)
     norm = float(np.linalg.norm(mean))
     return mean / norm if norm > 0 else mean
+
+
+def apart(
+    prompts: Vector, actions: Vector, sizes: NDArray[np.int64], parts: int | None = None
+) -> Labels:
+    """Parts of what a person wants apart, however close they lie: labels 0, 1, ... by falling size.
+
+    What density finds, or halves where that finds one; then each prompt goes to the centroid that it is
+    closest to, which is all that the gateway has.
+
+    Args:
+        prompts, actions, sizes: as ``separate_groups`` takes them.
+        parts: how many; None: as many as stand out.
+    """
+    labels = np.zeros(len(prompts), dtype=np.int64)
+    if len(prompts) < 2:
+        return labels
+    chosen = np.arange(len(prompts))
+    if len(chosen) > MAX_POINTS:
+        chosen = np.unique(np.linspace(0, len(prompts) - 1, MAX_POINTS).astype(np.int64))
+    found = np.zeros(len(chosen), dtype=np.int64)
+    if parts is None and len(chosen) >= 5:
+        found = _propose(prompts[chosen], actions[chosen])
+    if found.max() < 1:
+        found = _halves(prompts[chosen], actions[chosen], sizes[chosen], parts or 2)
+    groups = [chosen[found == label] for label in range(int(found.max()) + 1)]
+    for _ in range(10):
+        centroids = np.stack([_mean(prompts[group]) for group in groups if len(group)])
+        labels = (np.asarray(prompts, dtype=np.float64) @ centroids.T).argmax(axis=1)
+        closest = [np.flatnonzero(labels == label) for label in range(len(centroids))]
+        if len(closest) == len(groups) and all(map(np.array_equal, closest, groups)):
+            break
+        groups = closest
+    order = sorted(
+        set(labels.tolist()), key=lambda label: (-int(sizes[labels == label].sum()), label)
+    )
+    renamed = {label: position for position, label in enumerate(order)}
+    return np.array([renamed[int(label)] for label in labels], dtype=np.int64)
+
+
+def _halves(prompts: Vector, actions: Vector, sizes: NDArray[np.int64], parts: int) -> Labels:
+    from sklearn.cluster import KMeans
+
+    joint = np.hstack([prompts, ACTION_WEIGHT * (actions - actions.mean(axis=0))])
+    model = KMeans(min(parts, len(np.unique(joint, axis=0))), n_init=10, random_state=0)
+    return np.asarray(model.fit(joint, sample_weight=sizes).labels_, dtype=np.int64)

@@ -16,6 +16,7 @@ import numpy as np
 
 from infra.settings.learning import Discovery
 from infra.tasks.embedding import Vector, embed, nearest
+from infra.tasks.joined import BY_SIGNATURE
 from trainers.discover.clusters import Centre, centre, separate_groups
 from trainers.discover.naming import describe, task_id
 from trainers.ingest.features import Features
@@ -52,6 +53,8 @@ class KnownTask:
     radius: float
     tenant: str | None = None
     """Whose calls it is made of; None: everybody's."""
+    part: str | None = None
+    """How a person split it off another task, see ``infra.tasks.joined``."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +139,17 @@ def _form_groups(
             by_tag[row.tag].append(index)
         else:
             by_signature[row.features.signature].append(index)
-    tagged = {task.tag: task for task in known if task.tag}
+    tagged = {task.tag: task for task in known if task.tag and task.part != BY_SIGNATURE}
+    parts = {(t.tag, t.signature): t for t in known if t.tag and t.part == BY_SIGNATURE}
     by_id = {task.id: task for task in known}
     gathered: list[_Open] = []
     named: dict[str, list[int]] = {}
     for tag, members in sorted(by_tag.items()):
+        whole, split = _split_off(members, tag, rows, parts)
+        gathered += [_Open(part, own, tag=tag) for part, own in split]
+        if not whole:
+            continue
+        members = whole
         if tag not in tagged and tag in by_id:
             named[tag] = members  # a task's own id is as good a tag
         elif tag in tagged or len(members) >= MIN_TAGGED_CALLS:
@@ -160,6 +169,23 @@ def _form_groups(
         key=lambda item: (-len(item.members), rows[item.members[0]].id),
     )[:MAX_NEW_TASKS]
     return [_group(item, rows, space, settings, tenant) for item in [*old, *new]]
+
+
+def _split_off(
+    members: list[int],
+    tag: str,
+    rows: Sequence[Row],
+    parts: Mapping[tuple[str | None, str], KnownTask],
+) -> tuple[list[int], list[tuple[KnownTask, list[int]]]]:
+    """(what stays with the tag's own task, the parts that a person split off it by structure)."""
+    if not parts:
+        return members, []
+    whole: list[int] = []
+    split: defaultdict[str, list[int]] = defaultdict(list)
+    for index in members:
+        signature = rows[index].features.signature
+        (split[signature] if (tag, signature) in parts else whole).append(index)
+    return whole, [(parts[tag, signature], own) for signature, own in sorted(split.items())]
 
 
 def _inside_signature(
@@ -204,7 +230,8 @@ def _group(
     vectors = space.vectors(item.members)
     floor = settings.radius if item.lone else SPLIT_FLOOR
     ceiling = LONE_CEILING if item.lone else SPLIT_CEILING
-    if item.known is not None and not _structured(rows[item.members[0]].features):
+    structured = _structured(rows[item.members[0]].features)
+    if item.known is not None and not (structured and item.lone):
         # Its members were chosen by this radius: to calibrate on them would let it creep.
         floor = ceiling = item.known.radius
     found = centre(vectors, min(floor, ceiling), ceiling)
@@ -281,5 +308,10 @@ class _Space:
         return [sorted(found[label]) for label in sorted(found)], rest
 
     def _action(self, members: Sequence[int]) -> str:
-        counts: Mapping[str, int] = Counter(self._rows[index].features.action for index in members)
-        return max(sorted(counts), key=lambda action: counts[action])
+        return common_action([self._rows[index].features for index in members])
+
+
+def common_action(members: Sequence[Features]) -> str:
+    """What is done most often; of several the first by name."""
+    counts: Mapping[str, int] = Counter(feature.action for feature in members)
+    return max(sorted(counts), key=lambda action: counts[action])
