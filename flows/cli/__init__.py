@@ -48,7 +48,7 @@ SUMMARIES = {
     "anonymize": "What the anonymizer makes of a file.",
     "status": "What runs, what it saves, what is being rolled out, what waits.",
     "doctor": "Check what everything stands on, and say how to mend it.",
-    "tasks": "The tasks found in the logs: show, rename, merge, split, ignore, pin.",
+    "tasks": "The tasks in the logs: show, rename, merge, split, ignore, pin.",
     "datasets": "The frozen data sets: list, show, compare, export.",
     "forget": "Erase a session, a tenant or a text from logs and data sets.",
     "adapters": "The adapters and their scores.",

@@ -32,6 +32,9 @@ MAX_KNOWN_PAIRS = 16384
 GRAMS_WEIGHT = 0.7
 PAIR_WEIGHT = 0.4
 """Of a word's character n-grams together, and of a pair of words, against a word's own weight of 1."""
+LONG_WORDS, FIRST_WORDS, LAST_WORDS = 40, 16, 12
+END_WEIGHT = 3.0
+"""Of the first and last words of a text that has at least LONG_WORDS."""
 _GRAM_PREFIX = zlib.crc32(b"c ")
 _PIECES = re.compile(r"[^\W_]+", re.UNICODE)
 
@@ -108,16 +111,22 @@ def _row(text: str, dimensions: int) -> Vector:
     words: list[str] = []
     for token in stable_words(text, MAX_PROMPT_WORDS):
         words += (token,) if token.isalnum() else _PIECES.findall(token)
+    # An instruction stands first or last; what it is about fills the rest of a long prompt.
+    loud, loud_pairs = _ends(words)
     # An array's memory becomes numpy's as it is; additions of single numbers are quicker in Python.
     sums = array("d", bytes(8 * dimensions))
     for word, count in Counter(words).items():
         # A repeated word says little more than one.
         times = 1.0 if count == 1 else 1 + math.log(count)
+        if word in loud:
+            times *= END_WEIGHT
         for place, weight in _word(word, dimensions):
             sums[place] += times * weight
-    for (first, second), count in Counter(pairwise(words)).items():
+    for pair, count in Counter(pairwise(words)).items():
         weight = PAIR_WEIGHT if count == 1 else PAIR_WEIGHT * (1 + math.log(count))
-        place = _pair(first, second, dimensions)
+        if pair in loud_pairs:
+            weight *= END_WEIGHT
+        place = _pair(*pair, dimensions)
         if place > 0:
             sums[place - 1] += weight
         else:
@@ -125,6 +134,14 @@ def _row(text: str, dimensions: int) -> Vector:
     vector = np.frombuffer(sums)
     norm = math.sqrt(float(vector @ vector))
     return (vector / norm if norm > 0 else vector).astype(np.float32)
+
+
+def _ends(words: list[str]) -> tuple[set[str], set[tuple[str, str]]]:
+    """Words and pairs of words at both ends of a long text; none of a short one."""
+    if len(words) < LONG_WORDS:
+        return set(), set()
+    ends = words[:FIRST_WORDS], words[-LAST_WORDS:]
+    return {*ends[0], *ends[1]}, {*pairwise(ends[0]), *pairwise(ends[1])}
 
 
 @lru_cache(maxsize=MAX_KNOWN_WORDS)

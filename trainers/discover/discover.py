@@ -40,7 +40,7 @@ from trainers.discover.rows import (
 from trainers.ingest.features import FEATURE_COLUMNS, from_row
 from trainers.ingest.reading import CallFile, call_files, read_columns
 
-DISCOVERY_VERSION = 2
+DISCOVERY_VERSION = 3
 MAX_ATTEMPTS = 5
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from infra.settings.learning import Discovery
 from infra.tasks.embedding import Vector, embed, nearest
 from infra.tasks.joined import BY_SIGNATURE
-from trainers.discover.clusters import Centre, centre, separate_groups
+from trainers.discover.clusters import Centre, Rival, centre, separate_groups
 from trainers.discover.naming import describe, task_id
+from trainers.discover.phrases import Phrases, ends_of, instruction, told_by_the_prompt
 from trainers.ingest.features import Features
 
 DEFAULT_TENANT = "default"
@@ -202,7 +203,7 @@ def _inside_signature(
     if not own:
         if len(members) < settings.min_calls:
             return []
-        groups, rest = space.groups(members, need)
+        groups, rest = space.groups(members, need, [])
         if len(groups) < 2 or len(rest) > (1 - SPLIT_COVERAGE) * len(members):
             return [_Open(None, members)]
         return [_Open(None, group, lone=False) for group in groups]
@@ -216,7 +217,8 @@ def _inside_signature(
             left.append(index)
     fresh: list[list[int]] = []
     if not structured and len(left) >= need:
-        fresh, left = space.groups(left, need, [task.centroid for task in own])
+        rivals = [(task.centroid, open_tasks[task.id].members) for task in own]
+        fresh, left = space.groups(left, need, rivals)
     if structured and len(own) == 1:
         # The structure names the task: it is wider than its radius showed so far.
         open_tasks[own[0].id].members += left
@@ -286,9 +288,16 @@ class _Space:
         return found
 
     def groups(
-        self, indices: Sequence[int], need: int, against: Sequence[Sequence[float]] = ()
+        self,
+        indices: Sequence[int],
+        need: int,
+        against: Sequence[tuple[Sequence[float], Sequence[int]]],
     ) -> tuple[list[list[int]], list[int]]:
-        """(groups of row indices, rows in none), clustered over distinct prompts."""
+        """(groups of row indices, rows in none), clustered over distinct prompts.
+
+        Args:
+            against: centroid and members of tasks that are there already.
+        """
         points: dict[int, list[int]] = {}
         for index in indices:
             points.setdefault(self._position[index], []).append(index)
@@ -299,13 +308,24 @@ class _Space:
             embed((self._action(points[position]) for position in order), self._dimensions),
             np.array([len(points[position]) for position in order], dtype=np.int64),
             need,
-            [other for other in against if len(other) == self._dimensions],
+            [
+                Rival(centroid, instruction([self._phrases(index) for index in members]))
+                for centroid, members in against
+                if len(centroid) == self._dimensions
+            ],
+            [self._phrases(points[position][0]) for position in order],
         )
         found: defaultdict[int, list[int]] = defaultdict(list)
         for position, label in zip(order, labels, strict=True):
             found[int(label)] += points[position]
         rest = sorted(found.pop(-1, []))
         return [sorted(found[label]) for label in sorted(found)], rest
+
+    def _phrases(self, index: int) -> Phrases:
+        """Of a prompt that says itself what is to be done; none of any other."""
+        features = self._rows[index].features
+        told = not _structured(features) and told_by_the_prompt(features.system_words.split())
+        return ends_of(features.prompt) if told else frozenset()
 
     def _action(self, members: Sequence[int]) -> str:
         return common_action([self._rows[index].features for index in members])
