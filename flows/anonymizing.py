@@ -24,6 +24,8 @@ class AnonymizedRow:
     replacements: tuple[Replacement, ...] = ()
     problem: str = ""
     """Why it could not be read."""
+    left_out: str = ""
+    """The kinds for which it may not be stored."""
 
 
 def anonymized(settings: Settings, file: Path, format_name: str) -> Iterator[AnonymizedRow]:
@@ -43,7 +45,11 @@ def anonymized(settings: Settings, file: Path, format_name: str) -> Iterator[Ano
             if isinstance(read.item, Skipped):
                 continue
             before = Counter(read.item.anonymization.counts)
+            known = Counter(privacy.left_out)
             checked = privacy.check(read.item)
+            if checked is None:
+                yield AnonymizedRow(read.position, left_out=next(iter(privacy.left_out - known)))
+                continue
             old, new = read.item.model_dump(mode="json"), checked.model_dump(mode="json")
             for told in (old, new):
                 told.pop("anonymization")

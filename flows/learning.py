@@ -23,7 +23,9 @@ from serving.registry.retention.forgetting import forgotten
 from trainers.artifact import package
 from trainers.backends.preparing import context_tokens
 from trainers.base_model import BaseModel, prepare_base
+from trainers.data_sets.golden import golden_cases
 from trainers.data_sets.labels import Example
+from trainers.data_sets.near_copies import repeating
 from trainers.data_sets.splits import SPLITS, SplitName
 from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
 from trainers.defaults import MAX_SEQUENCE_TOKENS, longest_sequence
@@ -309,14 +311,22 @@ def _previous(context: Context, dataset: DatasetVersion) -> DatasetVersion | Non
 
 
 def _old_rows(context: Context, digest: str, dataset: DatasetVersion) -> list[Mapping[str, object]]:
-    """Training examples of an earlier data set that this one does not hold in any split."""
-    known = {
-        example.call_id for name in SPLITS for example in read_split(context.store, dataset, name)
-    }
-    return [
-        {"request": example.request, "answer": example.answer}
+    """Training examples of an earlier data set that this one does not hold in any split, and that are
+    nearly like nothing which the new adapter is judged by."""
+    splits = {name: read_split(context.store, dataset, name) for name in SPLITS}
+    known = {example.call_id for split in splits.values() for example in split}
+    old = [
+        example
         for example in read_split(context.store, dataset_of(context, digest), "train")
         if example.call_id not in known
+    ]
+    golden = [case.example() for case in golden_cases(context.store, dataset.task_id)]
+    judged = [*golden, *splits["validation"], *splits["test"]]
+    left_out = repeating(old, judged, context.settings.ingest.near_duplicate_similarity)
+    return [
+        {"request": example.request, "answer": example.answer}
+        for example in old
+        if example.call_id not in left_out
     ]
 
 

@@ -43,6 +43,7 @@ KNOWN_ERRORS = {
     "trainers.data_sets.golden.GoldenError": FAILED,
     "trainers.discover.assignments.AssignmentsCorrupt": FAILED,
     "trainers.discover.discover.DiscoveryContended": FAILED,
+    "trainers.discover.parts.CannotSplit": FAILED,
     "trainers.executors.protocol.ExecutorError": FAILED,
     "flows.forgetting.StillFound": FAILED,
     "flows.kept_evidence.EvidenceDamaged": FAILED,

@@ -19,9 +19,13 @@ from flows.cli.common import (
     failing_clearly,
     show,
 )
+from infra.tasks.joined import merged_into
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from flows.wiring import Context
+    from serving.registry.records import Route, Task
     from trainers.data_sets.versions import DatasetVersion
 
 
@@ -46,7 +50,7 @@ def tasks(ctx: click.Context, as_json: bool) -> None:
                 "state": task.state,
                 "policy": task.policy,
                 "calls": task.size,
-                "champion": routes[task.id].champion if task.id in routes else "teacher",
+                "champion": _answers(task, routes),
             }
             for task in context.registry.tasks()
         ]
@@ -230,6 +234,13 @@ def export(ctx: click.Context, digest: str, folder: Path) -> None:
         version = _find(context, digest)
         rows = export_version(context.store, version, folder)
     click.echo(f"{rows} examples in {folder}: datasets.load_dataset({str(folder)!r})")
+
+
+def _answers(task: Task, routes: Mapping[str, Route]) -> str:
+    into = merged_into(task.details)
+    if into is not None:
+        return f"as {into}"
+    return routes[task.id].champion if task.id in routes else "teacher"
 
 
 def _find(context: Context, digest: str) -> DatasetVersion:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,7 +235,9 @@ def anonymize(
     def lines() -> Iterator[bytes]:
         for row in anonymized(settings, file, format_name):
             told["problems" if row.problem else "records"] += 1
-            if row.problem:
+            if row.left_out:
+                click.echo(f"{row.position}: not stored, it holds {row.left_out}", err=True)
+            elif row.problem:
                 click.echo(f"{row.position}: {row.problem}", err=True)
             else:
                 yield row.line
@@ -251,18 +253,28 @@ def anonymize(
 
 def _explain(settings: Settings, file: Path, format_name: str, as_json: bool) -> None:
     from flows.anonymizing import anonymized
+    from infra.anonymize.kinds import EVERY_KIND
 
+    policies = {kind: settings.anonymizer.policy_of(kind) for kind in sorted(EVERY_KIND)}
+    if not as_json:
+        _tell_policy(settings, policies)
     total: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     rows, read, problems = [], 0, 0
     for row in anonymized(settings, file, format_name):
+        if row.left_out:
+            left_out[row.left_out] += 1
         read += 1
         problems += bool(row.problem)
         total.update(row.counts)
         if as_json:
             found = [asdict(item) for item in row.replacements]
-            if found or row.problem:
-                rows.append({"row": row.position, "problem": row.problem, "replacements": found})
+            if found or row.problem or row.left_out:
+                told = {"row": row.position, "problem": row.problem, "left_out": row.left_out}
+                rows.append({**told, "replacements": found})
             continue
+        if row.left_out:
+            click.echo(f"{row.position}: the record is not stored, it holds {row.left_out}")
         if row.problem:
             click.echo(f"{row.position}: {row.problem}")
         for item in row.replacements:
@@ -271,11 +283,30 @@ def _explain(settings: Settings, file: Path, format_name: str, as_json: bool) ->
                 + (f"   ...{item.context}..." if item.context else "")
             )
     if as_json:
-        summary = {"read": read, "problems": problems, "kinds": dict(total), "rows": rows}
+        summary = {"read": read, "problems": problems, "kinds": dict(total)}
+        summary |= {"left_out": dict(left_out), "policy": policies, "rows": rows}
         click.echo(json.dumps(summary, indent=1))
         return
     kinds = ", ".join(f"{count} {kind}" for kind, count in total.most_common()) or "nothing"
-    click.echo(f"{read} records read, {problems} unreadable; to replace: {kinds}")
+    click.echo(
+        f"{read} records read, {problems} unreadable, {left_out.total()} not to be stored; "
+        f"to replace: {kinds}"
+    )
+
+
+def _tell_policy(settings: Settings, policies: Mapping[str, str]) -> None:
+    """Which policy is for which kinds, by [anonymizer]."""
+    by_policy: defaultdict[str, list[str]] = defaultdict(list)
+    for kind, policy in policies.items():
+        by_policy[policy].append(kind)
+    for policy, kinds in sorted(by_policy.items()):
+        click.echo(f"{policy + ':':<13}{', '.join(kinds)}")
+    names = settings.anonymizer.names
+    click.echo(
+        f"Names of people, places and organisations: {names}."
+        if settings.anonymizer.enabled
+        else "[anonymizer] enabled is false: nothing is replaced."
+    )
 
 
 def _is_binary() -> bool:
@@ -313,6 +344,7 @@ def _tell(report: ImportReport, dry_run: bool) -> None:
         ("skipped", report.skipped),
         ("quarantined", report.quarantined),
         ("replaced", report.personal_data),
+        ("left out", report.left_out),
     ):
         for name, count in counts.most_common():
             click.echo(f"  {title:<11} {count:>8}  {name}")

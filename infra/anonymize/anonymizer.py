@@ -13,8 +13,6 @@ answer, so that copying a value stays learnable. Across scopes nothing links, un
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -26,6 +24,7 @@ from infra.anonymize.finding import Finding, Recognizer
 from infra.anonymize.memory import Generations, key_of, packed
 from infra.anonymize.names import names
 from infra.anonymize.placeholders import NOTHING, PLACEHOLDER, find_placeholders, map_strings
+from infra.anonymize.policy import Policy, RecordDropped
 from infra.anonymize.quiet import quiet
 from infra.anonymize.recognizers import Structured, find
 from infra.anonymize.restoring import placeholders_in, restored
@@ -34,7 +33,6 @@ from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherA
 from infra.calls.record import changed_record as _with
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
-POLICY_VERSION = 1
 MAX_VALUES = 50_000
 _KNOWN_TEXTS = 4096
 _KNOWN_TEXT_CHARACTERS = 8192
@@ -56,7 +54,7 @@ class Anonymizer:
             without.
 
     Raises:
-        ValueError: the policy is ``hash`` and there is no key.
+        ValueError: a kind is to be hashed and there is no key.
         NoNamesModel: names are on and their model is not installed.
     """
 
@@ -67,18 +65,11 @@ class Anonymizer:
         *,
         ingest: bool = False,
     ) -> None:
-        if settings.enabled and settings.policy == "hash" and settings.hash_key is None:
-            raise ValueError(
-                "[anonymizer] policy is hash and hash_key is not set: "
-                "set NIGHTSCHOOL_ANONYMIZER__HASH_KEY, or choose the policy replace"
-            )
+        self.rules = Policy(settings)
         self.settings = settings
         self._structured = Structured(settings.default_region)
         named = settings.names == "everywhere" or (ingest and settings.names == "ingest")
         self._more = (*recognizers, *((names(),) if named and settings.enabled else ()))
-        self._keep = frozenset(settings.keep_kinds)
-        key = settings.hash_key
-        self._key = key.get_secret_value().encode() if key else b"nightschool"
         self._texts: Generations[tuple[Finding, ...]] = Generations(_KNOWN_TEXTS)
         # Parts of requests in which there is nothing to replace, in whatever session.
         self._clean: Generations[bool] = Generations(_KNOWN_CLEAN)
@@ -88,10 +79,8 @@ class Anonymizer:
 
     @property
     def policy(self) -> str:
-        """What a record's ``anonymization.policy`` says, e.g. ``replace/1``."""
-        if not self.settings.enabled:
-            return "none"
-        return f"{self.settings.policy}/{POLICY_VERSION}"
+        """What a record's ``anonymization.policy`` says."""
+        return self.rules.name
 
     def scope(self) -> Scope:
         """A new mapping of values to placeholders: one per session."""
@@ -117,12 +106,6 @@ class Anonymizer:
         data = packed(text)
         return (data is None or not self.quiet(data)) and bool(self.find(text))
 
-    def keyed_hash(self, value: str) -> str:
-        """16 hex characters of an HMAC-SHA-256 under the configured key."""
-        return hmac.new(self._key, value.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[
-            :16
-        ]
-
     def _find(self, text: str) -> tuple[Finding, ...]:
         recognizers = (*self._structured.worth_asking(text), *self._more)
         if "<" in text:
@@ -132,7 +115,7 @@ class Anonymizer:
         return tuple(
             finding
             for finding in find(text, recognizers)
-            if finding.kind not in self._keep and finding.kind != NOTHING
+            if finding.kind not in self.rules.kept and finding.kind != NOTHING
         )
 
 
@@ -199,10 +182,12 @@ class Scope:
 
         A session id that is itself personal (a mail address) becomes a keyed hash, so that
         sessions stay apart. Anonymizing what already is changes nothing but adds to the counts.
+
+        Raises RecordDropped.
         """
         if not self._anonymizer.settings.enabled:
             return record
-        counts = Counter(record.anonymization.counts)
+        counts: Counter[str] = Counter()
         changes: dict[str, Any] = {}
         for name, value in self._open_fields(record).items():
             new, found = self._run(value)
@@ -217,6 +202,8 @@ class Scope:
                 self._other(other, counts) for other in record.other_answers
             ]
         changes["tenant"] = self._name(record.tenant, "t", counts)
+        self._anonymizer.rules.may_store(counts)
+        counts.update(record.anonymization.counts)
         changes["anonymization"] = Anonymization(
             policy=self._anonymizer.policy, counts=dict(sorted(counts.items()))
         )
@@ -227,10 +214,12 @@ class Scope:
 
         Args:
             known: what this scope made of the record's request.
+
+        Raises RecordDropped.
         """
         if not self._anonymizer.settings.enabled:
             return dict(fields)
-        counts = Counter(fields["anonymization"]["counts"])
+        counts: Counter[str] = Counter()
         changed = dict(fields)
         if known is not None:
             changed["request"] = known.request
@@ -251,6 +240,8 @@ class Scope:
             counts.update(found)
             others.append({**other, **said})
         changed["other_answers"] = others
+        self._anonymizer.rules.may_store(counts)
+        counts.update(fields["anonymization"]["counts"])
         changed["anonymization"] = {
             "policy": self._anonymizer.policy,
             "counts": dict(sorted(counts.items())),
@@ -349,11 +340,11 @@ class Scope:
         known = self._placeholders.get((kind, value))
         if known is not None:
             return known
-        policy = self._anonymizer.settings.policy
+        policy = self._anonymizer.settings.policy_of(kind)
         if policy == "drop" or len(self._placeholders) >= MAX_VALUES:
             return f"<{kind}>"
         if policy == "hash":
-            made = f"<{kind}_h{self._anonymizer.keyed_hash(value)}>"
+            made = f"<{kind}_h{self._anonymizer.rules.keyed_hash(value)}>"
         else:
             self._last[kind] += 1
             made = f"<{kind}_{self._last[kind]}>"
@@ -391,7 +382,7 @@ class Scope:
             return name
         found = self._anonymizer.find(name)
         counts.update(finding.kind for finding in found)
-        return f"{mark}-{self._anonymizer.keyed_hash(name)}"
+        return f"{mark}-{self._anonymizer.rules.keyed_hash(name)}"
 
 
-__all__ = ["Anonymizer", "Finding", "Scope"]
+__all__ = ["Anonymizer", "Finding", "RecordDropped", "Scope"]

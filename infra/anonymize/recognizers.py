@@ -22,25 +22,6 @@ from infra.anonymize.national_ids import find_national_ids
 from infra.anonymize.network import find_addresses, find_hardware_addresses
 from infra.anonymize.phones import find_phones
 
-KINDS = frozenset(
-    {
-        "API_KEY",
-        "CARD",
-        "CREDENTIALS",
-        "EMAIL",
-        "IBAN",
-        "IP_ADDRESS",
-        "JWT",
-        "MAC_ADDRESS",
-        "NATIONAL_ID",
-        "PASSWORD",
-        "PHONE",
-        "PRIVATE_KEY",
-        "US_SSN",
-    }
-)
-
-
 TOKEN_MARKS = (
     *("eyJ", "sk-", "sk_", "rk_", "pk_", "whsec_", "AKIA", "ASIA", "ghp_", "gho_", "ghu_", "ghs_"),
     *("ghr_", "github_pat_", "glpat-", "xox", "AIza", "ya29.", "hf_", "npm_", "pypi-", "SG."),

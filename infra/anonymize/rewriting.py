@@ -10,7 +10,7 @@ from typing import Any
 from infra.anonymize.credentials import is_secret_name
 from infra.anonymize.finding import Finding
 from infra.anonymize.json_text import looks_like_json, rewrite
-from infra.anonymize.names import NAME_KINDS
+from infra.anonymize.kinds import NAME_KINDS
 from infra.anonymize.placeholders import MAX_DEPTH, REPLACED
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
@@ -147,7 +147,7 @@ class Rewriting:
         return number
 
     def _replace(self, kind: str, value: str) -> str:
-        if kind in self._settings.keep_kinds:
+        if self._settings.policy_of(kind) == "keep":
             return value
         self.counts[kind] += 1
         return self._placeholder(kind, value)

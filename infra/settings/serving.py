@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from infra.anonymize.kinds import EVERY_KIND
 from infra.settings.bounds import Host, HttpUrl, OpenPath, Port, Seconds, Section, Share, Text
 
 
@@ -258,6 +260,9 @@ class Telemetry(Section):
     timeout_seconds: Seconds = Field(5, description="For one delivery, and for the last at the end")
 
 
+KindPolicy = Literal["replace", "hash", "drop", "drop_record", "keep"]
+
+
 class Anonymizer(Section):
     """What happens to personal data before anything is stored."""
 
@@ -270,6 +275,12 @@ class Anonymizer(Section):
     hash_key: SecretStr | None = Field(None, description="Key of the keyed hash (policy hash)")
     keep_kinds: tuple[Text, ...] = Field(
         (), max_length=100, description="Kinds left as they are, e.g. EMAIL"
+    )
+    kinds: dict[str, KindPolicy] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Kind to its own policy: replace, hash, drop, keep, or drop_record: a call or report "
+        "that holds it is answered and not stored, which is counted",
     )
     names: Literal["off", "ingest", "everywhere"] = Field(
         "off",
@@ -284,3 +295,29 @@ class Anonymizer(Section):
     max_text_characters: int = Field(
         1_000_000, ge=1000, le=100_000_000, description="A longer text is cut before it is stored"
     )
+
+    @field_validator("kinds", mode="before")
+    @classmethod
+    def _known_kinds(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        # The environment's names come in small letters.
+        kinds = {str(kind).upper(): policy for kind, policy in value.items()}
+        unknown = sorted(kinds.keys() - EVERY_KIND)
+        if unknown:
+            known = ", ".join(sorted(EVERY_KIND))
+            raise ValueError(f"{', '.join(unknown)} is no kind: there are {known}")
+        return kinds
+
+    @model_validator(mode="after")
+    def _one_policy_each(self) -> Anonymizer:
+        both = sorted(kind for kind in self.keep_kinds if self.kinds.get(kind, "keep") != "keep")
+        if both:
+            raise ValueError(f"{', '.join(both)} is in keep_kinds and has another policy in kinds")
+        return self
+
+    def policy_of(self, kind: str) -> KindPolicy:
+        """What happens to values of a kind."""
+        if kind in self.keep_kinds:
+            return "keep"
+        return self.kinds.get(kind, self.policy)

@@ -32,6 +32,9 @@ MAX_KNOWN_PAIRS = 16384
 GRAMS_WEIGHT = 0.7
 PAIR_WEIGHT = 0.4
 """Of a word's character n-grams together, and of a pair of words, against a word's own weight of 1."""
+LONG_WORDS, FIRST_WORDS, LAST_WORDS = 40, 16, 12
+END_WEIGHT = 3.0
+"""Of the first and last words of a text that has at least LONG_WORDS."""
 _GRAM_PREFIX = zlib.crc32(b"c ")
 _PIECES = re.compile(r"[^\W_]+", re.UNICODE)
 
@@ -108,19 +111,23 @@ def _row(text: str, dimensions: int) -> Vector:
     words: list[str] = []
     for token in stable_words(text, MAX_PROMPT_WORDS):
         words += (token,) if token.isalnum() else _PIECES.findall(token)
+    # An instruction stands first or last; what it is about fills the rest of a long prompt.
+    loud, loud_pairs = _ends(words)
     places: list[bytes] = []
     weights: list[bytes] = []
     for word, count in Counter(words).items():
         where, much = _word(word, dimensions)
+        times = _often(count) * END_WEIGHT if word in loud else _often(count)
         places.append(where)
-        weights.append(much if count == 1 else _times(much, _often(count)))
+        weights.append(much if times == 1.0 else _times(much, times))
     pairs = Counter(pairwise(words))
     signed = [_pair(first, second, dimensions) for first, second in pairs]
     places.append(array("q", [abs(place) - 1 for place in signed]).tobytes())
-    counted = zip(signed, pairs.values(), strict=True)
-    weights.append(
-        array("d", [math.copysign(PAIR_WEIGHT * _often(c), p) for p, c in counted]).tobytes()
-    )
+    heights = [
+        PAIR_WEIGHT * _often(count) * (END_WEIGHT if pair in loud_pairs else 1.0)
+        for pair, count in pairs.items()
+    ]
+    weights.append(array("d", map(math.copysign, heights, signed)).tobytes())
     # Adds one after the other, in this order: the same sums to the last bit wherever they are made.
     vector = np.bincount(
         np.frombuffer(b"".join(places), dtype=np.int64),
@@ -138,6 +145,14 @@ def _often(count: int) -> float:
 
 def _times(weights: bytes, factor: float) -> bytes:
     return (np.frombuffer(weights) * factor).tobytes()
+
+
+def _ends(words: list[str]) -> tuple[set[str], set[tuple[str, str]]]:
+    """Words and pairs of words at both ends of a long text; none of a short one."""
+    if len(words) < LONG_WORDS:
+        return set(), set()
+    ends = words[:FIRST_WORDS], words[-LAST_WORDS:]
+    return {*ends[0], *ends[1]}, {*pairwise(ends[0]), *pairwise(ends[1])}
 
 
 @lru_cache(maxsize=MAX_KNOWN_WORDS)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from infra.anonymize.anonymizer import Anonymizer, Scope
+from infra.anonymize.policy import RecordDropped
 from infra.calls.codec import StoredLine, stored_fields
 from infra.calls.record import utc_now
 from infra.settings.model import Settings
@@ -83,6 +84,7 @@ class Answering:
         # Sessions whose last text was broken off: their retry is the teacher's.
         self._aborted: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._router = router
+        self._rules = anonymizer.rules
         self._redactor = ThreadPoolExecutor(2, thread_name_prefix="redactor")
 
     def close(self) -> None:
@@ -260,7 +262,7 @@ class Answering:
             return TEACHER
         if not routed.fit():
             return TEACHER
-        if self.settings.anonymizer.policy == "drop" and await self._redacted(call) != body:
+        if self._rules.drops and not await self._restorable(call):
             return TEACHER  # what was dropped cannot be put back into an answer
         self._holdings.called(task)
         return assign(
@@ -322,11 +324,23 @@ class Answering:
         teacher, small = self.settings.teacher.model, self.settings.engine.base_model
 
         def make() -> StoredLine:
-            return stored_fields(scope.fields(call.fields(teacher, small), call.redacted))
+            fields = call.fields(teacher, small)
+            try:
+                return stored_fields(scope.fields(fields, call.redacted))
+            except RecordDropped:
+                if not fields["other_answers"]:
+                    raise
+                # What was logged already is made final as it was.
+                return stored_fields(scope.fields({**fields, "other_answers": []}, call.redacted))
 
         held = call.chat.size_bytes + call.answer_bytes + RECORD_BYTES
         # A long request of the same session may be in a thread's hands: the loop does not wait for that.
         return self._recorder.put(make, held, provisional=provisional, inline=not scope.busy)
+
+    async def _restorable(self, call: Call) -> bool:
+        await self._redacted(call)
+        assert call.redacted is not None
+        return self._rules.restorable(call.redacted.counts)
 
     async def _redacted(self, call: Call) -> dict[str, Any]:
         """The request as the small model sees it. A long one in a thread."""

@@ -34,6 +34,9 @@ class Metrics:
         self.lost = self._counter(
             "nightschool_records_lost", "Records that could not be logged: ALERT on any", "reason"
         )
+        self.left_out = self._counter(
+            "nightschool_records_left_out", "Records not stored, by [anonymizer] kinds", "kinds"
+        )
         self.refused = self._counter(
             "nightschool_spool_refused", "Times that the spool took no record: ALERT on any"
         )

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+from infra.anonymize.policy import RecordDropped
 from infra.calls.codec import StoredLine
 from serving.gateway.metrics import Metrics
 from serving.gateway.problems import log_unavailable
@@ -163,6 +164,10 @@ class Recorder:
         """True: appended; False: it never will be; None: not now."""
         try:
             record = make()
+        except RecordDropped as dropped:
+            # Asked for by the settings: counted, and nobody need wait or try again.
+            self._metrics.left_out.labels(",".join(dropped.kinds)).inc()
+            return True
         except Exception as error:  # noqa: BLE001 - a record that cannot be anonymized is never written
             self._metrics.lost.labels("anonymizer").inc()
             self._complain(f"a record could not be made: {type(error).__name__}")

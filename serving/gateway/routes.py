@@ -36,6 +36,8 @@ class AdapterRoute:
     """Least confidence that is shown; None: every answer that passes the checks."""
     confidence: str = MEAN
     """Which score the threshold is for."""
+    learned: tuple[str, ...] = ()
+    """Tasks merged into its own whose calls it has learned from."""
 
     @cached_property
     def prompt_format(self) -> PromptFormat:
@@ -87,6 +89,10 @@ class TaskRoute:
     """When the route was last changed or tended."""
     audit_rate: float | None = None
     """Of the open rollout's policy; None: the gateway's own."""
+    merged_into: str | None = None
+    """The task whose calls its own are: who answers those."""
+    by_signature: bool = False
+    """Of a tag's calls only those of this signature: a person split them off."""
     slow_seconds: float | None = None
     """An answer of the candidate that takes longer is slow; of the open rollout's policy."""
 

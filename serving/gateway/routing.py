@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.tasks.embedding import Vector, embed, nearest, prompt_text
+from infra.tasks.joined import home
 from serving.gateway.routes import Snapshot, TaskRoute
 from serving.gateway.structure import Remembered, Structure, Structures, digest
 
@@ -46,11 +47,14 @@ class Routed:
     """Whether the call has the very structure that the task was discovered with."""
     same_frame: bool = False
     """Whether it has at least the task's tools and response format."""
+    place: str | None = None
+    """The task that it was recognised as, where that is merged into ``task``."""
 
     def fit(self) -> bool:
-        """Whether every adapter of the task was trained on calls of this structure."""
+        """Whether every adapter of the task was trained on calls of this structure and this place."""
         return all(
-            adapter.knows(same_signature=self.same_signature, same_frame=self.same_frame)
+            (self.place is None or self.place in adapter.learned)
+            and adapter.knows(same_signature=self.same_signature, same_frame=self.same_frame)
             for adapter in self.task.adapters()
         )
 
@@ -147,10 +151,14 @@ class Router:
     def __init__(self, snapshot: Snapshot, before: Router | None = None) -> None:
         self._by_id: dict[str, TaskRoute] = {}
         self._by_tag: dict[tuple[str, str | None], TaskRoute] = {}
+        self._parts: dict[tuple[str, str | None], dict[str, TaskRoute]] = defaultdict(dict)
         signatures: dict[Owned, list[TaskRoute]] = defaultdict(list)
         frames: dict[Owned, list[TaskRoute]] = defaultdict(list)
         for task in snapshot.tasks:
             self._by_id[task.id] = task
+            if task.tag and task.by_signature:
+                self._parts[task.tag, task.tenant][task.signature] = task
+                continue
             if task.tag:
                 self._by_tag[task.tag, task.tenant] = task
                 continue
@@ -158,12 +166,13 @@ class Router:
             signatures[task.signature, task.tenant].append(task)
             if task.frame:
                 frames[task.frame, task.tenant].append(task)
+        self._into = {task.id: task.merged_into for task in snapshot.tasks if task.merged_into}
         # Of whichever tenant: rather too many than too few.
         self._served = {
             structure
             for groups in (signatures, frames)
             for (structure, _), group in groups.items()
-            if any(task.adapters() for task in group)
+            if any(self._home(task).adapters() for task in group)
         }
         self._by_signature: Groups = _groups(signatures, before._by_signature if before else {})
         self._by_frame: Groups = _groups(frames, before._by_frame if before else {})
@@ -190,11 +199,11 @@ class Router:
                 time, and no small model could answer it): then only its tag counts.
             found: the request's structure, where ``left_to_teacher`` has read it.
         """
-        task, how = self._explicit(request, tag, tenant)
+        task, how = self._explicit(request, tag, tenant, look)
         if tag is not None and task is None:
             return None  # a tag of its own: discovery will make a task of it
-        if not self._by_id or not look or (task is not None and not task.adapters()):
-            return _for(Routed(task, how, False), tenant) if task is not None else None
+        if not self._by_id or not look or (task is not None and not self._home(task).adapters()):
+            return self._routed(task, tenant, how, False) if task is not None else None
         found = found or _structures.of(request)
         if task is None:
             how = "signature"
@@ -205,8 +214,9 @@ class Router:
             task = self._nearest(request, alike) if alike else None
         if task is None:
             return None
-        same = task.signature == found.signature
-        return _for(Routed(task, how, same, same or task.frame == found.frame), tenant)
+        answers = self._home(task)  # it is what was trained, on its structure
+        same = answers.signature == found.signature
+        return self._routed(task, tenant, how, same, same or answers.frame == found.frame)
 
     def left_to_teacher(self, request: Mapping[str, Any], tag: str | None) -> Structure | None:
         """The structure of a request where no task that ``route`` could find has an adapter, whatever
@@ -223,12 +233,32 @@ class Router:
         served = found.signature in self._served or found.frame in self._served
         return None if served else found
 
+    def _home(self, task: TaskRoute) -> TaskRoute:
+        """Who answers: the task itself, or the one that it is merged into."""
+        if not task.merged_into:
+            return task
+        return self._by_id.get(home(task.id, self._into), task)
+
+    def _routed(
+        self, task: TaskRoute, tenant: str, how: How, same: bool, frame: bool = False
+    ) -> Routed | None:
+        answers = self._home(task)
+        if answers.tenant is not None and answers.tenant != tenant:
+            return None
+        place = task.id if answers is not task else None
+        return Routed(answers, how, same, frame, place)
+
     def _explicit(
-        self, request: Mapping[str, Any], tag: str | None, tenant: str
+        self, request: Mapping[str, Any], tag: str | None, tenant: str, look: bool
     ) -> tuple[TaskRoute | None, How]:
         if tag is not None:
-            tagged = self._by_tag.get((tag, tenant)) or self._by_tag.get((tag, None))
-            return tagged or self._by_id.get(tag), "tag"
+            for owner in (tenant, None):
+                parts = self._parts.get((tag, owner)) if look and self._parts else None
+                part = parts.get(_structures.of(request).signature) if parts else None
+                tagged = part or self._by_tag.get((tag, owner))
+                if tagged is not None:
+                    return tagged, "tag"
+            return self._by_id.get(tag), "tag"
         model = request.get("model")
         return (self.named(model) if isinstance(model, str) else None), "model"
 
@@ -274,8 +304,3 @@ def _columns(centroids: list[tuple[float, ...]]) -> NDArray[np.float32]:
         if len(centroid) == length:
             matrix[row] = centroid
     return np.ascontiguousarray(matrix.T)
-
-
-def _for(routed: Routed, tenant: str) -> Routed | None:
-    owner = routed.task.tenant
-    return routed if owner is None or owner == tenant else None

@@ -87,9 +87,13 @@ def _task_to_json(task: TaskRoute) -> dict[str, Any]:
 def _task_from_json(value: Mapping[str, Any]) -> TaskRoute:
     made = dict(value)
     for side in ("champion", "candidate"):
-        made[side] = AdapterRoute(**made[side]) if made[side] else None
+        made[side] = _adapter_from_json(made[side]) if made[side] else None
     task = TaskRoute(**{**made, "centroid": tuple(made["centroid"])})
     return replace(task, updated=_time(made["updated"]))
+
+
+def _adapter_from_json(value: Mapping[str, Any]) -> AdapterRoute:
+    return AdapterRoute(**{**value, "learned": tuple(value.get("learned", ()))})
 
 
 def _keys_from_json(body: Mapping[str, Any]) -> dict[str, KeyRoute]:

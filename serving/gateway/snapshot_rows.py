@@ -21,9 +21,10 @@ from infra.calls.record import utc_now
 from infra.database.data_version import DataVersion
 from infra.database.open import Database
 from infra.database.patience import answers_within
-from infra.database.tables import adapters, api_keys, rollouts, routes, tasks
+from infra.database.tables import adapters, api_keys, dataset_versions, rollouts, routes, tasks
 from infra.prompting.confidence import MEAN
 from infra.prompting.template import PromptFormat
+from infra.tasks.joined import BY_SIGNATURE, PLACES, merged_into, part_by
 from serving.gateway.routes import TEACHER, AdapterRoute, KeyRoute, Snapshot, TaskRoute, frame_of
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class SnapshotReader:
         self._file = DataVersion(database) if database.is_sqlite else None
         self._token: object = None
         self._tasks: dict[str, _Known] = {}
-        self._manifests: dict[str, tuple[Mapping[str, Any], str]] = {}
+        self._manifests: dict[str, tuple[Mapping[str, Any], str, tuple[str, ...]]] = {}
         self._terms: dict[str, tuple[float | None, float | None]] = {}
 
     @property
@@ -150,11 +151,16 @@ class SnapshotReader:
         }
         self._manifests = {name: said for name, said in self._manifests.items() if name in found}
         missing = [name for name in found if name not in self._manifests]
-        query = select(adapters.c.name, adapters.c.manifest)
+        # Of a data set's manifest only this: it may name a hundred thousand objects.
+        places = dataset_versions.c.manifest[PLACES].label("places")
+        query = select(adapters.c.name, adapters.c.manifest, places).outerjoin(
+            dataset_versions, dataset_versions.c.digest == adapters.c.dataset_digest
+        )
         for row in _rows(connection, query, adapters.c.name, missing):
             manifest = row.manifest or {}
             score = str(manifest.get("confidence") or MEAN)
-            self._manifests[row.name] = (dict(manifest.get("format") or {}), score)
+            form = dict(manifest.get("format") or {})
+            self._manifests[row.name] = form, score, tuple(row.places or ())
         return found
 
     def _read_terms(self, connection: Connection, ids: set[str]) -> None:
@@ -217,13 +223,13 @@ class SnapshotReader:
         if not _SAFE_NAME.fullmatch(name):
             logger.warning("adapter name of task %s is not task@digest: not served", task_id)
             return None
-        form, score = self._manifests.get(name, ({}, MEAN))
+        form, score, learned = self._manifests.get(name, ({}, MEAN, ()))
         try:
             PromptFormat.from_dict(form)
         except (ValueError, TypeError) as error:
             logger.warning("adapter %s is not served: %s", name, error)
             return None
-        return AdapterRoute(name, row.digest, row.location, form, row.threshold, score)
+        return AdapterRoute(name, row.digest, row.location, form, row.threshold, score, learned)
 
 
 def read_snapshot(database: Database, now: datetime | None = None) -> Snapshot:
@@ -249,6 +255,8 @@ def _fixed(row: Row[Any]) -> TaskRoute:
         frame=_frame(details.get("structure")),
         centroid=tuple(row.centroid or ()),
         radius=row.radius,
+        merged_into=merged_into(details),
+        by_signature=part_by(details) == BY_SIGNATURE,
     )
 
 

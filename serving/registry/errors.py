@@ -67,6 +67,10 @@ class RolloutRefused(RegistryError):
     """This adapter may not be rolled out now, or not at all."""
 
 
+class CannotJoin(RegistryError):
+    """Two tasks cannot be one, or one cannot be two, as things stand."""
+
+
 class NothingToRollBack(RegistryError):
     """The task is already where a rollback would bring it."""
 

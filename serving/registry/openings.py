@@ -13,6 +13,7 @@ from infra.calls.record import new_id
 from infra.database.events import record_event
 from infra.database.tables import adapters, rollouts
 from infra.database.writes import compare_and_swap
+from infra.tasks.joined import merged_into
 from serving.registry.catalogue import read_adapter, read_scorecards
 from serving.registry.errors import (
     IllegalState,
@@ -151,6 +152,8 @@ def open_rollout(
     for rollout in open_ones:
         if rollout.adapter == adapter:
             return rollout
+    if (into := merged_into(task.details)) is not None:
+        raise RolloutRefused(f"task {task_id} is merged into {into}: roll out an adapter of {into}")
     if task.approval is not None:
         policy = replace(policy, approval=task.approval == "approve")
     if task.policy == "teacher":

@@ -7,7 +7,7 @@ from typing import Any
 
 from infra.calls.record import utc_now
 from infra.database.open import Database
-from serving.registry import task_rows
+from serving.registry import joining, task_rows
 from serving.registry.records import ApprovalPolicy, Task
 from serving.rollout.machine import TaskPolicy
 
@@ -74,6 +74,20 @@ class TaskRegister:
             return task_rows.change_task(
                 connection, current, changes, what=what, actor=actor, why=why, now=now or utc_now()
             )
+
+    def merge_task(
+        self, kept: str, gone: str, *, actor: str, why: str, now: datetime | None = None
+    ) -> Task:
+        """Make the calls of ``gone`` those of ``kept``; see ``joining``. Raises UnknownTask, CannotJoin."""
+        with self.database.begin() as connection:
+            return joining.join(connection, kept, gone, actor=actor, why=why, now=now or utc_now())
+
+    def separate_task(
+        self, gone: str, *, actor: str, why: str, now: datetime | None = None
+    ) -> Task:
+        """Take a merge back. Raises UnknownTask, CannotJoin."""
+        with self.database.begin() as connection:
+            return joining.separate(connection, gone, actor=actor, why=why, now=now or utc_now())
 
     def override_task(
         self,

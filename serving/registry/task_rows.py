@@ -48,8 +48,14 @@ def change_task(
     actor: str,
     why: str,
     now: datetime,
+    said: dict[str, Any] | None = None,
+    says: dict[str, Any] | None = None,
 ) -> Task:
-    """Change ``state`` or ``policy``, with an event; no change leaves everything as it is."""
+    """Change ``state`` or ``policy``, with an event; no change leaves everything as it is.
+
+    Args:
+        said, says: what the event tells of it before and after, where that is less than ``changes``.
+    """
     previous = {name: getattr(current, name) for name in changes}
     if previous == changes:
         return current
@@ -63,8 +69,8 @@ def change_task(
         what=what,
         subject=current.id,
         why=why,
-        previous=previous,
-        current=changes,
+        previous=said or previous,
+        current=says or changes,
         time=now,
     )
     return read_task(connection, current.id)

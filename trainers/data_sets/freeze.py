@@ -7,7 +7,7 @@ row with its event. Each is found done when it is done again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -24,9 +24,11 @@ from infra.database.tables import dataset_versions, tasks
 from infra.database.writes import insert_if_absent
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
+from infra.tasks.joined import PLACES
 from infra.tasks.signature import items, role_of, signature
 from trainers.data_sets.golden import golden_cases
 from trainers.data_sets.labels import Example, Label, agreement, label_of, prompt_key
+from trainers.data_sets.near_copies import repeating
 from trainers.data_sets.splits import (
     SPLITS,
     SplitName,
@@ -73,41 +75,52 @@ def freeze(
     members = [call for call, owner in assignments.read(store, pointer).items() if owner == task_id]
     # The assignments are in order of time; calls without a label make room for older ones.
     examples, parents, dropped = _examples(store, database, settings, members)
-    examples = _without_golden(store, task_id, examples, dropped)
+    similarity = settings.ingest.near_duplicate_similarity
+    examples = _without_golden(store, task_id, examples, dropped, similarity)
     if not examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         raise EmptyDataset(f"no call of {task_id} has a usable answer ({reasons or 'no calls'})")
-    leaders = _leaders(examples, settings.ingest.near_duplicate_similarity)
+    leaders = _leaders(examples, similarity)
     splits, tied = separated(split_by_session(examples), _tied(examples, leaders))
     dropped.update(tied)
     splits = _weighted(splits, leaders)
-    examples = sorted(
-        (e for name in SPLITS for e in splits[name]), key=lambda e: (e.time, e.call_id)
-    )
+    examples = [example for name in SPLITS for example in splits[name]]
     properties = {
         "task_id": task_id,
         "format": prompt_format(examples).to_dict(),
         "kind": task["details"].get("kind", "text"),
     }
     digest = content_digest(splits, properties)
-    trained = {prompt_key(example.request) for example in splits["train"]}
     manifest: dict[str, Any] = {
         **properties,
-        "counts": {name: len(splits[name]) for name in SPLITS},
-        "sessions": {name: len({e.session for e in splits[name]}) for name in SPLITS},
-        "sources": dict(sorted(Counter(example.source for example in examples).items())),
+        **described(splits),
         "dropped": dict(sorted(dropped.items())),
-        "agreement": agreement(examples),
-        "test_prompts_in_train": sum(prompt_key(e.request) in trained for e in splits["test"]),
-        "signatures": sorted({example.signature for example in examples}),
-        "seen": [examples[0].time.isoformat(), examples[-1].time.isoformat()],
         "parents": {"log_objects": parents, "assignments": pointer.key},
     }
+    if places := sorted(pointer.places.get(task_id, ())):
+        manifest[PLACES] = places
     with database.begin() as connection:
         reserve(connection, location_of(task_id, digest), now)
     version = write_version(store, task_id, digest, splits, manifest)
     register(database, version, now)
     return version
+
+
+def described(splits: Mapping[SplitName, Sequence[Example]]) -> dict[str, Any]:
+    """What a manifest tells of its examples; there is at least one."""
+    everything = sorted(
+        (e for name in SPLITS for e in splits[name]), key=lambda e: (e.time, e.call_id)
+    )
+    trained = {prompt_key(example.request) for example in splits["train"]}
+    return {
+        "counts": {name: len(splits[name]) for name in SPLITS},
+        "sessions": {name: len({e.session for e in splits[name]}) for name in SPLITS},
+        "sources": dict(sorted(Counter(example.source for example in everything).items())),
+        "agreement": agreement(everything),
+        "test_prompts_in_train": sum(prompt_key(e.request) in trained for e in splits["test"]),
+        "signatures": sorted({example.signature for example in everything}),
+        "seen": [everything[0].time.isoformat(), everything[-1].time.isoformat()],
+    }
 
 
 def _examples(
@@ -152,14 +165,18 @@ def _failed(record: CallRecord) -> Iterator[str]:
 
 
 def _without_golden(
-    store: ObjectStore, task_id: str, examples: list[Example], dropped: Counter[str]
+    store: ObjectStore,
+    task_id: str,
+    examples: list[Example],
+    dropped: Counter[str],
+    similarity: float,
 ) -> list[Example]:
-    """A golden case tells something of an adapter only if it was never shown to it."""
-    pinned = {prompt_key(case.request) for case in golden_cases(store, task_id)}
-    kept = [example for example in examples if prompt_key(example.request) not in pinned]
-    if len(kept) < len(examples):
-        dropped["golden"] += len(examples) - len(kept)
-    return kept
+    """A golden case tells something of an adapter only if nothing nearly like it was shown to it."""
+    cases = [case.example() for case in golden_cases(store, task_id)]
+    pinned = repeating(examples, cases, similarity) if cases else set()
+    if pinned:
+        dropped["golden"] += len(pinned)
+    return [example for example in examples if example.call_id not in pinned]
 
 
 def _example(record: Any, label: Label) -> Example:

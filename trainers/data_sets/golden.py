@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from infra.anonymize.anonymizer import Anonymizer
+from infra.anonymize.anonymizer import Anonymizer, RecordDropped
 from infra.calls.finding import find_call
 from infra.calls.record import utc_now
 from infra.database.events import list_events, record_event
@@ -120,7 +120,13 @@ def case_from_json(
             'a golden case is {"request": {"messages": [...]}, "answer": {"content": "..."}}'
         )
     if settings.anonymizer.enabled:
-        parts = Anonymizer(settings.anonymizer).scope().value(parts)
+        anonymizer = Anonymizer(settings.anonymizer)
+        scope = anonymizer.scope()
+        parts = scope.value(parts)
+        try:
+            anonymizer.rules.may_store(scope.counts)
+        except RecordDropped as dropped:
+            raise GoldenError(f"{dropped} ([anonymizer] kinds)") from None
     return make_case(
         task_id, parts["request"] or {}, parts["answer"] or {}, least=least, why=why, by=by
     )

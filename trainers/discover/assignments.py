@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -29,6 +29,8 @@ class Assignments:
     source: str
     """Digest of the input: files read, settings, versions."""
     calls: int
+    places: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Task id to the tasks merged into it, and how many of its calls are theirs."""
 
 
 def write(store: ObjectStore, by_call: Mapping[str, str], source: str) -> Assignments:
@@ -92,6 +94,7 @@ def point(
             "digest": pointer.digest,
             "source": pointer.source,
             "calls": pointer.calls,
+            "places": {task: dict(places) for task, places in pointer.places.items()},
         },
         time=now,
     )

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infra.tasks.embedding import Vector
+from trainers.discover.phrases import Phrases, ask_otherwise, instruction
 
 MERGE_COSINE = 0.3
 """Centroids at least this close are one task. Measured on hashed n-grams: topics of one task have
@@ -29,6 +32,13 @@ RADIUS_QUANTILE = 0.98
 RADIUS_SLACK = 0.02
 
 Labels = NDArray[np.int64]
+
+
+class Rival(NamedTuple):
+    """A task that is there already."""
+
+    centroid: Sequence[float]
+    instruction: Phrases = frozenset()
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,8 @@ def separate_groups(
     actions: Vector,
     sizes: NDArray[np.int64],
     min_size: int,
-    against: Sequence[Sequence[float]] = (),
+    against: Sequence[Rival] = (),
+    phrases: Sequence[Phrases] = (),
 ) -> Labels:
     """Group of each point, -1 for none.
 
@@ -67,7 +78,8 @@ def separate_groups(
         actions: unit vectors of what was answered, shape (n, dimensions).
         sizes: calls that each point stands for, shape (n,).
         min_size: calls a group needs.
-        against: centroids of tasks that a group must stand apart from as well.
+        against: tasks that a group must stand apart from as well.
+        phrases: of each prompt, where instructions tell tasks apart, shape (n,); else none.
 
     Returns:
         Labels 0, 1, ... by falling size. All -1 when nothing stands apart.
@@ -79,20 +91,27 @@ def separate_groups(
     if len(chosen) > MAX_POINTS:
         chosen = np.unique(np.linspace(0, len(prompts) - 1, MAX_POINTS).astype(np.int64))
     proposed = _propose(prompts[chosen], actions[chosen])
+    said = [phrases[int(index)] for index in chosen] if phrases else []
     groups = _merge(
-        [np.flatnonzero(proposed == k) for k in sorted(set(proposed) - {-1})], prompts[chosen]
+        [np.flatnonzero(proposed == k) for k in sorted(set(proposed) - {-1})],
+        prompts[chosen],
+        said,
     )
     groups = [
         group
         for group in groups
         if all(
-            _mean(prompts[chosen[group]]) @ np.asarray(other) < MERGE_COSINE for other in against
+            _mean(prompts[chosen[group]]) @ np.asarray(other.centroid) < MERGE_COSINE
+            or ask_otherwise(_instruction(said, group), other.instruction)
+            for other in against
         )
     ]
     if not groups:
         return none
     centroids = np.stack([_mean(prompts[chosen[group]]) for group in groups])
-    rivals = np.array([list(other) for other in against if np.any(other)], dtype=np.float64)
+    rivals = np.array(
+        [list(other.centroid) for other in against if np.any(other.centroid)], dtype=np.float64
+    )
     everything = np.vstack([centroids, rivals]) if len(rivals) else centroids
     members = np.concatenate(groups)
     own = np.concatenate([np.full(len(group), k) for k, group in enumerate(groups)])
@@ -144,13 +163,20 @@ def _propose(prompts: Vector, actions: Vector) -> Labels:
     return labels
 
 
-def _merge(groups: list[NDArray[np.int64]], prompts: Vector) -> list[NDArray[np.int64]]:
-    """Join the two groups with the closest centroids until none are closer than MERGE_COSINE."""
+def _merge(
+    groups: list[NDArray[np.int64]], prompts: Vector, said: Sequence[Phrases]
+) -> list[NDArray[np.int64]]:
+    """Join the two groups with the closest centroids until none are closer than MERGE_COSINE, but for
+    those that are told to do something else."""
     groups = list(groups)
     while len(groups) > 1:
         centroids = np.stack([_mean(prompts[group]) for group in groups])
         cosines = centroids @ centroids.T
         np.fill_diagonal(cosines, -1.0)
+        told = [_instruction(said, group) for group in groups]
+        for one, other in combinations(range(len(groups)), 2):
+            if ask_otherwise(told[one], told[other]):
+                cosines[one, other] = cosines[other, one] = -1.0
         first, second = divmod(int(cosines.argmax()), len(groups))
         if cosines[first, second] < MERGE_COSINE:
             break
@@ -159,7 +185,57 @@ def _merge(groups: list[NDArray[np.int64]], prompts: Vector) -> list[NDArray[np.
     return groups
 
 
+def _instruction(said: Sequence[Phrases], group: NDArray[np.int64]) -> Phrases:
+    return instruction([said[index] for index in group]) if said else frozenset()
+
+
 def _mean(vectors: Vector) -> NDArray[np.float64]:
     mean = np.asarray(vectors, dtype=np.float64).mean(axis=0)
     norm = float(np.linalg.norm(mean))
     return mean / norm if norm > 0 else mean
+
+
+def apart(
+    prompts: Vector, actions: Vector, sizes: NDArray[np.int64], parts: int | None = None
+) -> Labels:
+    """Parts of what a person wants apart, however close they lie: labels 0, 1, ... by falling size.
+
+    What density finds, or halves where that finds one; then each prompt goes to the centroid that it is
+    closest to, which is all that the gateway has.
+
+    Args:
+        prompts, actions, sizes: as ``separate_groups`` takes them.
+        parts: how many; None: as many as stand out.
+    """
+    labels = np.zeros(len(prompts), dtype=np.int64)
+    if len(prompts) < 2:
+        return labels
+    chosen = np.arange(len(prompts))
+    if len(chosen) > MAX_POINTS:
+        chosen = np.unique(np.linspace(0, len(prompts) - 1, MAX_POINTS).astype(np.int64))
+    found = np.zeros(len(chosen), dtype=np.int64)
+    if parts is None and len(chosen) >= 5:
+        found = _propose(prompts[chosen], actions[chosen])
+    if found.max() < 1:
+        found = _halves(prompts[chosen], actions[chosen], sizes[chosen], parts or 2)
+    groups = [chosen[found == label] for label in range(int(found.max()) + 1)]
+    for _ in range(10):
+        centroids = np.stack([_mean(prompts[group]) for group in groups if len(group)])
+        labels = (np.asarray(prompts, dtype=np.float64) @ centroids.T).argmax(axis=1)
+        closest = [np.flatnonzero(labels == label) for label in range(len(centroids))]
+        if len(closest) == len(groups) and all(map(np.array_equal, closest, groups)):
+            break
+        groups = closest
+    order = sorted(
+        set(labels.tolist()), key=lambda label: (-int(sizes[labels == label].sum()), label)
+    )
+    renamed = {label: position for position, label in enumerate(order)}
+    return np.array([renamed[int(label)] for label in labels], dtype=np.int64)
+
+
+def _halves(prompts: Vector, actions: Vector, sizes: NDArray[np.int64], parts: int) -> Labels:
+    from sklearn.cluster import KMeans
+
+    joint = np.hstack([prompts, ACTION_WEIGHT * (actions - actions.mean(axis=0))])
+    model = KMeans(min(parts, len(np.unique(joint, axis=0))), n_init=10, random_state=0)
+    return np.asarray(model.fit(joint, sample_weight=sizes).labels_, dtype=np.int64)

@@ -16,8 +16,10 @@ import numpy as np
 
 from infra.settings.learning import Discovery
 from infra.tasks.embedding import Vector, embed, nearest
-from trainers.discover.clusters import Centre, centre, separate_groups
+from infra.tasks.joined import BY_SIGNATURE
+from trainers.discover.clusters import Centre, Rival, centre, separate_groups
 from trainers.discover.naming import describe, task_id
+from trainers.discover.phrases import Phrases, ends_of, instruction, told_by_the_prompt
 from trainers.ingest.features import Features
 
 DEFAULT_TENANT = "default"
@@ -52,6 +54,8 @@ class KnownTask:
     radius: float
     tenant: str | None = None
     """Whose calls it is made of; None: everybody's."""
+    part: str | None = None
+    """How a person split it off another task, see ``infra.tasks.joined``."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +140,17 @@ def _form_groups(
             by_tag[row.tag].append(index)
         else:
             by_signature[row.features.signature].append(index)
-    tagged = {task.tag: task for task in known if task.tag}
+    tagged = {task.tag: task for task in known if task.tag and task.part != BY_SIGNATURE}
+    parts = {(t.tag, t.signature): t for t in known if t.tag and t.part == BY_SIGNATURE}
     by_id = {task.id: task for task in known}
     gathered: list[_Open] = []
     named: dict[str, list[int]] = {}
     for tag, members in sorted(by_tag.items()):
+        whole, split = _split_off(members, tag, rows, parts)
+        gathered += [_Open(part, own, tag=tag) for part, own in split]
+        if not whole:
+            continue
+        members = whole
         if tag not in tagged and tag in by_id:
             named[tag] = members  # a task's own id is as good a tag
         elif tag in tagged or len(members) >= MIN_TAGGED_CALLS:
@@ -162,6 +172,23 @@ def _form_groups(
     return [_group(item, rows, space, settings, tenant) for item in [*old, *new]]
 
 
+def _split_off(
+    members: list[int],
+    tag: str,
+    rows: Sequence[Row],
+    parts: Mapping[tuple[str, str], KnownTask],
+) -> tuple[list[int], list[tuple[KnownTask, list[int]]]]:
+    """(what stays with the tag's own task, the parts that a person split off it by structure)."""
+    if not parts:
+        return members, []
+    whole: list[int] = []
+    split: defaultdict[str, list[int]] = defaultdict(list)
+    for index in members:
+        signature = rows[index].features.signature
+        (split[signature] if (tag, signature) in parts else whole).append(index)
+    return whole, [(parts[tag, signature], own) for signature, own in sorted(split.items())]
+
+
 def _inside_signature(
     members: list[int],
     own: list[KnownTask],
@@ -176,7 +203,7 @@ def _inside_signature(
     if not own:
         if len(members) < settings.min_calls:
             return []
-        groups, rest = space.groups(members, need)
+        groups, rest = space.groups(members, need, [])
         if len(groups) < 2 or len(rest) > (1 - SPLIT_COVERAGE) * len(members):
             return [_Open(None, members)]
         return [_Open(None, group, lone=False) for group in groups]
@@ -190,7 +217,8 @@ def _inside_signature(
             left.append(index)
     fresh: list[list[int]] = []
     if not structured and len(left) >= need:
-        fresh, left = space.groups(left, need, [task.centroid for task in own])
+        rivals = [(task.centroid, open_tasks[task.id].members) for task in own]
+        fresh, left = space.groups(left, need, rivals)
     if structured and len(own) == 1:
         # The structure names the task: it is wider than its radius showed so far.
         open_tasks[own[0].id].members += left
@@ -204,7 +232,8 @@ def _group(
     vectors = space.vectors(item.members)
     floor = settings.radius if item.lone else SPLIT_FLOOR
     ceiling = LONE_CEILING if item.lone else SPLIT_CEILING
-    if item.known is not None and not _structured(rows[item.members[0]].features):
+    structured = _structured(rows[item.members[0]].features)
+    if item.known is not None and not (structured and item.lone):
         # Its members were chosen by this radius: to calibrate on them would let it creep.
         floor = ceiling = item.known.radius
     found = centre(vectors, min(floor, ceiling), ceiling)
@@ -259,9 +288,16 @@ class _Space:
         return found
 
     def groups(
-        self, indices: Sequence[int], need: int, against: Sequence[Sequence[float]] = ()
+        self,
+        indices: Sequence[int],
+        need: int,
+        against: Sequence[tuple[Sequence[float], Sequence[int]]],
     ) -> tuple[list[list[int]], list[int]]:
-        """(groups of row indices, rows in none), clustered over distinct prompts."""
+        """(groups of row indices, rows in none), clustered over distinct prompts.
+
+        Args:
+            against: centroid and members of tasks that are there already.
+        """
         points: dict[int, list[int]] = {}
         for index in indices:
             points.setdefault(self._position[index], []).append(index)
@@ -272,7 +308,12 @@ class _Space:
             embed((self._action(points[position]) for position in order), self._dimensions),
             np.array([len(points[position]) for position in order], dtype=np.int64),
             need,
-            [other for other in against if len(other) == self._dimensions],
+            [
+                Rival(centroid, instruction([self._phrases(index) for index in members]))
+                for centroid, members in against
+                if len(centroid) == self._dimensions
+            ],
+            [self._phrases(points[position][0]) for position in order],
         )
         found: defaultdict[int, list[int]] = defaultdict(list)
         for position, label in zip(order, labels, strict=True):
@@ -280,6 +321,17 @@ class _Space:
         rest = sorted(found.pop(-1, []))
         return [sorted(found[label]) for label in sorted(found)], rest
 
+    def _phrases(self, index: int) -> Phrases:
+        """Of a prompt that says itself what is to be done; none of any other."""
+        features = self._rows[index].features
+        told = not _structured(features) and told_by_the_prompt(features.system_words.split())
+        return ends_of(features.prompt) if told else frozenset()
+
     def _action(self, members: Sequence[int]) -> str:
-        counts: Mapping[str, int] = Counter(self._rows[index].features.action for index in members)
-        return max(sorted(counts), key=lambda action: counts[action])
+        return common_action([self._rows[index].features for index in members])
+
+
+def common_action(members: Sequence[Features]) -> str:
+    """What is done most often; of several the first by name."""
+    counts: Mapping[str, int] = Counter(feature.action for feature in members)
+    return max(sorted(counts), key=lambda action: counts[action])

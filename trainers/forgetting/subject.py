@@ -52,7 +52,8 @@ class Subject:
             hash_key=key.get_secret_value().encode() if key else b"",
         )
         needles = {value.casefold()} if kind == "match" else set()
-        if kind == "match" and anonymizer is not None and settings.policy == "hash":
+        found = anonymizer.find(value) if kind == "match" and anonymizer is not None else ()
+        if anonymizer and found and all(settings.policy_of(f.kind) == "hash" for f in found):
             # Only a hash says whose it is; <EMAIL_1> is another person's in every session.
             needles.add(anonymizer.scope().text(value).casefold())
         return cls(kind, value, names, tuple(sorted(needles)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 from infra.database.garbage import reserve
 from infra.database.open import Database
 from infra.objects.store import ObjectStore
-from trainers.data_sets.freeze import register
-from trainers.data_sets.labels import agreement
+from trainers.data_sets.freeze import described, register
 from trainers.data_sets.splits import SPLITS
 from trainers.data_sets.versions import (
     DatasetVersion,
@@ -54,19 +52,8 @@ def version_without(
         return None
     properties = {name: version.manifest[name] for name in _PROPERTIES}
     digest = content_digest(splits, properties)
-    left = [example for name in SPLITS for example in splits[name]]
-    times = sorted(example.time for example in left)
     parents = {**version.manifest["parents"], "dataset": version.digest}
-    manifest: dict[str, Any] = {
-        **version.manifest,
-        "counts": {name: len(splits[name]) for name in SPLITS},
-        "sessions": {name: len({e.session for e in splits[name]}) for name in SPLITS},
-        "sources": dict(sorted(Counter(example.source for example in left).items())),
-        "agreement": agreement(left),
-        "signatures": sorted({example.signature for example in left}),
-        "seen": [times[0].isoformat(), times[-1].isoformat()],
-        "parents": parents,
-    }
+    manifest: dict[str, Any] = {**version.manifest, **described(splits), "parents": parents}
     with database.begin() as connection:
         reserve(connection, location_of(version.task_id, digest), now)
     made = write_version(store, version.task_id, digest, splits, manifest)

@@ -63,6 +63,8 @@ class ImportReport:
     """By reader: the records that it made."""
     personal_data: Counter[str] = field(default_factory=Counter)
     """By kind: the values that were replaced."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """By the kinds they held: records that by ``[anonymizer] kinds`` may not be stored."""
     keys: list[str] = field(default_factory=list)
     """Log objects that were written."""
 
@@ -75,6 +77,7 @@ class ImportReport:
             - self.duplicates
             - self.skipped.total()
             - self.quarantined.total()
+            - self.left_out.total()
         )
 
     def add(self, other: ImportReport) -> None:
@@ -228,10 +231,12 @@ def _read(
                     report.duplicates += 1
                 else:
                     ids.add(identity)
+                    checked = privacy.check(item)
+                    if checked is None:
+                        continue
                     report.stored += 1
                     report.formats[read.reader] += 1
                     report.failures += _is_failure(item)
-                    checked = privacy.check(item)
                     if writer is not None:
                         writer.add(checked)
         except (OSError, SourceChanged, ObjectStoreError) as error:
@@ -242,6 +247,7 @@ def _read(
         quarantine.close()
         report.keys = writer.keys
     report.personal_data = privacy.counts
+    report.left_out = privacy.left_out
     return report
 
 

@@ -124,8 +124,9 @@ def _object(
                 continue
             for entry in meant:
                 still.pop(entry, None)
-            if not isinstance(item, Skipped):
-                writer.add(privacy.check(item))
+            checked = None if isinstance(item, Skipped) else privacy.check(item)
+            if checked is not None:
+                writer.add(checked)
                 report.stored += 1
     except (ObjectStoreError, SourceChanged, OSError) as error:
         # Whatever was read of it is written again, the same, by the next try.

@@ -43,8 +43,10 @@ class IngestReport:
     """Calls that say the same as an earlier one of their file; kept, with less weight."""
     repeated: int = 0
     """Lines whose record id was already seen in their object: left out."""
+    left_out: int = 0
+    """Records that by ``[anonymizer] kinds`` may not be stored."""
     lost: int = 0
-    """Lines read that ended neither as a record, nor in quarantine, nor as repeated. Always 0."""
+    """Lines read that ended neither as a record, nor in quarantine, as repeated or left out. Always 0."""
     lines: int = 0
     personal_data: Mapping[str, int] = field(default_factory=dict)
     """Kind to how many values were replaced, by the gateway or by the check here."""
@@ -119,7 +121,9 @@ def totals(database: Database) -> IngestReport:
     return IngestReport(**total, personal_data=dict(personal), found_here=dict(here))
 
 
-_COUNTED = ("calls", "feedback", "quarantined", "duplicates", "repeated", "lost", "lines")
+_COUNTED = (
+    *("calls", "feedback", "quarantined", "duplicates", "repeated", "left_out", "lost", "lines"),
+)
 
 
 class _Unreadable(Exception):
@@ -150,19 +154,23 @@ def _object(
             repeated += 1
         else:
             ids.add(identity)
-            if files.add(privacy.check(record), size):
+            checked = privacy.check(record)
+            if checked is not None and files.add(checked, size):
                 renewed = claims.hold(database, held, ttl, clock())
                 if renewed is None:
                     return None
                 held = renewed
     files.close()
+    left_out = privacy.left_out.total()
     counts = {
         **files.counts(),
         "lines": lines,
         "repeated": repeated,
         "quarantined": quarantine.size,
         "quarantine": quarantine.close(),
-        "lost": lines - files.calls - files.feedback - quarantine.size - repeated,
+        "left_out": left_out,
+        "left_out_for": dict(privacy.left_out),
+        "lost": lines - files.calls - files.feedback - quarantine.size - repeated - left_out,
         "personal_data": dict(privacy.counts),
         "found_here": dict(privacy.found_here),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 
-from infra.anonymize.anonymizer import Anonymizer, Scope
+from infra.anonymize.anonymizer import Anonymizer, RecordDropped, Scope
 from infra.calls.record import CallRecord, LogRecord
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
@@ -28,23 +28,29 @@ class PrivacyCheck:
         self.counts: Counter[str] = Counter()
         """All personal data: what the record says was replaced, and what was found here."""
         self.found_here: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        """Records that may not be stored, by the kinds that they held."""
 
     @classmethod
     def of(cls, settings: AnonymizerSettings) -> PrivacyCheck:
         """The check that ``[anonymizer]`` asks for. Raises what ``Anonymizer`` raises."""
         return cls(Anonymizer(settings, ingest=True) if settings.enabled else None)
 
-    def check(self, record: LogRecord) -> LogRecord:
-        """The record without personal data."""
+    def check(self, record: LogRecord) -> LogRecord | None:
+        """The record without personal data; None: by ``[anonymizer] kinds`` it is not stored."""
         before = Counter(record.anonymization.counts)
         checked: LogRecord = record
         if self._anonymizer is not None:
-            if isinstance(record, CallRecord):
-                scope = self._scope(self._anonymizer, (record.tenant, record.session))
-                checked = scope.record(record)
-            else:
-                scope = self._scope(self._anonymizer, (record.tenant, f"call:{record.call_id}"))
-                checked = scope.record(record)
+            try:
+                if isinstance(record, CallRecord):
+                    scope = self._scope(self._anonymizer, (record.tenant, record.session))
+                    checked = scope.record(record)
+                else:
+                    scope = self._scope(self._anonymizer, (record.tenant, f"call:{record.call_id}"))
+                    checked = scope.record(record)
+            except RecordDropped as dropped:
+                self.left_out[", ".join(dropped.kinds)] += 1
+                return None
         after = Counter(checked.anonymization.counts)
         self.counts.update(after)
         self.found_here.update(after - before)

@@ -129,6 +129,25 @@ def test_anonymize_explains_without_ever_showing_a_value(run: Run, tmp_path: Pat
     assert not (tmp_path / "objects").exists()
 
 
+def test_explain_shows_the_policy_of_each_kind_and_what_is_not_stored(run: Run, tmp_path: Path):
+    (tmp_path / "nightschool.toml").write_text(
+        '[anonymizer]\nhash_key = "k"\nkinds = { EMAIL = "hash", PHONE = "drop_record" }\n'
+    )
+    file = write(tmp_path / "a.jsonl", [row(f"Dear {MAIL}"), row("call +1 415 555 0132")])
+    said = run("anonymize", str(file), "--explain").stdout
+    assert "hash:        EMAIL" in said and "drop_record: PHONE" in said
+    assert "-> <EMAIL_h" in said and "not stored, it holds PHONE" in said
+    assert "1 not to be stored" in said
+    told = json.loads(run("anonymize", str(file), "--explain", "--json").stdout)
+    assert (told["policy"]["EMAIL"], told["policy"]["CARD"]) == ("hash", "replace")
+    assert told["left_out"] == {"PHONE": 1}
+    assert "PHONE" in run("anonymize", str(file)).stderr
+    card = write(tmp_path / "b.jsonl", [row("call +1 415 555 0132")])
+    imported = json.loads(run("import", "flywheel", str(card), "--json").stdout)
+    assert (imported["read"], imported["stored"], imported["lost"]) == (1, 0, 0)
+    assert imported["left_out"] == {"PHONE": 1}
+
+
 def test_anonymize_writes_the_records(run: Run, tmp_path: Path):
     file = write(tmp_path / "a.jsonl", [row(f"Dear {MAIL}"), "x", row("hello")])
     said = run("anonymize", str(file))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from infra.anonymize.anonymizer import Anonymizer, Scope
+from infra.anonymize.anonymizer import Anonymizer, RecordDropped, Scope
 from infra.anonymize.finding import Finding
 from infra.calls.codec import encode_line, parse_line
 from infra.calls.record import AnsweredBy, CallRecord, Checks, FeedbackRecord, OtherAnswer
@@ -221,6 +221,47 @@ class TestPolicies:
 
     def test_kept_kinds_stay(self) -> None:
         assert scope(keep_kinds=["EMAIL"]).text(f"{ANN} {PHONE}") == f"{ANN} <PHONE_1>"
+
+    def test_each_kind_has_its_own_policy(self) -> None:
+        session = scope(
+            kinds={"EMAIL": "hash", "PHONE": "drop", "IP_ADDRESS": "keep"}, hash_key=SecretStr("k")
+        )
+        changed = session.text(f"{ANN} {PHONE} 203.0.113.7 {CARD}")
+        mail, phone, address, card = changed.split()
+        assert (phone, address, card) == ("<PHONE>", "203.0.113.7", "<CARD_1>")
+        assert mail.startswith("<EMAIL_h") and session.restore(mail) == ANN
+        assert session.record(call()).anonymization.policy == (
+            "replace/1;EMAIL=hash;IP_ADDRESS=keep;PHONE=drop"
+        )
+        with pytest.raises(ValueError, match="HASH_KEY"):
+            scope(kinds={"CARD": "hash"})
+
+    def test_a_record_with_an_unwanted_kind_is_dropped_wherever_it_stands(self) -> None:
+        session = scope(kinds={"CARD": "drop_record"})
+        clean = session.record(call())
+        assert clean.anonymization.counts
+        said = {"role": "assistant", "content": f"paid by {CARD}"}
+        for values in (
+            {"request": {"messages": [{"role": "user", "content": CARD}]}},
+            {"response": {"choices": [{"message": said}]}},
+            {"other_answers": [OtherAnswer(model="m", purpose="audit", message=said)]},
+            {"task_tag": CARD},
+            {"unknown": {"deep": [CARD]}},
+        ):
+            with pytest.raises(RecordDropped, match="CARD") as dropped:
+                session.record(call(**values))
+            assert CARD not in str(dropped.value)
+        # What another writer replaced before is no such value any more.
+        assert session.record(clean.model_copy(update={"session": "s2"})).session == "s2"
+        with pytest.raises(RecordDropped):
+            session.record(FeedbackRecord(call_id="c", label=CARD))
+
+    def test_kinds_are_checked(self) -> None:
+        assert AnonymizerSettings(kinds={"email": "keep"}).kinds == {"EMAIL": "keep"}
+        with pytest.raises(ValueError, match="EMIAL is no kind"):
+            AnonymizerSettings(kinds={"EMIAL": "keep"})
+        with pytest.raises(ValueError, match="in keep_kinds"):
+            AnonymizerSettings(kinds={"EMAIL": "hash"}, keep_kinds=("EMAIL",))
 
     def test_disabled_changes_nothing(self) -> None:
         record = call()

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.anonymize.finding import Finding, settle
-from infra.anonymize.recognizers import KINDS, find, structured
+from infra.anonymize.kinds import KINDS
+from infra.anonymize.recognizers import find, structured
 
 US, GB, DE = structured("US"), structured("GB"), structured("DE")
 

@@ -76,16 +76,19 @@ def start(
     engine: EngineServer,
 ) -> Start:
     """``async with start(max_in_flight=2) as running``: a gateway with these gateway settings;
-    ``telemetry`` is another section's."""
+    ``telemetry`` and ``anonymizer`` are other sections."""
 
     @asynccontextmanager
     async def run(
-        telemetry: dict[str, Any] | None = None, **gateway: Any
+        telemetry: dict[str, Any] | None = None,
+        anonymizer: dict[str, Any] | None = None,
+        **gateway: Any,
     ) -> AsyncIterator[Running]:
         made_of = configured(settings, teacher.url, engine.url, **gateway)
-        if telemetry is not None:
-            section = type(made_of.telemetry).model_validate(telemetry)
-            made_of = made_of.model_copy(update={"telemetry": section})
+        for name, values in (("telemetry", telemetry), ("anonymizer", anonymizer)):
+            if values is not None:
+                section = type(getattr(made_of, name)).model_validate(values)
+                made_of = made_of.model_copy(update={name: section})
         made = Gateway(made_of)
         async with listening(made.app(), Runner) as url, aiohttp.ClientSession() as http:
             yield Running(url, made, http)

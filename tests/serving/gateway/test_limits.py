@@ -279,6 +279,23 @@ async def test_a_record_that_cannot_be_anonymized_is_not_written(
     assert read_log(store) == []
 
 
+async def test_a_call_that_may_not_be_stored_is_answered_and_counted(
+    start: Start, store: ObjectStore
+) -> None:
+    async with start(anonymizer={"kinds": {"CARD": "drop_record"}}) as running:
+        status, body, headers = await running.ask(chat("pay with 4111 1111 1111 1111"))
+        assert (status, body["object"]) == (200, "chat.completion")
+        report = {"call_id": headers["x-nightschool-call-id"], "label": "4111111111111111"}
+        assert (await running.ask(report, path="/v1/feedback"))[0] == 200
+        assert (await running.ask(chat("write to ann@example.com")))[0] == 200
+        async with running.http.get(f"{running.url}/metrics") as response:
+            page = await response.text()
+    assert 'nightschool_records_left_out_total{kinds="CARD"} 2.0' in page
+    assert "nightschool_records_lost_total{" not in page
+    (record,) = read_log(store)
+    assert "<EMAIL_1>" in record.model_dump_json()
+
+
 async def test_metrics_tell_who_answered(start: Start) -> None:
     async with start() as running:
         await running.ask(chat("x"))

@@ -4,9 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.tasks.embedding import cosine_distances, embed
+from infra.tasks.masking import mask
 from tests.trainers.recorded import home, summary, ticket, translation
-from trainers.discover.clusters import centre, separate_groups
+from trainers.discover.clusters import Rival, centre, separate_groups
 from trainers.discover.naming import task_id
+from trainers.discover.phrases import ends_of, instruction
 from trainers.discover.purity import purity
 from trainers.discover.scoring import kind_of_answer, score
 from trainers.ingest.features import features
@@ -36,8 +38,45 @@ def test_topics_of_one_task_are_not():
 
 def test_a_group_stands_apart_from_known_tasks_too():
     known = centre(embed(texts(translation)), 0.3, 0.95)
-    assert set(groups(texts(summary), against=[known.centroid])) == {0}
-    assert set(groups(texts(translation), against=[known.centroid])) == {-1}
+    assert set(groups(texts(summary), against=[Rival(known.centroid)])) == {0}
+    assert set(groups(texts(translation), against=[Rival(known.centroid)])) == {-1}
+
+
+SUBJECTS = ("printer", "laptop", "invoice", "router", "camera", "refund", "account", "bicycle")
+STORIES = [
+    f"My {one} came before the {two}, and since {day} the {one} and the {two} have both failed when I "
+    f"use them at {place} in the evening, so I wrote to the {two} shop, which sent me to the {one} shop, "
+    f"which told me that the {two} was never theirs and that I should ask you about it instead of them"
+    for one in SUBJECTS
+    for two in SUBJECTS
+    for day, place in (("Monday", "home"), ("Easter", "work"))
+    if one != two
+]
+
+
+def test_two_instructions_about_the_same_things_are_two_tasks():
+    first = [f"Summarize this case for the night shift. {story}" for story in STORIES]
+    second = [f"{story}. Say whether the customer sounds angry." for story in STORIES]
+    prompts = [*first, *second]
+    phrases = [ends_of(mask(prompt)) for prompt in prompts]
+    vectors, sizes = embed(prompts), np.ones(len(prompts), dtype=np.int64)
+    labels = separate_groups(vectors, vectors * 0, sizes, 20, (), phrases)
+    assert set(labels) == {0, 1}
+    assert len(set(labels[: len(first)])) == len(set(labels[len(first) :])) == 1
+    # Without them, they are topics of one task.
+    assert len(set(separate_groups(vectors, vectors * 0, sizes, 20)) - {-1}) <= 1
+    # A known task with the same instruction keeps its own; one with another does not take it.
+    known = Rival(centre(vectors[: len(first)], 0.3, 0.95).centroid, instruction(phrases[:110]))
+    left = slice(len(first), None)
+    fresh = separate_groups(
+        vectors[left], vectors[left] * 0, sizes[left], 20, [known], phrases[left]
+    )
+    assert (fresh == 0).mean() >= 0.8 and set(fresh) <= {0, -1}
+    same = slice(0, len(first))
+    again = separate_groups(
+        vectors[same], vectors[same] * 0, sizes[same], 20, [known], phrases[same]
+    )
+    assert set(again) == {-1}
 
 
 def test_too_few_calls_make_no_group():

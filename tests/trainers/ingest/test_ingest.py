@@ -42,6 +42,23 @@ def lines(*texts):
     return zstandard.compress(b"".join(text.encode() + b"\n" for text in texts))
 
 
+def test_a_record_that_may_not_be_stored_is_left_out_and_counted(tmp_path):
+    store, database = opened(tmp_path)
+    cards = ["4111 1111 1111 1111", "ann@example.com and 5555555555554444"]
+    put_log(store, [call(1, cards[0]), call(2, cards[1]), call(3, "bob@example.com"), call(4)])
+    settings = SETTINGS.model_copy(
+        update={"anonymizer": Anonymizer(kinds={"CARD": "drop_record", "EMAIL": "keep"})}
+    )
+    report = run(store, database, settings)
+    assert (report.calls, report.left_out, report.lost, report.lines) == (2, 2, 0, 4)
+    assert (dict(report.personal_data), totals(database).left_out) == ({}, 2)
+    ((_, _, counts),) = claims.every_committed(database)
+    assert counts["left_out_for"] == {"CARD": 2}
+    files = call_files(database, 100)
+    kept = {record.id: record for record, _ in read_calls(store, files, {"call-00003"})}
+    assert kept["call-00003"].request["messages"][1]["content"] == "bob@example.com"
+
+
 def test_calls_and_feedback_are_kept_whole(tmp_path):
     store, database = opened(tmp_path)
     records = [home(n) for n in range(5)]

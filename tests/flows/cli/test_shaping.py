@@ -1,0 +1,237 @@
+"""Tasks merged and split by hand: what is said counts at the gateway at once and in every later night."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from flows.cli import main
+from infra.database.events import list_events
+from infra.database.open import Database
+from serving.gateway.routing import Router
+from serving.gateway.snapshot_file import SnapshotFile, load_snapshot
+from serving.gateway.snapshot_rows import read_snapshot
+from serving.registry.errors import RolloutRefused
+from serving.registry.registry import Registry
+from serving.rollout.policy import RolloutPolicy
+from tests.trainers.recorded import (
+    SETTINGS,
+    START,
+    home,
+    opened,
+    put_log,
+    summary,
+    ticket,
+    translation,
+)
+from trainers.data_sets.freeze import freeze
+from trainers.discover.discover import TaskSummary, discover
+from trainers.ingest.ingest import ingest
+
+KINDS = {"home": home, "ticket": ticket, "translation": translation, "summary": summary}
+World = tuple[Any, Database]
+
+
+def night(world: World, records: list[Any], sequence: int) -> list[TaskSummary]:
+    store, database = world
+    put_log(store, records, sequence)
+    ingest(store, database, SETTINGS, holder="night", now=START)
+    return discover(store, database, SETTINGS, START + timedelta(days=sequence))
+
+
+def some(first: int, count: int = 30) -> list[Any]:
+    return [kind(first + 4 * n + k) for n in range(count) for k, kind in enumerate(KINDS.values())]
+
+
+def kind_of(call_id: str) -> str:
+    return list(KINDS)[int(call_id[-5:]) % 4]
+
+
+def ids(found: list[TaskSummary]) -> dict[str, str]:
+    """Kind to the task of its first call."""
+    return {kind_of(call_id): task.id for task in found for call_id in task.members}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.chdir(tmp_path)
+    store, database = opened(tmp_path)
+    (tmp_path / "nightschool.toml").write_text(
+        f'[database]\nurl = "sqlite:///{tmp_path}/night.db"\n[storage]\nurl = "{tmp_path}/objects"\n'
+        "[discovery]\nmin_calls = 20\ndimensions = 256\n"
+    )
+    return store, database
+
+
+def run(*arguments: str, status: int = 0) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == status, result.output
+    return result
+
+
+def events(database: Database, subject: str) -> list[tuple[str, str]]:
+    with database.read() as connection:
+        return [(e.what, e.actor) for e in list_events(connection, subject=subject)]
+
+
+def trained(world: World, task_id: str, digest: str, now: int) -> str:
+    """An adapter of the task's present data set, as champion."""
+    store, database = world
+    registry = Registry(database)
+    version = freeze(store, database, SETTINGS, task_id, START + timedelta(days=now))
+    name = f"{task_id}@{digest * 16}"
+    registry.register_adapter(
+        name=name,
+        task_id=task_id,
+        digest=digest * 64,
+        dataset_digest=version.digest,
+        spec_digest="0" * 64,
+        location=f"adapters/{task_id}/{digest}",
+        manifest={"format": version.manifest["format"], "spec": {}},
+        threshold=None,
+    )
+    route = registry.route(task_id)
+    registry.set_route(task_id, route.version, None, actor="t", why="t", champion=name)
+    return name
+
+
+def test_merged_tasks_are_one_at_the_gateway_and_night_after_night(world: World, tmp_path: Path):
+    _, database = world
+    of = ids(night(world, some(0), 0))
+    kept, gone = of["translation"], of["summary"]
+    old = trained(world, kept, "a", 0)
+    trained(world, gone, "b", 0)
+
+    planned = json.loads(run("tasks", "merge", kept, gone, "--dry-run", "--json").stdout)
+    assert [row["calls"] for row in planned] == [60, 30]
+    assert ("task.merged", "ann") not in events(database, gone)
+    run("tasks", "merge", kept, gone, "--as", "ann", "--why", "both are words")
+    run("tasks", "merge", kept, gone, "--as", "ann")  # the same again changes nothing
+    assert [what for what, _ in events(database, gone)].count("task.merged") == 1
+    assert ("task.took_in", "ann") in events(database, kept)
+    assert Registry(database).route(gone).champion == "teacher"
+    listed = {row["id"]: row["champion"] for row in json.loads(run("tasks", "--json").stdout)}
+    assert (listed[kept], listed[gone]) == (old, f"as {kept}")
+
+    # What the adapter was never shown, it does not answer.
+    def routed(kind: str) -> Any:
+        router = Router(read_snapshot(database))
+        return router.route(KINDS[kind](9000).request, None, "default")
+
+    assert (routed("summary").task.id, routed("summary").fit()) == (kept, False)
+    assert (routed("translation").task.id, routed("translation").fit()) == (kept, True)
+
+    second = ids(night(world, some(1000), 1))
+    assert second == {**of, "summary": kept}
+    new = trained(world, kept, "c", 1)
+    assert (routed("summary").task.champion.name, routed("summary").fit()) == (new, True)
+    snapshot = read_snapshot(database)
+    SnapshotFile(tmp_path / "routes.json").save(snapshot)
+    assert load_snapshot(tmp_path / "routes.json") == snapshot
+
+    # Nothing that discovery found: a person said it.
+    assert not [e for e in events(database, gone) if e == ("task.merged", "discovery")]
+    run("tasks", "merge", "--undo", gone)
+    assert ids(night(world, some(2000), 2)) == of
+
+
+def test_what_cannot_be_merged_is_refused(world: World):
+    _, database = world
+    of = ids(night(world, some(0), 0))
+    registry = Registry(database)
+    a, b, c = of["home"], of["ticket"], of["summary"]
+    assert "itself" in run("tasks", "merge", a, a, status=1).output
+    assert "no task" in run("tasks", "merge", a, "nobody", status=3).output
+    assert "name the task" in run("tasks", "merge", a, status=2).output
+    name = trained(world, b, "d", 0)
+    route = registry.route(b)
+    registry.set_route(b, route.version, None, actor="t", why="t", champion="teacher")
+    rollout = registry.open_rollout(
+        b, name, RolloutPolicy(), actor="t", why="t", gate_override="a test"
+    )
+    assert f"abort {rollout.id}" in run("tasks", "merge", a, b, status=1).output
+    assert f"abort {rollout.id}" in run("tasks", "split", b, "--by", "cluster", status=1).output
+    run("rollouts", "abort", rollout.id, "--why", "to merge")
+    run("tasks", "merge", a, b)
+    assert f"name {a}" in run("tasks", "merge", c, b, status=1).output
+    with pytest.raises(RolloutRefused, match=f"merged into {a}"):
+        registry.open_rollout(b, name, RolloutPolicy(), actor="t", why="t", gate_override="x")
+
+
+def test_a_task_is_split_by_what_is_asked(world: World):
+    _, database = world
+    records = [home(n, id=f"home-{n:04d}") for n in range(80)]
+    (task,) = night(world, records, 0)
+    planned = json.loads(
+        run("tasks", "split", task.id, "--by", "cluster", "--dry-run", "--json").stdout
+    )
+    assert len(planned) >= 2
+    assert sum(row["calls"] for row in planned) == 80
+    assert len(Registry(database).tasks()) == 1
+    run("tasks", "split", task.id, "--by", "cluster", "--as", "ann")
+    sizes = {row["task"]: row["calls"] for row in planned}
+    assert set(sizes) == {known.id for known in Registry(database).tasks()}
+    assert ("task.split", "ann") in events(database, task.id)
+
+    found = night(world, [home(n, id=f"home-{n:04d}") for n in range(80, 160)], 1)
+    assert {known.id for known in found} == set(sizes)
+    assert sum(known.size for known in found) >= 0.9 * 160
+    before = {call_id: known.id for known in found for call_id in known.members}
+    again = night(world, [home(n, id=f"home-{n:04d}") for n in range(160, 200)], 2)
+    after = {call_id: known.id for known in again for call_id in known.members}
+    assert {call_id: after.get(call_id) for call_id in before} == before
+    assert ("task.split", "discovery") not in events(database, task.id)
+    router = Router(read_snapshot(database))
+    routed = {record.id: router.route(record.request, None, "default") for record in records}
+    assert {name: r.task.id for name, r in routed.items() if r} == {
+        name: owner for name, owner in after.items() if name in routed
+    }
+
+
+def test_a_tag_is_split_by_structure_and_nothing_else(world: World):
+    _, database = world
+    records = [
+        (home if n % 3 else ticket)(n, id=f"desk-{n:04d}", task_tag="desk") for n in range(60)
+    ]
+    (task,) = night(world, records, 0)
+    assert "two tags" in run("tasks", "split", task.id, "--by", "cluster", status=1).output
+    assert "one tag or none" in run("tasks", "split", task.id, "--by", "tag", status=1).output
+    rows = json.loads(run("tasks", "split", task.id, "--by", "signature", "--json").stdout)
+    assert [row["calls"] for row in rows] == [40, 20]
+    found = night(world, [ticket(n, id=f"desk-{n:04d}", task_tag="desk") for n in range(60, 80)], 1)
+    assert {known.id: known.size for known in found} == {rows[0]["task"]: 40, rows[1]["task"]: 40}
+    trained(world, rows[0]["task"], "e", 1)
+    router = Router(read_snapshot(database))
+    for record, expected in ((home(1), rows[0]), (ticket(1), rows[1])):
+        found_task = router.route(record.request, "desk", "default")
+        assert found_task is not None
+        assert found_task.task.id == expected["task"]
+    assert "one part" in run("tasks", "split", task.id, "--by", "signature", status=1).output
+    run("tasks", "merge", rows[0]["task"], rows[1]["task"])
+    assert "do not differ by tag" in run("tasks", "split", task.id, "--by", "tag", status=1).output
+    run("tasks", "split", task.id, "--by", "signature")
+    assert [row["champion"] for row in json.loads(run("tasks", "--json").stdout)].count(
+        "teacher"
+    ) == 1
+
+
+def test_what_discovery_itself_takes_apart_is_an_event(world: World):
+    store, database = world
+    records = [home(n, id=f"home-{n:04d}", tenant="a" if n % 4 else "b") for n in range(80)]
+    put_log(store, records, 0)
+    ingest(store, database, SETTINGS, holder="night", now=START)
+    shared = SETTINGS.model_copy(
+        update={"discovery": SETTINGS.discovery.model_copy(update={"share_between_tenants": True})}
+    )
+    (task,) = discover(store, database, shared, START)
+    apart = discover(store, database, SETTINGS, START)
+    assert sorted(known.size for known in apart) == [20, 60]
+    with database.read() as connection:
+        (event,) = list_events(connection, what="task.split")
+    assert (event.subject, event.actor) == (task.id, "discovery")
+    assert event.evidence["calls"] == 20
