@@ -17,7 +17,7 @@ from infra.settings.page import page as settings_page
 from infra.settings.sources import load_settings
 from tests.docs.command_lines import commands_in, problem
 from tests.docs.markdown import broken_links, fences, inline_code
-from tests.docs.test_documents import ROOT, tracked
+from tests.docs.test_documents import ROOMS, ROOT, tracked
 
 SHELLS = ("sh", "bash", "console")
 DOCUMENTS = [
@@ -84,6 +84,20 @@ def test_command_lines_of_a_document_would_be_understood(name: str):
     assert wrong == []
 
 
+def test_commands_that_a_message_of_the_product_names_would_be_understood():
+    wrong, seen = [], 0
+    for path in (path for room in ROOMS for path in tracked(f"{room}/*.py")):
+        for hint in _HINT.findall(path.read_text()):
+            # A string goes on in the next line, and what is filled in is somebody's name.
+            code = re.sub(r"\{[^}]*\}", "NAME", re.sub(r'"\s*\n\s*f?"', "", hint))
+            for words in commands_in(" ".join(code.split())):
+                seen += 1
+                if said := problem(words, whole=False):
+                    wrong.append(f"{path.relative_to(ROOT)}: {code}: {said}")
+    assert wrong == []
+    assert seen > 40
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_settings_and_snippets_of_a_document_are_valid(name: str, tmp_path: Path):
     text = (ROOT / name).read_text()
@@ -133,6 +147,7 @@ def test_a_wrong_line_is_found():
     assert words == ["status", "--json"]
 
 
+_HINT = re.compile(r"(?:`|undo ?= ?f?\")(nightschool [^`\"]+(?:\"\s*\n\s*f?\"[^`\"]*)*)")
 _FILES = ("toml", "py", "md", "yaml", "json", "db", "html")
 
 
