@@ -59,6 +59,9 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_CLI_COLORS": "false",
         "DO_NOT_TRACK": "1",
     }
+    if settings.prefect.public_url:
+        # Its pages ask the server by this address: people's browsers may reach no other.
+        defaults["PREFECT_SERVER_UI_API_URL"] = f"{prefect_ui_url(settings)}/api"
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 

@@ -51,6 +51,9 @@ def test_links_to_prefect_lead_to_its_public_address_where_there_is_one():
         return prefect_ui_url(Settings.model_validate({"prefect": prefect}))
 
     inner = "http://prefect-server:4200/api"
+    public = Settings.model_validate({"prefect": {"public_url": "https://prefect.example.com"}})
+    asked = prefect_environment(public)["PREFECT_SERVER_UI_API_URL"]
+    assert asked == "https://prefect.example.com/api"
     assert shown(api_url=inner) == "http://prefect-server:4200"
     assert shown(api_url=inner, public_url="https://prefect.example.com/") == (
         "https://prefect.example.com"
