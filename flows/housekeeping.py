@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
-from flows.holding import Busy, hold
+from flows.holding import NIGHT, Busy, hold
 from flows.kept_evidence import expire
 from flows.wiring import Context
 from infra.calls.record import utc_now
@@ -74,7 +74,7 @@ def _runs(context: Context, now: datetime, dry_run: bool) -> list[Done]:
     if dry_run or all(run.keep for run in found):
         return told("would go")
     try:
-        with hold(context.database, "night", context.holder):
+        with hold(context.database, NIGHT, context.holder):
             done = []
             for run in found:
                 outcome: Outcome = "kept"
@@ -109,7 +109,7 @@ def _stored_runs(context: Context, now: datetime, dry_run: bool) -> list[Done]:
     if dry_run or all(seconds <= keep for seconds in idle.values()):
         return told("would go")
     try:
-        with hold(context.database, "night", context.holder):
+        with hold(context.database, NIGHT, context.holder):
             for run_id, seconds in idle.items():
                 if seconds > keep:
                     RunStorage(context.store, run_id).clear()
@@ -146,7 +146,7 @@ def _logs(context: Context, now: datetime, dry_run: bool) -> list[Done]:
         removed = 0
         while True:
             try:
-                with hold(context.database, "night", context.holder):
+                with hold(context.database, NIGHT, context.holder):
                     turn = expire_logs(
                         context.store,
                         context.database,

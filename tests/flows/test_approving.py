@@ -67,7 +67,7 @@ def test_a_prefect_that_does_not_answer_holds_up_nobody(
     assert len(said) == 1 and "cannot be asked for" in said[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def registry(prefect_world: PrefectWorld) -> Iterator[Registry]:
     database = open_database(prefect_world.settings.database)
     yield Registry(database)
@@ -110,17 +110,44 @@ def question(api: Orchestrator, rollout: Rollout) -> PastRun | None:
     return found[0] if found else None
 
 
-def asked(api: Orchestrator, registry: Registry, rollout: Rollout) -> PastRun:
-    """Its run, once it is suspended."""
+@pytest.fixture(scope="module")
+def questions(
+    prefect_world: PrefectWorld, deployed: None, registry: Registry
+) -> dict[str, tuple[Rollout, PastRun]]:
+    """A promotion that waits for each test, with its suspended run: asked together, for each is a
+    process of its own.
+    """
+    api = prefect_world.orchestrator
+    names = ("yes", "no", "elsewhere", "too late", "second")
+    opened = {name: waiting(registry) for name in names}
     settle(api, registry)
     settle(api, registry)
 
-    def suspended() -> PastRun | None:
+    def suspended(rollout: Rollout) -> PastRun | None:
         run = question(api, rollout)
         return run if run is not None and run.state == "PAUSED" else None
 
-    found: PastRun = eventually(suspended, "no run waits for an answer")
-    return found
+    return {
+        name: (
+            rollout,
+            eventually(lambda one=rollout: suspended(one), f"{name}: no run waits", 300),
+        )
+        for name, rollout in opened.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def answered(
+    prefect_world: PrefectWorld, registry: Registry, questions: dict[str, tuple[Rollout, PastRun]]
+) -> dict[str, tuple[Rollout, PastRun]]:
+    """As ``questions``, with those answered in Prefect that are to be."""
+    api = prefect_world.orchestrator
+    resume(api, questions["yes"][1], promote=True, why="looked at it")
+    resume(api, questions["no"][1], promote=False, why="looked at it")
+    rollout, run = questions["second"]
+    approve(registry, rollout)
+    resume(api, run, promote=False, why="no")
+    return questions
 
 
 def resume(api: Orchestrator, run: PastRun, **answer: object) -> None:
@@ -135,20 +162,18 @@ def until_ended(api: Orchestrator, run: PastRun) -> str:
 
 
 @pytest.mark.parametrize(
-    ("promote", "state", "approval"),
-    [(True, "canary", "given"), (False, "inconclusive", None)],
+    ("said", "state", "approval"),
+    [("yes", "canary", "given"), ("no", "inconclusive", None)],
 )
 def test_an_answer_in_prefects_form_is_carried_out(
     prefect_world: PrefectWorld,
-    deployed: None,
     registry: Registry,
-    promote: bool,
+    answered: dict[str, tuple[Rollout, PastRun]],
+    said: str,
     state: str,
     approval: str | None,
 ) -> None:
-    api, rollout = prefect_world.orchestrator, waiting(registry)
-    run = asked(api, registry, rollout)
-    resume(api, run, promote=promote, why="looked at it")
+    api, (rollout, run) = prefect_world.orchestrator, answered[said]
     assert until_ended(api, run) == "COMPLETED"
     after = registry.rollout(rollout.id)
     assert after.state == state and "looked at it" in after.reason
@@ -174,12 +199,15 @@ def too_late(registry: Registry, rollout: Rollout) -> object:
     return ended
 
 
-@pytest.mark.parametrize("elsewhere", [approve, too_late])
+@pytest.mark.parametrize(("name", "elsewhere"), [("elsewhere", approve), ("too late", too_late)])
 def test_an_answer_from_elsewhere_or_none_in_time_ends_the_question(
-    prefect_world: PrefectWorld, deployed: None, registry: Registry, elsewhere: Elsewhere
+    prefect_world: PrefectWorld,
+    registry: Registry,
+    questions: dict[str, tuple[Rollout, PastRun]],
+    name: str,
+    elsewhere: Elsewhere,
 ) -> None:
-    api, rollout = prefect_world.orchestrator, waiting(registry)
-    run = asked(api, registry, rollout)
+    api, (rollout, run) = prefect_world.orchestrator, questions[name]
     elsewhere(registry, rollout)
     before = registry.rollout(rollout.id)
     settle(api, registry)
@@ -190,12 +218,11 @@ def test_an_answer_from_elsewhere_or_none_in_time_ends_the_question(
 
 
 def test_an_answer_that_comes_second_changes_nothing(
-    prefect_world: PrefectWorld, deployed: None, registry: Registry
+    prefect_world: PrefectWorld,
+    registry: Registry,
+    answered: dict[str, tuple[Rollout, PastRun]],
 ) -> None:
-    api, rollout = prefect_world.orchestrator, waiting(registry)
-    run = asked(api, registry, rollout)
-    approve(registry, rollout)
-    resume(api, run, promote=False, why="no")
+    api, (rollout, run) = prefect_world.orchestrator, answered["second"]
     assert until_ended(api, run) == "COMPLETED"
     assert registry.rollout(rollout.id).approval == "given"
 

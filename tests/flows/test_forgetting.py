@@ -92,6 +92,17 @@ def world(settings: Settings, database: Database) -> Iterator[World]:
     yield World(context, task, version, add_adapter(registry, version, 1))
 
 
+@pytest.fixture
+def own_environment() -> Iterator[None]:
+    """What other tests have set in this process must not decide what is erased, nor the other way round."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if "NIGHTSCHOOL" in name]:
+        del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def add_adapter(
     registry: Registry, version: DatasetVersion, number: int, old: tuple[str, ...] = ()
 ) -> Adapter:
@@ -213,7 +224,7 @@ def test_what_is_frozen_meanwhile_goes_too(world: World, monkeypatch: pytest.Mon
 
 
 def test_data_sets_are_frozen_by_nobody_else_while_a_subject_is_forgotten(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, own_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     context = world.context
     context.registry.set_route(
@@ -222,7 +233,7 @@ def test_data_sets_are_frozen_by_nobody_else_while_a_subject_is_forgotten(
     more_calls(context)
     monkeypatch.setattr(watching, "KILLED_SECONDS", 0.0)
     monkeypatch.setattr(holding, "KILLED_SECONDS", 0.0)
-    monkeypatch.setenv("NIGHTSCHOOL_CONFIG", str(settings_file(context.settings, tmp_path)))
+    os.environ["NIGHTSCHOOL_CONFIG"] = str(settings_file(context.settings, tmp_path))
     with holding.hold(context.database, "night", "a test"):
         watching.watch_tasks(context)
         done = CliRunner().invoke(main, ["night", "--plan"])
@@ -318,15 +329,10 @@ def test_a_tenants_rows_leave_the_quarantine_of_imports(world: World):
     assert [e.tenant for listed in quarantines(store) for e in listed.entries] == ["other"]
 
 
-def test_the_command_asks_counts_and_erases(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_command_asks_counts_and_erases(world: World, own_environment: None, tmp_path: Path):
     file = settings_file(world.context.settings, tmp_path)
 
-    # What other tests have set in this process must not decide what is erased.
-    for name in [name for name in os.environ if "NIGHTSCHOOL" in name]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NIGHTSCHOOL_CONFIG", str(file))
+    os.environ["NIGHTSCHOOL_CONFIG"] = str(file)
 
     def run(*more: str, typed: str = "", status: int = 0) -> str:
         done = CliRunner().invoke(main, ["forget", *more], input=typed)
