@@ -141,7 +141,7 @@ def _form_groups(
         else:
             by_signature[row.features.signature].append(index)
     tagged = {task.tag: task for task in known if task.tag and task.part != BY_SIGNATURE}
-    parts = {(t.tag, t.signature): t for t in known if t.tag and t.part == BY_SIGNATURE}
+    parts = {(t.tag or "", t.signature): t for t in known if t.tag and t.part == BY_SIGNATURE}
     by_id = {task.id: task for task in known}
     gathered: list[_Open] = []
     named: dict[str, list[int]] = {}
