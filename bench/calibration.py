@@ -7,7 +7,7 @@ best of several at a divided level, as the judge does it; the score chosen on on
 certified on the other; and the plain softmax threshold, an answer shown when its own probability
 promises the risk.
 
-    python bench/calibration.py [--quick] [--json FILE] [--resamples 1000] [--rows 300] [--seed 17]
+    python bench/calibration.py [--quick] [--json FILE] [--resamples 1000] [--rows 300] [--answers N]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.support.real_answers import real_answers
+from bench.support.real_answers import ROWS, real_answers
 from evaluators.calibration import calibrate, calibrate_best
 from infra.prompting.confidence import SCORES, all_confidences
 
@@ -115,6 +115,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=300, help="validation rows of a resample")
+    parser.add_argument(
+        "--answers", type=int, default=ROWS, help="held-out requests that are asked of each adapter"
+    )
     parser.add_argument("--seed", type=int, default=17)
     options = parser.parse_args()
     resamples = 50 if options.quick else options.resamples
@@ -125,7 +128,7 @@ def main() -> None:
         "resamples": resamples,
         **{
             name: measure(answers, options.rows, resamples, options.seed)
-            for name, answers in real_answers()["answers"].items()
+            for name, answers in real_answers(options.answers)["answers"].items()
         },
     }
     print(json.dumps(found, indent=1))
