@@ -14,6 +14,8 @@ tables ranked higher is closed under losing fewer rows and under winning more.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +23,8 @@ MAX_ROWS = 5000
 """Beyond, the test takes too long, and other bounds are as good."""
 _GRID = 161
 _SLACK = 1.0005
-"""The largest chance is looked for on a grid; between its points it is larger by less than this."""
+"""The largest chance is looked for on a grid, finer around its peaks; between the points it is larger
+by less than this."""
 
 Floats = NDArray[np.float64]
 
@@ -39,13 +42,17 @@ def loss_p_value(lost: int, won: int, rows: int, margin: float) -> float:
         return 1.0
     least = _least_won(lost, won, rows, margin)
     top = (1 - margin) / 2
-    # Even steps of the square root: there a binomial spreads as wide everywhere.
-    grid = top * np.linspace(0.0, 1.0, _GRID) ** 2
-    chances = _chances(least, rows, margin, grid)
-    best = int(np.argmax(chances))
-    low, high = grid[max(0, best - 1)], grid[min(_GRID - 1, best + 1)]
-    finer = _chances(least, rows, margin, np.linspace(low, high, 41))
-    return float(min(1.0, _SLACK * max(chances[best], finer.max())))
+    # Even steps of the arc sine of the root: there a binomial spreads as wide everywhere.
+    steps = np.linspace(0.0, 1.0, _GRID)
+    chances = _chances(least, rows, margin, top * np.sin(np.pi / 2 * steps) ** 2)
+    padded = np.concatenate([[-1.0], chances, [-1.0]])
+    peak = (padded[1:-1] >= padded[:-2]) & (padded[1:-1] >= padded[2:])
+    peaks = np.flatnonzero(peak & (chances >= 0.5 * chances.max()))
+    around = steps[peaks][:, None] + np.linspace(-1, 1, 21)[None, :] / (_GRID - 1)
+    finer = _chances(
+        least, rows, margin, top * np.sin(np.pi / 2 * np.clip(around.ravel(), 0.0, 1.0)) ** 2
+    )
+    return float(min(1.0, _SLACK * max(chances.max(), finer.max())))
 
 
 def loss_upper(lost: int, won: int, rows: int, level: float, margin: float) -> float:
@@ -94,12 +101,11 @@ def _chances(least: NDArray[np.int64], rows: int, margin: float, won: Floats) ->
     """Chance of a table in the set, per chance of winning a row."""
     from scipy.stats import binom
 
-    x = np.flatnonzero(least <= rows)
-    if not x.size:
-        return np.zeros_like(won)
     losing = (won + margin)[:, None]
     given = np.clip(won[:, None] / np.maximum(1 - losing, 1e-300), 0.0, 1.0)
-    here = binom.pmf(x[None, :], rows, losing)
-    return np.asarray(
-        (here * binom.sf(least[x][None, :] - 1, rows - x[None, :], given)).sum(axis=1)
-    )
+    # Counts of lost rows that occur at all: further off than this their chances add up to nothing.
+    reach = int(9 * math.sqrt(rows) / 2) + 20
+    first = np.clip((rows * losing).astype(int) - reach, 0, max(0, rows - 2 * reach))
+    x = first + np.arange(min(2 * reach, rows) + 1)[None, :]
+    here = np.where(least[x] <= rows, binom.pmf(x, rows, losing), 0.0)
+    return np.asarray((here * binom.sf(least[x] - 1, rows - x, given)).sum(axis=1))

@@ -76,8 +76,7 @@ def draw(
             f'<polyline fill="none" stroke="{colour}" stroke-width="{width}" points="{line}"/>'
         )
         parts.append(
-            f'<text x="{right}" y="{ceiling + 14 * number}" text-anchor="end" fill="{colour}">'
-            f"{name}</text>"
+            f'<text x="{left + 10}" y="{ceiling + 14 * (number + 1)}" fill="{colour}">{name}</text>'
         )
     _, tolerated = place(0, risk)
     least, _ = place(needed, 0)

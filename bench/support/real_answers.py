@@ -19,6 +19,7 @@ from infra.files import write_atomically
 
 KEPT = Path("var/real-answers")
 FORMAT = {"drop_system": True, "drop_tools": True}
+ROWS = 1200
 TRAIN_SEED, ASKED_SEED = 11, 12
 BATCH = 8
 ADAPTERS = {"longer": (240, 7), "shorter": (110, 8)}
@@ -152,7 +153,7 @@ def make(folder: Path, rows: int) -> dict[str, Any]:
     asked = [item for prompt, item in fresh.items() if prompt not in seen][:rows]
     found: dict[str, Any] = {"asked": [vars(item) for item in asked], "answers": {}}
     for name, (steps, seed) in ADAPTERS.items():
-        part = folder / f"{name}.json"
+        part = _part(folder, name, rows)
         if not part.exists():
             adapter = train(folder, name, steps, seed, learned)
             options = ("--batch-size", "32", "--max-waiting", "64", "--threads", "2")
@@ -163,11 +164,15 @@ def make(folder: Path, rows: int) -> dict[str, Any]:
     return found
 
 
-def real_answers(rows: int = 1200) -> dict[str, Any]:
+def real_answers(rows: int = ROWS) -> dict[str, Any]:
     """``{"asked": [...], "answers": {adapter: [...]}}``, made if they are not kept yet."""
-    kept = KEPT / "all.json"
+    kept = _part(KEPT, "all", rows)
     if not kept.exists():
         KEPT.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, json.dumps(make(KEPT, rows)))
     found: dict[str, Any] = json.loads(kept.read_text())
     return found
+
+
+def _part(folder: Path, name: str, rows: int) -> Path:
+    return folder / (f"{name}.json" if rows == ROWS else f"{name}-{rows}.json")

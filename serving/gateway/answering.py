@@ -15,6 +15,7 @@ from infra.anonymize.anonymizer import Anonymizer, Scope
 from infra.anonymize.policy import RecordDropped
 from infra.calls.codec import StoredLine, stored_fields
 from infra.calls.record import utc_now
+from infra.prompting.confidence import MEAN
 from infra.settings.model import Settings
 from serving.gateway.arms import TEACHER, Assignment, assign
 from serving.gateway.background import Background
@@ -243,6 +244,9 @@ class Answering:
     ) -> EarlyText | None:
         hold = self.settings.gateway.stream_hold_tokens
         if send is None or not may_stream(call.chat.body, hold):
+            return None
+        if adapter.threshold is not None and adapter.confidence != MEAN:
+            # A mean settles; a sum or a least token only falls, so nothing is sure before the end.
             return None
         return EarlyText(
             hold,

@@ -14,7 +14,9 @@ def test_one_row_per_session_gets_the_exact_interval():
     assert (card.rows, card.sessions, card.mean) == (30, 30, 0.9)
     assert card.interval.method == "clopper-pearson"
     assert (card.interval.low, card.interval.high) == clopper_pearson(27, 30, 0.05)
-    assert card.stages == {"exact": {"rows": 30, "mean": 0.9}}
+    low, high = clopper_pearson(27, 30, 0.05)
+    assert card.stages == {"exact": {"rows": 30, "mean": 0.9, "low": low, "high": high}}
+    assert card.tokens == {}
 
 
 def test_sessions_are_the_unit_where_they_repeat():
@@ -30,7 +32,9 @@ def test_slices_are_scored_each():
     rows = [outcome(f"r{n}", float(n > 3)) for n in range(10)]
     slices = {f"r{n}": {"tool": "a" if n < 5 else "b"} for n in range(10)}
     card = make_scorecard("adapter", "d" * 64, rows, slices=slices)
-    assert card.slices == {"tool=a": {"rows": 5, "mean": 0.2}, "tool=b": {"rows": 5, "mean": 1.0}}
+    means = {name: (found["rows"], found["mean"]) for name, found in card.slices.items()}
+    assert means == {"tool=a": (5, 0.2), "tool=b": (5, 1.0)}
+    assert card.slices["tool=a"]["low"] < 0.2 < card.slices["tool=a"]["high"]
     assert Scorecard.from_dict(json.loads(json.dumps(card.to_dict()))) == card
 
 

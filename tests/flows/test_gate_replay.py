@@ -140,7 +140,12 @@ def test_what_a_judgement_rests_on_beside_the_answers(context: Context):
     trained = trained_prompts(context, made)
     found = honesty_of(trained, test)
     assert (found.seen_in_training, found.distinct_prompts, found.independent_labels) == (1, 2, 0)
-    assert slices_by_example(test)["c"] == {"tool": "words", "length": "short", "tenant": "acme"}
+    assert slices_by_example(test)["c"] == {
+        "tool": "words",
+        "length": "short",
+        "tenant": "acme",
+        "language": "short",
+    }
     cases = [
         make_case(TASK, row.request, {"content": "x"}, least=0.5, why="", by="ann") for row in test
     ]

@@ -45,6 +45,29 @@ async def texts(running: Running, body: dict[str, Any]) -> tuple[list[str], dict
     return found, dict(raw.headers)
 
 
+async def test_a_score_that_can_only_fall_lets_nothing_out_before_the_end(
+    start: Start,
+    database: Database,
+    store: ObjectStore,
+    tmp_path: Path,
+    engine: EngineServer,
+    teacher: TeacherServer,
+) -> None:
+    add_task(database)
+    name = add_adapter(database, store, tmp_path, threshold=-0.05, confidence="sequence")
+    set_route(database, champion=name)
+    async with start(stream_hold_tokens=2) as running:
+        await ready(running.http, running.url, name)
+        engine.say = lambda *_: "all of it"
+        found, headers = await texts(running, chat("on"))
+        assert (found, headers["x-nightschool-answered-by"]) == (["all of it"], name)
+        # In sum below, though no beginning of it was: the teacher's answer, not one that breaks off.
+        engine.confidence = -0.02
+        _, headers = await texts(running, chat("on"))
+        assert headers["x-nightschool-answered-by"] != name
+    assert len(teacher.asked) == 1
+
+
 async def test_a_confident_text_is_read_while_it_is_generated(
     start: Start, champion: str, engine: EngineServer, store: ObjectStore
 ) -> None:

@@ -1,0 +1,140 @@
+"""Does the certified threshold keep its risk, and which score of confidence shows most? On real answers.
+
+The answers are those of ``bench/gate.py`` (two adapters, asked what they never saw; the first run makes
+them, long). They are the population: a resample draws validation rows from them with replacement,
+certifies a threshold, and what it would show is counted over all of them. Beside each score alone: the
+best of several at a divided level, as the judge does it; the score chosen on one half of the rows and
+certified on the other; and the plain softmax threshold, an answer shown when its own probability
+promises the risk.
+
+    python bench/calibration.py [--quick] [--json FILE] [--resamples 1000] [--rows 300] [--answers N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.support.real_answers import ROWS, real_answers
+from evaluators.calibration import calibrate, calibrate_best
+from infra.prompting.confidence import SCORES, all_confidences
+
+RISK, LEVEL = 0.03, 0.05
+Numbers = NDArray[np.float64]
+Rule = Callable[[NDArray[np.int64]], tuple[str, float] | None]
+"""From the drawn rows to the score and threshold in use; None: nothing is shown."""
+
+
+def population(answers: Sequence[dict[str, Any]]) -> tuple[dict[str, Numbers], Numbers]:
+    """Confidence by score (-inf: never shown) and whether it is right, of every answer."""
+    right = np.array([float(row["correct"] >= 1) for row in answers])
+    found = {name: np.full(len(answers), -math.inf) for name in SCORES}
+    for place, row in enumerate(answers):
+        if row["checks"]:
+            said = all_confidences(row["text"], row["tokens"], row["logprobs"])
+            for name, value in said.items():
+                found[name][place] = value
+    return found, right
+
+
+def rules(scores: dict[str, Numbers], right: Numbers, risk: float) -> dict[str, Rule]:
+    def alone(name: str) -> Rule:
+        def rule(rows: NDArray[np.int64]) -> tuple[str, float] | None:
+            found = calibrate(list(scores[name][rows]), list(right[rows]), risk, LEVEL)
+            return None if found.value is None else (name, found.value)
+
+        return rule
+
+    def best(rows: NDArray[np.int64]) -> tuple[str, float] | None:
+        drawn = {name: list(values[rows]) for name, values in scores.items()}
+        found = calibrate_best(drawn, list(right[rows]), risk, LEVEL)
+        return None if found.value is None else (found.score, found.value)
+
+    def halves(rows: NDArray[np.int64]) -> tuple[str, float] | None:
+        first, second = rows[::2], rows[1::2]
+        name = max(scores, key=lambda each: most_shown(scores[each][first], right[first], risk))
+        return alone(name)(second)
+
+    return {
+        **{name: alone(name) for name in scores},
+        "best of all, level divided": best,
+        "chosen on one half": halves,
+        "plain softmax threshold": lambda rows: ("sequence", math.log(1 - risk)),
+    }
+
+
+def most_shown(confidence: Numbers, right: Numbers, risk: float) -> int:
+    """The most rows that could be shown here within the risk."""
+    order = np.argsort(-confidence, kind="stable")
+    order = order[np.isfinite(confidence[order])]
+    wrong = np.cumsum(1 - right[order])
+    within = np.flatnonzero(wrong <= risk * np.arange(1, order.size + 1))
+    return int(within[-1]) + 1 if within.size else 0
+
+
+def measure(answers: Sequence[dict[str, Any]], rows: int, resamples: int, seed: int) -> Any:
+    scores, right = population(answers)
+    random = np.random.default_rng(seed)
+    draws = [random.integers(0, right.size, rows) for _ in range(resamples)]
+    result: dict[str, Any] = {"answers": int(right.size), "right": float(right.mean())}
+    for name, values in scores.items():
+        result[f"{name}: could show"] = most_shown(values, right, RISK) / right.size
+    for name, rule in rules(scores, right, RISK).items():
+        coverage, broken, served = [], 0, []
+        for drawn in draws:
+            used = rule(drawn)
+            shown = np.zeros(right.size, bool) if used is None else scores[used[0]] >= used[1]
+            error = 1 - right[shown].mean() if shown.any() else 0.0
+            coverage.append(shown.mean())
+            served.append(error)
+            broken += error > RISK
+        result[name] = {
+            "coverage": float(np.mean(coverage)),
+            "coverage, 5th percentile": float(np.quantile(coverage, 0.05)),
+            "served error": float(np.mean(served)),
+            "share beyond the risk": broken / resamples,
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="50 resamples; quick once the answers are kept"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=300, help="validation rows of a resample")
+    parser.add_argument(
+        "--answers", type=int, default=ROWS, help="held-out requests that are asked of each adapter"
+    )
+    parser.add_argument("--seed", type=int, default=17)
+    options = parser.parse_args()
+    resamples = 50 if options.quick else options.resamples
+    found = {
+        "risk": RISK,
+        "level": LEVEL,
+        "validation rows": options.rows,
+        "resamples": resamples,
+        **{
+            name: measure(answers, options.rows, resamples, options.seed)
+            for name, answers in real_answers(options.answers)["answers"].items()
+        },
+    }
+    print(json.dumps(found, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
