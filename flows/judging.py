@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.calibration import calibrate_outcomes
+from evaluators.details import details_of
 from evaluators.engine_match import Said, compare_with_trainer
 from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, decide
 from evaluators.replay import NOT_ASKED, Answerer, Outcome, replay
@@ -179,7 +180,12 @@ async def ask_and_decide(
     served = serve(rows, shown_from)
     cards = {
         "adapter": make_scorecard(
-            manifest.name, dataset.digest, rows, slices=slices, honesty=honesty
+            manifest.name,
+            dataset.digest,
+            rows,
+            slices=slices,
+            honesty=honesty,
+            details=details_of(test, rows),
         ),
         "base": make_scorecard(manifest.base_model, dataset.digest, base_rows, slices=slices),
         **compared_cards(
