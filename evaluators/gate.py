@@ -175,7 +175,10 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
         fail_level=policy.level,
         least_rows=policy.min_rows,
         lower_bound=lambda differences, level, margin: non_inferiority_bounds(
-            differences, level, incumbent=evidence.incumbent, margin=margin or None
+            differences,
+            level,
+            incumbent=evidence.incumbent,
+            margin=(margin or None) if policy.paired == "exact" else None,
         )[0],
         numbers=numbers,
     )

@@ -23,6 +23,7 @@ from evaluators.scorecard import make_scorecard
 from evaluators.scorecard_page import Price, costs_per_thousand
 from evaluators.served import Served, gate_rows, serve
 from flows.answerers import compared_cards, curves_of
+from flows.further_scores import by_example, further_scores, task_names
 from flows.judgement import Judgement, tell_mismatch
 from flows.judging_inputs import (
     GOLDEN,
@@ -61,6 +62,7 @@ def judge(
 
     Raises:
         ArtifactError: the folder is no sound adapter. EngineError: no engine answers.
+        JudgeAway: the gate asks for the large model as judge, which gives no verdicts.
     """
     manifest = read_manifest(folder)
     key = f"reports/{manifest.name}/judgement-{dataset.digest[:16]}.json"
@@ -147,6 +149,17 @@ async def ask_and_decide(
     slices = slices_by_example(test)
     trained = trained_prompts(context, dataset)
     honesty = honesty_of(trained, test)
+    served = serve(rows, shown_from)
+    further = await further_scores(
+        context,
+        dataset,
+        test,
+        rows,
+        served,
+        by_example(champion_rows[dataset.digest], champion[dataset.digest]) if champion else None,
+        say,
+    )
+    rows = further.rows
     evidence = GateEvidence(
         candidate=manifest.name,
         incumbent=incumbent,
@@ -175,9 +188,10 @@ async def ask_and_decide(
             heard,
             gate.engine_tolerance,
         ),
+        metrics=further.evidence,
     )
-    result = decide(GatePolicy.from_settings(gate), evidence)
-    served = serve(rows, shown_from)
+    policy = GatePolicy.from_settings(gate, task_names(context, manifest.task_id))
+    result = decide(policy, evidence)
     cards = {
         "adapter": make_scorecard(
             manifest.name,
@@ -219,7 +233,7 @@ async def ask_and_decide(
         scorecards=scorecards,
         gate={
             **result.to_dict(),
-            "policy": GatePolicy.from_settings(gate).to_dict(),
+            "policy": policy.to_dict(),
             "evidence": evidence.to_dict(),
         },
         report=key,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,65 +12,12 @@ import pytest
 from evaluators.scorer_process import Scorable, Scored, score_all
 from evaluators.scorers import BadScore, ScorerUnusable, checked_score
 from tests.evaluators.making import says
-
-PACKAGE = """
-import os, sys, time
-
-def make_length(options):
-    longest = options.get("longest", 10)
-    print("made", flush=True)
-
-    def score(expected, got, request):
-        print("scoring", flush=True)
-        return min(1.0, len(got["content"]) / longest)
-
-    return score
-
-def make_odd(options):
-    def score(expected, got, request):
-        does = got["content"]
-        if does == "raises":
-            raise ValueError("a secret: " + does)
-        if does == "hangs":
-            time.sleep(600)
-        if does == "dies":
-            os._exit(3)
-        if does == "prints":
-            os.write(1, b"{}" + bytes([10]))
-        return {"nan": float("nan"), "two": 2, "text": "0.5", "none": None, "yes": True}.get(does, 0.5)
-
-    return score
-
-def make_nothing(options):
-    raise RuntimeError("no licence")
-
-def make_text(options):
-    return "not a function"
-"""
-POINTS = """[nightschool.scorers]
-length = night_scores:make_length
-odd = night_scores:make_odd
-nothing = night_scores:make_nothing
-text = night_scores:make_text
-"""
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as pip leaves it: a package that offers scorers."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "night_scores.py").write_text(PACKAGE)
-    info = folder / "night_scores-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: night-scores\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(POINTS)
-    return folder
+from tests.scorer_package import offer_scorers
 
 
 @pytest.fixture(autouse=True)
-def on_the_path(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = [part for part in (os.environ.get("PYTHONPATH"),) if part]
-    monkeypatch.setenv("PYTHONPATH", ":".join([str(installed), *before]))
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer_scorers(tmp_path, monkeypatch)
 
 
 def answers(*texts: str) -> list[Scorable]:
