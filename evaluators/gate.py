@@ -178,7 +178,7 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
             differences,
             level,
             incumbent=evidence.incumbent,
-            margin=(margin or None) if policy.paired == "exact" else None,
+            margin=margin if policy.paired == "exact" and margin > 0 else None,
         )[0],
         numbers=numbers,
     )
