@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from infra.settings.bounds import HttpUrl, Seconds, Section, Text
+from infra.settings.bounds import HttpUrl, Seconds, Section, Share, Text
 
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 JUDGE = "judge"
@@ -88,6 +88,13 @@ class Judge(Section):
     money_per_night: float = Field(
         5.0, ge=0, le=1e6, description="Over all tasks, in the currency of the costs below"
     )
+    rollout_share: Share = Field(
+        0.0,
+        description="Share of a canary's answers unlike the teacher's that it is asked about while the "
+        "rollout runs; its word only widens what is known of them. 0: none",
+    )
+    calls_per_day: int = Field(200, ge=0, le=10_000_000, description="Of rollouts, over all tasks")
+    money_per_day: float = Field(1.0, ge=0, le=1e6, description="Of rollouts, over all tasks")
     cost_per_million_input_tokens: float = Field(5.0, ge=0, le=1e6, description="Its price")
     cost_per_million_output_tokens: float = Field(15.0, ge=0, le=1e6, description="Its price")
     timeout_seconds: Seconds = Field(60, description="Longest wait for a verdict")
