@@ -15,54 +15,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from evaluators.engine_match import EngineMatch
+from evaluators.further import MetricEvidence, judge_metrics
+from evaluators.gate_policy import GatePolicy
 from evaluators.guards import judge_golden, judge_slices
 from evaluators.honesty import Honesty
 from evaluators.intervals import difference_bounds, proportion_upper, session_bootstrap
 from evaluators.paired import MAX_ROWS, loss_upper
 from evaluators.served import GateRow
 from evaluators.tries import level_of_try
-from infra.settings.learning import Gate as GateSettings
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 TEACHER = "teacher"
 # More engine failures than this among the test rows say something of the engine, not the adapter.
 MAX_ERROR_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class GatePolicy:
-    """What passing takes; see the settings of the same names."""
-
-    margin: float = 0.05
-    level: float = 0.05
-    min_coverage: float = 0.3
-    min_rows: int = 30
-    slices: tuple[str, ...] = ()
-    min_slice_rows: int = 20
-    paired: Literal["betting", "exact"] = "exact"
-    """How right and wrong answers are compared with an adapter's; decisions of before there was a
-    choice are made again by ``betting``."""
-
-    @classmethod
-    def from_settings(cls, settings: GateSettings) -> GatePolicy:
-        names = {item.name for item in fields(cls)} - {"paired"}
-        return cls(**{name: getattr(settings, name) for name in names})
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> GatePolicy:
-        return cls(
-            **{"paired": "betting", **value, "slices": tuple(value.get("slices", ()))},
-        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +58,8 @@ class GateEvidence:
     honesty: Honesty | None = None
     match: EngineMatch | None = None
     """Engine and trainer on the same prompts; None where the trainer left nothing to compare."""
+    metrics: Mapping[str, MetricEvidence] = field(default_factory=dict)
+    """Further metrics by name, whether or not the policy names them."""
 
     @property
     def digest(self) -> str:
@@ -102,6 +76,7 @@ class GateEvidence:
             "golden_seen": (self.golden_seen, 0),
             "honesty": (None if self.honesty is None else self.honesty.to_dict(), None),
             "match": (None if self.match is None else self.match.to_dict(), None),
+            "metrics": ({name: known.to_dict() for name, known in self.metrics.items()}, {}),
         }
         return {
             "candidate": self.candidate,
@@ -130,6 +105,10 @@ class GateEvidence:
             value.get("golden_seen", 0),
             Honesty.from_dict(value["honesty"]) if value.get("honesty") else None,
             EngineMatch.from_dict(value["match"]) if value.get("match") else None,
+            metrics={
+                name: MetricEvidence.from_dict(known)
+                for name, known in value.get("metrics", {}).items()
+            },
         )
 
 
@@ -187,6 +166,20 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
         least_rows=policy.min_slice_rows,
         margin=policy.margin,
         level=policy.level,
+        numbers=numbers,
+    )
+    guards += judge_metrics(
+        policy.metrics,
+        evidence.metrics,
+        level=level_of_try(policy.level, evidence.tries),
+        fail_level=policy.level,
+        least_rows=policy.min_rows,
+        lower_bound=lambda differences, level, margin: non_inferiority_bounds(
+            differences,
+            level,
+            incumbent=evidence.incumbent,
+            margin=margin if policy.paired == "exact" and margin > 0 else None,
+        )[0],
         numbers=numbers,
     )
     for finding in guards:

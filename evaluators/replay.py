@@ -168,7 +168,7 @@ async def _ask(answerer: Answerer, example: Example, timeout_seconds: float) -> 
     confidence = answer.confidence
     if confidence is not None and not math.isfinite(confidence):
         confidence = None  # never reaches a threshold, and JSON has no infinity
-    score = score_answer(example.answer, answer.message, example.request)
+    score = score_answer(example.answer, answer.message, example.request, thorough=True)
     if not answer.checks.passed:
         # Serving would not show it, so a lucky match behind a failed check is not a right answer.
         score = CallScore(score.kind, 0.0, score.stages)
@@ -192,6 +192,7 @@ async def _ask(answerer: Answerer, example: Example, timeout_seconds: float) -> 
 
 def _failed(example: Example, waited: float, error: str) -> Outcome:
     kind = answer_kind(example.answer, example.request)
-    score = CallScore(kind, 0.0, score_answer(example.answer, None, example.request).stages)
+    stages = score_answer(example.answer, None, example.request, thorough=True).stages
+    score = CallScore(kind, 0.0, stages)
     checks = Checks(parsed=False, reason="no answer")
     return Outcome(example.call_id, example.session, None, checks, None, score, waited, error)

@@ -61,6 +61,8 @@ class Scorecard:
     """Counts of ``honesty.Honesty``; empty when they were not taken."""
     tokens: dict[str, float] = field(default_factory=dict)
     """Mean ``prompt`` and ``completion`` tokens of an answered row; empty when they were not counted."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """See ``details.details_of``: kind of task, labels by class, calls over several steps."""
 
     @property
     def digest(self) -> str:
@@ -106,6 +108,7 @@ def make_scorecard(
     seed: int = 7,
     slices: Mapping[str, Mapping[str, str]] | None = None,
     honesty: Honesty | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> Scorecard:
     """Sum up the replayed answers of one answerer.
 
@@ -146,6 +149,7 @@ def make_scorecard(
         slices=_by_slice(outcomes, slices or {}, level, seed),
         honesty={} if honesty is None else honesty.to_dict(),
         tokens=_tokens(outcomes),
+        details=dict(details or {}),
     )
 
 

@@ -59,6 +59,7 @@ def scorecard_page(judgement: Mapping[str, Any]) -> tuple[str, list[Block]]:
     blocks: list[Block] = [
         Items(list(judgement["reasons"])[:MAX_REASONS]),
         _answerers(cards, judgement.get("costs") or {}),
+        *_kind(cards.get("adapter", {}).get("details") or {}),
     ]
     calibration = (gate.get("evidence") or {}).get("calibration") or {}
     curves = (judgement.get("risk_coverage") or {}).get("curves") or {}
@@ -77,6 +78,25 @@ def scorecard_page(judgement: Mapping[str, Any]) -> tuple[str, list[Block]]:
         ]
     blocks.append(Words(f"Data set {judgement['dataset_digest'][:16]}, frozen before training."))
     return title, blocks
+
+
+def _kind(details: Mapping[str, Any]) -> list[Block]:
+    """What kind of task it is, and how its kind is judged as a whole."""
+    if not details:
+        return []
+    told = [f"Judged as {details['kind'].replace('_', ' ')}: {details['why']}."]
+    labels, steps = details.get("labels"), details.get("steps")
+    if labels:
+        told.append(
+            f"{labels['classes']} classes, accuracy {_share(labels['accuracy'])}, macro F1 "
+            f"{labels['macro_f1']:.3f}."
+        )
+    if steps:
+        told.append(
+            f"In {steps['sessions']} sessions of several steps {_share(steps['values'])} of the calls "
+            f"are right, in whatever order; in {_share(steps['all_right'])} of them all are."
+        )
+    return [Words(" ".join(told))]
 
 
 def _answerers(cards: Mapping[str, Mapping[str, Any]], costs: Mapping[str, float]) -> Table:

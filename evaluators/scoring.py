@@ -5,7 +5,7 @@ Four kinds of answer, chosen from the right answer and its request:
 * ``tool_call``: the caller offered tools. Parallel calls are compared as a multiset.
 * ``structured``: the caller asked for JSON, or the right answer is a JSON object or array.
 * ``label``: a short line such as a category. Equal after trimming and case folding.
-* ``text``: anything else. Token F1.
+* ``text``: anything else. Token F1; where nobody waits, chrF and embedding similarity beside it.
 
 ``correct`` is 1.0 only on the full match; for free text, and for the words said instead of a tool
 call, it is the token F1. Nothing here raises on an answer, however broken: a wrong answer is 0.
@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from evaluators.texts import text_stages
 from evaluators.tool_calls import match_calls
 from evaluators.values import BROKEN, Message, calls_of, canonical, read_json, text_of
 from infra.prompting.answers import check_answer
@@ -43,8 +44,8 @@ class CallScore:
     """0 to 1; 1.0 is the full match."""
     stages: dict[str, float]
     """Each 0 to 1. Tool calls: called, parsed, name, keys, values, normalized (or called, words where
-    none was right). Structured: parsed, schema_valid, fields, exact. Label: exact. Text: exact, f1.
-    Further scorers add theirs."""
+    none was right). Structured: parsed, schema_valid, fields, exact. Label: exact. Text: exact, f1, and
+    thoroughly chrf, embedding. Further scorers add theirs."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,7 +56,12 @@ class CallScore:
 
 
 def score_answer(
-    expected: Message, got: Message | None, request: Mapping[str, Any], *, kind: Kind | None = None
+    expected: Message,
+    got: Message | None,
+    request: Mapping[str, Any],
+    *,
+    kind: Kind | None = None,
+    thorough: bool = False,
 ) -> CallScore:
     """Score ``got`` against ``expected``, both OpenAI assistant messages.
 
@@ -64,6 +70,7 @@ def score_answer(
         got: the answer to judge; None when there was none, which is always wrong.
         request: the OpenAI request both answer.
         kind: overrules the kind that ``answer_kind`` reads from the answer and its request.
+        thorough: also the stages of free text that take longer; ``correct`` is the same.
     """
     kind = kind or answer_kind(expected, request)
     if kind == "tool_call":
@@ -74,8 +81,12 @@ def score_answer(
     exact = float(got is not None and not calls_of(got) and right.casefold() == said.casefold())
     if kind == "label":
         return CallScore("label", exact, {"exact": exact})
-    f1 = 0.0 if got is None or calls_of(got) else token_f1(right, said)
-    return CallScore("text", f1, {"exact": exact, "f1": f1})
+    spoke = got is not None and not calls_of(got)
+    f1 = token_f1(right, said) if spoke else 0.0
+    stages = {"exact": exact, "f1": f1}
+    if thorough:
+        stages |= text_stages(right, said if spoke else "")
+    return CallScore("text", f1, stages)
 
 
 def answer_kind(expected: Message, request: Mapping[str, Any]) -> Kind:

@@ -10,6 +10,10 @@ is scored on two scales, which are kept apart because who sends feedback may dep
 * what the caller *said*: 0 for a hard failure; the latest feedback (its score, or the agreement of the
   answer with the correction); without feedback anything from 0 to 1.
 
+Where a judge was asked on a budget (``JUDGED``) and the caller said nothing, its word only widens: the
+call is somewhere from its agreement to what the judge says. Wider intervals are weaker evidence for
+either verdict, so no judge, however wrong, makes a rollout err more often than declared.
+
 Where there was no engine (``ABSENT``), or the teacher itself did not answer, nobody knows how good the
 arm would have been: anything from 0 to 1 on either scale, and no failure of the arm.
 
@@ -45,6 +49,9 @@ FORGIVEN = frozenset({"confidence", "overloaded", "prompt_too_long", "token_limi
 # restart. An engine that breaks while it works on a call is another matter: the adapter may have done it.
 ABSENT = frozenset({"engine_absent"})
 
+JUDGED = "nightschool:judge"
+"""Label of a feedback record that is the judge's word on a canary's answer, and no caller's."""
+
 Basis = Literal["failure", "feedback", "agreement", "missing"]
 
 
@@ -70,11 +77,17 @@ class CallOutcome:
     agreed: Interval
     said: Interval
     basis: Basis
+    judged: float | None = None
+    """The judge's word, 0 to 1; None: it was not asked."""
 
     @property
     def best_known(self) -> Interval:
-        """What the caller said, else the agreement."""
-        return self.said if self.basis == "feedback" else self.agreed
+        """What the caller said, else the agreement; as wide as the judge makes it."""
+        if self.basis == "feedback":
+            return self.said
+        if self.judged is None:
+            return self.agreed
+        return Interval(min(self.agreed.low, self.judged), max(self.agreed.high, self.judged))
 
 
 @dataclass(frozen=True)
@@ -217,7 +230,9 @@ def call_outcome(call: CallRecord, feedback: Sequence[FeedbackRecord]) -> CallOu
         agreed = Interval(score, score)
     if said is not None:
         return CallOutcome(agreed, said, "feedback")
-    return CallOutcome(agreed, NOTHING_KNOWN, "agreement" if agreed.known else "missing")
+    basis: Basis = "agreement" if agreed.known else "missing"
+    words = [item.score for item in feedback if item.label == JUDGED]
+    return CallOutcome(agreed, NOTHING_KNOWN, basis, words[-1] if words else None)
 
 
 def _said(
@@ -225,6 +240,8 @@ def _said(
 ) -> Interval | None:
     """By the latest feedback that says how good the answer was."""
     for item in reversed(feedback):
+        if item.label == JUDGED:
+            continue
         score = item.score
         if score is None and item.correction is not None:
             score = score_answer(item.correction, answer, call.request).correct

@@ -1,12 +1,12 @@
 """Tool calls against the right ones: each stage says how far they match. Order says nothing.
 
-Parallel calls of one answer are compared as a multiset.
+Parallel calls of one answer are compared as a multiset, and so are the calls of a session's steps.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from evaluators.normalizing import normalize
@@ -25,9 +25,26 @@ def match_calls(
         got: the answer to judge; None when there was none.
         request: holds the tools, whose schemas say which values mean the same.
     """
-    wanted, given = ([read_call(call) for call in calls_of(message)] for message in (expected, got))
+    return match_steps([expected], [got], [request])
+
+
+def match_steps(
+    expected: Sequence[Message],
+    got: Sequence[Message | None],
+    requests: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+    """``match_calls`` over the steps of a session: all its calls together are one multiset.
+
+    An agent that does the same in another order, or two things in one step, did the same.
+    """
+    wanted, given = (
+        [read_call(call) for message in messages for call in calls_of(message)]
+        for messages in (expected, got)
+    )
     parsed = sum(arguments is not None for _, arguments in given) / len(given) if given else 0.0
-    schemas = _schemas(request)
+    schemas: dict[str, Any] = {}
+    for request in requests:
+        schemas |= _schemas(request)
     return {
         "called": float(bool(given)),
         "parsed": parsed,

@@ -12,8 +12,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import chain
 
 from flows.holding import KILLED_SECONDS, NIGHT, hold
+from flows.judged_evidence import words_of
 from flows.kept_evidence import FORGOTTEN, MAX_LINE_BYTES, PREFIX, note_logs_forgot
 from flows.learning import IMPORT, INGEST, INGEST_WAIT_SECONDS
 from flows.retraining import learned_from, mark_due
@@ -47,7 +49,8 @@ def look_for(context: Context, subject: Subject) -> Counter[str]:
     for version, rows in _versions(context, subject):
         counts.update(datasets=1, examples=rows)
         counts["adapters_due"] += len(learned_from(context, version))
-    counts["evidence_objects"] = sum(1 for _ in _evidence(context, subject))
+    words = words_of(context.store, subject.has)
+    counts["evidence_objects"] = sum(1 for _ in chain(_evidence(context, subject), words))
     counts["quarantine_entries"] = sum(gone for _, _, gone in _quarantine(context, subject))
     counts["golden_cases"] = sum(1 for _ in _golden(context, subject))
     return counts
@@ -114,6 +117,9 @@ def _take_what_was_made(
     and quarantine; what was done is added to ``counts`` and ``ordered``.
     """
     found: Counter[str] = Counter(evidence_objects=_take_evidence(context, subject, now))
+    for key in list(words_of(context.store, subject.has)):
+        context.store.delete(key)
+        found["evidence_objects"] += 1
     found.update(_take_datasets(context, subject, now, ordered))
     for case in list(_golden(context, subject)):
         why = f"a {subject.kind} was to be forgotten"

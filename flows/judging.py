@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.calibration import calibrate_outcomes
+from evaluators.details import details_of
 from evaluators.engine_match import Said, compare_with_trainer
 from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, decide
 from evaluators.replay import NOT_ASKED, Answerer, Outcome, replay
@@ -22,6 +23,7 @@ from evaluators.scorecard import make_scorecard
 from evaluators.scorecard_page import Price, costs_per_thousand
 from evaluators.served import Served, gate_rows, serve
 from flows.answerers import compared_cards, curves_of
+from flows.further_scores import by_example, further_scores, task_names
 from flows.judgement import Judgement, tell_mismatch
 from flows.judging_inputs import (
     GOLDEN,
@@ -60,6 +62,7 @@ def judge(
 
     Raises:
         ArtifactError: the folder is no sound adapter. EngineError: no engine answers.
+        JudgeAway: the gate asks for the large model as judge, which gives no verdicts.
     """
     manifest = read_manifest(folder)
     key = f"reports/{manifest.name}/judgement-{dataset.digest[:16]}.json"
@@ -146,6 +149,17 @@ async def ask_and_decide(
     slices = slices_by_example(test)
     trained = trained_prompts(context, dataset)
     honesty = honesty_of(trained, test)
+    served = serve(rows, shown_from)
+    further = await further_scores(
+        context,
+        dataset,
+        test,
+        rows,
+        served,
+        by_example(champion_rows[dataset.digest], champion[dataset.digest]) if champion else None,
+        say,
+    )
+    rows = further.rows
     evidence = GateEvidence(
         candidate=manifest.name,
         incumbent=incumbent,
@@ -174,12 +188,18 @@ async def ask_and_decide(
             heard,
             gate.engine_tolerance,
         ),
+        metrics=further.evidence,
     )
-    result = decide(GatePolicy.from_settings(gate), evidence)
-    served = serve(rows, shown_from)
+    policy = GatePolicy.from_settings(gate, task_names(context, manifest.task_id))
+    result = decide(policy, evidence)
     cards = {
         "adapter": make_scorecard(
-            manifest.name, dataset.digest, rows, slices=slices, honesty=honesty
+            manifest.name,
+            dataset.digest,
+            rows,
+            slices=slices,
+            honesty=honesty,
+            details=details_of(test, rows),
         ),
         "base": make_scorecard(manifest.base_model, dataset.digest, base_rows, slices=slices),
         **compared_cards(
@@ -213,7 +233,7 @@ async def ask_and_decide(
         scorecards=scorecards,
         gate={
             **result.to_dict(),
-            "policy": GatePolicy.from_settings(gate).to_dict(),
+            "policy": policy.to_dict(),
             "evidence": evidence.to_dict(),
         },
         report=key,

@@ -15,10 +15,12 @@ from typing import Any
 
 from flows.evidence_log import EvidenceLog
 from flows.exposure import weights_of
+from flows.judged_evidence import JudgedEvidence
 from flows.kept_evidence import FORGOTTEN, Records, read_kept
 from flows.observing import observe
 from flows.tending import MAX_EVENTS
 from flows.wiring import Context
+from infra.calls.record import utc_now
 from infra.database.events import Event
 from infra.objects.store import ObjectMissing
 from serving.registry.records import Rollout
@@ -113,7 +115,8 @@ class _Logs:
             context = self._context
             log = EvidenceLog(context.store, context.settings.ingest.max_line_bytes)
             log.look(self._rollout.created)
-            self._records = log.calls(self._rollout.id), log.feedback()
+            words = JudgedEvidence(context, utc_now).words(self._rollout.id)
+            self._records = log.calls(self._rollout.id), [*log.feedback(), *words]
         return self._records
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from flows.evidence_log import EvidenceLog
 from flows.exposure import weights_of
+from flows.judged_evidence import JudgedEvidence
 from flows.kept_evidence import keep, last_forgetting
 from flows.observing import observe
 from flows.wiring import Context
@@ -47,6 +48,7 @@ class Tender:
         self._log = EvidenceLog(context.store, context.settings.ingest.max_line_bytes)
         self._forgetting = 0
         """The last one before the log was read."""
+        self._judged = JudgedEvidence(context, clock)
 
     def look(self) -> Tended:
         """Read what is new, decide every open rollout once, deliver the messages that this made.
@@ -73,7 +75,12 @@ class Tender:
                 if (after.state, after.step) != (rollout.state, rollout.step):
                     moved.append(after)
         self._log.forget_all_but([rollout.id for rollout in rollouts])
+        self._judged.forget_all_but([rollout.id for rollout in rollouts])
         context.deliver_messages()
+        # No decision and no message waits for the judge: what it says counts at the next look.
+        if self._judged.wanted and rollouts:
+            still = context.registry.rollouts("open")
+            self._judged.ask([(rollout, self._log.calls(rollout.id)) for rollout in still])
         return Tended(len(rollouts), tuple(moved))
 
     def observe(self, rollout: Rollout, loaded: bool) -> Observation:
@@ -81,7 +88,7 @@ class Tender:
         now = self._clock()
         registry = self._context.registry
         calls = self._log.calls(rollout.id)
-        feedback = self._log.feedback()
+        feedback = [*self._log.feedback(), *self._judged.words(rollout.id)]
         weights = weights_of(rollout.id, registry.events(rollout.task_id, MAX_EVENTS))
 
         def view(records: Sequence[CallRecord]) -> Observation:

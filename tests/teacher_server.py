@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -11,10 +12,17 @@ from infra.settings.serving import Teacher
 
 
 class FakeTeacher:
-    """An OpenAI-compatible server: the answers to a prompt in turn; an int is an HTTP status."""
+    """An OpenAI-compatible server: the answers to a prompt in turn; an int is an HTTP status.
 
-    def __init__(self, script: dict[str, list[str | int]]) -> None:
-        self.script, self.asked = script, list[str]()
+    ``otherwise`` answers from the request's body what is not in the script.
+    """
+
+    def __init__(
+        self,
+        script: dict[str, list[str | int]],
+        otherwise: Callable[[dict[str, Any]], str | int] | None = None,
+    ) -> None:
+        self.script, self.asked, self.otherwise = script, list[str](), otherwise
         self._lock = threading.Lock()
         outer = self
 
@@ -42,13 +50,17 @@ class FakeTeacher:
         prompt = body["messages"][-1]["content"]
         with self._lock:
             self.asked.append(prompt)
-            answer = self.script[prompt].pop(0)
+            if self.otherwise is not None and prompt not in self.script:
+                answer = self.otherwise(body)
+            else:
+                answer = self.script[prompt].pop(0)
         if isinstance(answer, int):
             return answer, {"error": {"message": "no"}}
         message = {"role": "assistant", "content": answer}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         envelope = {"id": "c", "object": "chat.completion", "created": 1, "model": body["model"]}
-        return 200, {**envelope, "choices": [choice]}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        return 200, {**envelope, "choices": [choice], "usage": usage}
 
     def close(self) -> None:
         self._server.shutdown()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from infra.settings.bounds import Clock, Seconds, Section, Share, Text
+from infra.settings.judging import GateMetric, ScorerUse
 
 SLICE = r"^(tool|length|tenant|language)(=.+)?$"
 
@@ -222,3 +223,25 @@ class Gate(Section):
     min_slice_rows: int = Field(
         20, ge=1, le=100_000, description="Test examples below which nothing is said of a slice"
     )
+    metrics: tuple[GateMetric, ...] = Field(
+        (),
+        max_length=20,
+        description="Further metrics that must not get worse: `{name, margin, tasks}` each",
+    )
+    scorers: tuple[ScorerUse, ...] = Field(
+        (),
+        max_length=20,
+        description="Scorers of installed packages: `{name, use, tasks, options, timeout_seconds}` "
+        "each ([decision 32](../decisions/0032-further-metrics.md))",
+    )
+
+    @model_validator(mode="after")
+    def _names_once(self) -> Self:
+        for items in (self.metrics, self.scorers):
+            seen: set[tuple[str, str]] = set()
+            for item in items:
+                for task in item.tasks or ("",):
+                    if (item.name, task) in seen:
+                        raise ValueError(f"{item.name} stands twice for the same task")
+                    seen.add((item.name, task))
+        return self

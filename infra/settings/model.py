@@ -12,6 +12,7 @@ from typing import Self
 from pydantic import model_validator
 
 from infra.settings.bounds import Section
+from infra.settings.judging import JUDGE, Judge
 from infra.settings.learning import Discovery, Gate, Ingest, Night, Training
 from infra.settings.operating import (
     Hooks,
@@ -48,6 +49,7 @@ class Settings(Section):
     training: Training = Training()
     night: Night = Night()
     gate: Gate = Gate()
+    judge: Judge = Judge()
     rollout: Rollout = Rollout()
     watch: Watch = Watch()
     retention: Retention = Retention()
@@ -70,5 +72,9 @@ class Settings(Section):
                 f"rollout.tend_seconds ({self.rollout.tend_seconds:g}) is not below "
                 f"gateway.dead_man_seconds ({self.gateway.dead_man_seconds:g}): every canary would "
                 "be suspended between two looks"
+            )
+        if self.judge.model is None and any(item.name == JUDGE for item in self.gate.metrics):
+            raise ValueError(
+                "gate.metrics names the judge, but judge.model is not set: nothing could ever pass"
             )
         return self

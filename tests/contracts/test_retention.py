@@ -65,7 +65,8 @@ def test_what_is_named_by_nothing_goes_and_its_row_and_events_stay(
     second = outcomes(collect(registry.database, store, AT_ONCE, LATER))
     assert second[old.dataset_digest] == "removed"
     assert not list(store.list(f"reports/base/{old.dataset_digest[:16]}-"))
-    assert not list(store.list(f"reports/labels/{old.dataset_digest}/"))
+    for made in ("labels", "judge"):
+        assert not list(store.list(f"reports/{made}/{old.dataset_digest}/"))
     assert "removed" not in outcomes(collect(registry.database, store, AT_ONCE, LATER)).values()
     require_sound(registry, store)
 

@@ -108,6 +108,7 @@ def belongings(location: str) -> tuple[str, ...]:
         f"{location}/",
         f"reports/base/{digest[:16]}-",
         f"reports/drift/{task}-{digest[:16]}/",
+        f"reports/judge/{digest}/",
         f"reports/labels/{digest}/",
     )
 

@@ -38,6 +38,7 @@ def shelve(registry: Registry, store: ObjectStore, task: str, number: int) -> Ad
     store.put(f"reports/{task}@{weights[:16]}/judgement.json", b"{}")
     store.put(f"reports/base/{data[:16]}-base-10.json", b"{}")
     store.put(f"reports/labels/{data}/prompt.json", b"{}")
+    store.put(f"reports/judge/{data}/question.json", b"{}")
     registry.record_dataset(
         digest=data,
         task_id=task,

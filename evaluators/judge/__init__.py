@@ -1,0 +1,1 @@
+"""A large model as judge: what it is asked, what its answers mean, how far people agree, what it costs."""

@@ -1,0 +1,179 @@
+"""The judge's word beside a rollout: it may save a canary from words, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from evaluators.sessions import JUDGED, call_outcome, session_outcomes
+from flows.forgetting import look_for
+from flows.housekeeping import housekeep
+from flows.judged_evidence import PREFIX, judging_seconds, worth_asking
+from flows.kept_evidence import PREFIX as KEPT
+from flows.replaying import replay
+from infra.calls.record import FeedbackRecord
+from infra.database.open import Database
+from infra.settings.model import Settings
+from tests.evaluators.making import START, call, report_of
+from tests.flows.rollout_world import World, world_of
+from tests.teacher_server import FakeTeacher
+from trainers.forgetting.subject import Subject
+
+
+def word(record: Any, score: float, after_seconds: float = 1) -> FeedbackRecord:
+    return report_of(record, score, after_seconds, label=JUDGED)
+
+
+@pytest.mark.parametrize(
+    ("agrees", "said", "interval"),
+    [
+        (False, 1.0, (0.0, 1.0)),
+        (False, 0.0, (0.0, 0.0)),
+        (True, 0.0, (0.0, 1.0)),
+        (True, 1.0, (1.0, 1.0)),
+        (None, 1.0, (0.0, 1.0)),
+    ],
+)
+def test_the_judges_word_only_widens(
+    agrees: bool | None, said: float, interval: tuple[float, float]
+) -> None:
+    record = call("s", 0, agrees=agrees)
+    found = call_outcome(record, [word(record, said)])
+    assert (found.best_known.low, found.best_known.high) == interval
+    assert (found.said.low, found.said.high) == (0.0, 1.0), "it is no caller's word"
+    plain = call_outcome(record, [])
+    assert found.agreed == plain.agreed and found.basis == plain.basis
+
+
+def test_what_a_caller_says_and_a_hard_failure_stand_above_it() -> None:
+    record = call("s", 0, agrees=False)
+    both = call_outcome(record, [report_of(record, 0.0), word(record, 1.0, 2)])
+    assert both.best_known.high == 0.0 and both.basis == "feedback"
+    failed = call("s", 0, escalation="checks:no text")
+    assert call_outcome(failed, [word(failed, 1.0)]).best_known.high == 0.0
+
+
+def test_a_word_after_the_horizon_counts_for_nothing() -> None:
+    record = call("s", 0, agrees=False)
+    for after, high in ((59, 1.0), (61, 0.0)):
+        (session,) = session_outcomes(
+            [record],
+            [word(record, 1.0, after)],
+            rollout="rollout-1",
+            maturity_seconds=60,
+            now=START.replace(hour=9),
+        )
+        assert session.high == high
+
+
+def test_only_differing_answers_of_the_canary_are_drawn() -> None:
+    differing = [call(f"d{n}", n, agrees=False) for n in range(200)]
+    others = [call("same", 300), call("champion", 301, "champion", agrees=False)]
+    others += [call("escalated", 302, escalation="confidence"), call("unasked", 303, agrees=None)]
+    others += [call("elsewhere", 304, agrees=False, rollout="other")]
+    chosen = worth_asking([*differing, *others], "rollout-1", 1.0, since=START)
+    assert chosen == differing
+    half = worth_asking(differing, "rollout-1", 0.5, since=START)
+    assert 70 < len(half) < 130
+    assert half == worth_asking(list(reversed(differing)), "rollout-1", 0.5, since=START)
+    assert worth_asking(differing, "rollout-1", 0.0, since=START) == []
+    late = worth_asking(differing, "rollout-1", 1.0, since=differing[150].time)
+    assert late == differing[150:]
+
+
+@pytest.fixture
+def server() -> Iterator[FakeTeacher]:
+    fake = FakeTeacher({}, lambda _: '{"better": "tie"}')
+    yield fake
+    fake.close()
+
+
+@contextmanager
+def judged_world(
+    settings: Settings, database: Database, server: FakeTeacher, **judge: Any
+) -> Iterator[World]:
+    value = settings.model_dump()
+    value["judge"] |= {
+        "url": server.settings.url,
+        "model": "large",
+        "rollout_share": 1.0,
+        "retries": 0,
+        "concurrency": 8,
+        "calls_per_day": 10_000,
+        "money_per_day": 1000,
+    } | judge
+    value["retention"]["evidence_seconds"] = 3600
+    with world_of(Settings.model_validate(value), database) as made:
+        yield made
+
+
+@pytest.fixture
+def world(settings: Settings, database: Database, server: FakeTeacher) -> Iterator[World]:
+    with judged_world(settings, database, server) as made:
+        yield made
+
+
+def to_the_end(world: World, right: bool, batches: int = 4) -> str:
+    world.open()
+    for _ in range(batches):
+        world.look(1)
+        if not world.rollout().open:
+            break
+        world.play(30, right=right)
+        world.look(1)  # in time: what the judge says of these counts
+        world.now = world.now.replace(microsecond=0)
+        world.look(61)
+    return world.rollout().state
+
+
+def worse(body: dict[str, Any]) -> str:
+    shown = json.loads(body["messages"][-1]["content"])
+    return json.dumps({"better": "second" if shown["first"]["content"] == "yes" else "first"})
+
+
+def prose(_: dict[str, Any]) -> str:
+    return "Both are fine, I would say."
+
+
+def test_a_canary_that_says_it_otherwise_is_not_rolled_back_and_not_promoted(
+    world: World, server: FakeTeacher
+) -> None:
+    assert to_the_end(world, right=False) == "canary"
+    words = [item.key for item in world.context.store.list(f"{PREFIX}{world.rollout().id}/words/")]
+    assert words and len(server.asked) == 2 * len(words), "each answer once, in both orders"
+    gone = Subject.of("tenant", "default", world.context.settings.anonymizer)
+    assert look_for(world.context, gone)["evidence_objects"] >= len(words)
+
+
+@pytest.mark.parametrize("reply", [worse, prose, lambda _: 503])
+def test_a_judge_that_finds_it_worse_or_nothing_changes_no_rollback(
+    world: World, server: FakeTeacher, reply: Callable[[dict[str, Any]], str | int]
+) -> None:
+    server.otherwise = reply
+    assert to_the_end(world, right=False) == "rolled_back"
+    rollout = world.rollout()
+    for item in list(world.context.store.list(KEPT)):
+        world.context.store.delete(item.key)
+    steps = replay(world.context, rollout.id)
+    assert all(step.same for step in steps), [step.differences for step in steps]
+    housekeep(world.context, now=rollout.entered.replace(year=rollout.entered.year + 1))
+    assert not list(world.context.store.list(f"{PREFIX}{rollout.id}/"))
+
+
+def test_the_day_has_a_budget_and_a_look_has_an_end(
+    settings: Settings, database: Database, server: FakeTeacher
+) -> None:
+    with judged_world(settings, database, server, calls_per_day=6) as world:
+        to_the_end(world, right=False, batches=3)
+        assert len(server.asked) == 6
+        assert 0 < judging_seconds(world.context) <= settings.rollout.tend_seconds / 2
+
+
+def test_it_is_off_by_default(settings: Settings, database: Database) -> None:
+    with world_of(settings, database) as world:
+        assert to_the_end(world, right=False) == "rolled_back"
+        assert not list(world.context.store.list(PREFIX))
