@@ -89,7 +89,7 @@ def draw_lines(
         )
 
     floor, ceiling = HEIGHT - MARGIN, MARGIN
-    labels = [
+    labels: list[tuple[float, float, str, str]] = [
         (MARGIN, HEIGHT - 16, "start", f"{axis} 0"),
         (WIDTH - MARGIN, HEIGHT - 16, "end", f"{axis} {right:g}"),
         (MARGIN - 6, MARGIN, "end", f"{top:.2f}"),

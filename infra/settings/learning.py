@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from infra.settings.bounds import Clock, Seconds, Section, Share, Text
 
@@ -92,6 +92,18 @@ class Training(Section):
         description="Examples per optimizer step; None: 8 to 32, by their number",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Of the LoRA inputs")
+    rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(rank), for high ranks; served as plain LoRA"
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+        "adamw",
+        description="adamw_8bit takes a quarter of the memory and needs the package bitsandbytes",
+    )
+    load_in_4bit: bool = Field(
+        False,
+        description="Hold the base in 4 bit while training: for the unsloth backend; it is served "
+        "as it is",
+    )
     batching: Literal["grouped", "packed", "shuffled"] = Field(
         "grouped",
         description="Examples of like length together; in one row without padding; neither",
@@ -150,6 +162,12 @@ class Training(Section):
         3, ge=0, le=20, description="Further processes for a run that was killed or got stuck"
     )
     seed: int = Field(7, ge=0, le=2**32 - 1, description="Decides order and initial weights")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.load_in_4bit and self.backend == "peft":
+            raise ValueError("load_in_4bit needs the unsloth backend: set backend to unsloth")
+        return self
 
 
 class Night(Section):

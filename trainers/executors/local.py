@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import supervise
 from trainers.run_folder import Progress, RunFolder
+from trainers.run_report import Report, report_of
 
 MAX_QUEUED = 1000
 
@@ -32,6 +33,9 @@ class LocalRun:
 
     def progress(self) -> Progress:
         return self._run.progress()
+
+    def report(self) -> Report:
+        return report_of(self._run)
 
 
 class LocalExecutor:

@@ -3,7 +3,7 @@
 A task only supervises: the training itself runs in a process of its own below the Ray worker, so
 that GPU memory returns with it and a stuck run can be killed. A lost worker is Ray's to replace
 (``max_retries``); the new one resumes from the checkpoint in the run folder or, on a machine that
-does not see it, in object storage. Progress is read from the folder.
+does not see it, in object storage. What a run reports is read from the folder, or from there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import outcome_to_json, supervise
 from trainers.run_folder import Progress, RunFolder, StoragePlace, TrainResult
+from trainers.run_report import REPORT_SECONDS, Report, report_from_afar, report_of, reporting
+from trainers.run_storage import storage_of
 
 _CANCELLED_WAIT_SECONDS = 30
 _FLAG_SECONDS = 10
@@ -34,6 +36,8 @@ class RayRun:
         self._run = RunFolder(job.run_dir)
         self._reference = reference
         self._cancelled: float | None = None
+        self._far: Report | None = None
+        self._next_look = 0.0
 
     def wait(self, timeout_seconds: float | None = None) -> RunOutcome:
         import ray
@@ -71,7 +75,14 @@ class RayRun:
             ray.cancel(self._reference, force=False)
 
     def progress(self) -> Progress:
-        return self._run.progress()
+        return self.report().progress
+
+    def report(self) -> Report:
+        if not self._run.attempts() and time.monotonic() >= self._next_look:
+            # Nobody has begun in the folder here: its worker may have a disk of its own.
+            self._next_look = time.monotonic() + REPORT_SECONDS
+            self._far = report_from_afar(storage_of(self.job.storage, self.job.run_id))
+        return report_of(self._run) if self._run.attempts() or not self._far else self._far
 
 
 class RayExecutor:
@@ -134,7 +145,9 @@ def _supervise(job: dict[str, Any]) -> str:
     """The Ray task: plain values in and out."""
     place = StoragePlace.model_validate(job["storage"]) if job["storage"] else None
     values = {**job, "run_dir": Path(job["run_dir"]), "storage": place}
-    return outcome_to_json(supervise(TrainJob(**values)))
+    made = TrainJob(**values)
+    with reporting(RunFolder(made.run_dir), storage_of(made.storage, made.run_id)):
+        return outcome_to_json(supervise(made))
 
 
 def _job_to_plain(job: TrainJob) -> dict[str, Any]:

@@ -72,6 +72,13 @@ def test_a_worker_lost_with_its_disk_is_replaced_by_one_that_takes_up_its_checkp
     assert steps.count(1) == 1, "it began anew"
     assert steps[-1] == 30
     assert len(run.attempts()) == 1, "the disk was to be another one"
+    # Who waits elsewhere sees none of the folder, but what the worker left in storage.
+    shutil.rmtree(run.path)
+    tiny_run(run.path, tiny_base, steps=30, request={"storage": place.model_dump()})
+    seen = handle.report()
+    assert (seen.progress.step, seen.progress.steps, seen.processes) == (30, 30, 1)
+    assert seen.progress.tokens_per_second and seen.log_bytes
+    assert handle.progress() == seen.progress
 
 
 def test_killed_twice_without_progress_it_computes_half_as_much_at_once(
