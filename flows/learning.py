@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flows.following import POLL_SECONDS, Say, Show, follow
 from flows.holding import Busy, hold
-from flows.trials import choose, learn_curve
+from flows.trials import choose, competing, learn_curve
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.objects.store import ObjectMissing, ObjectStoreError
@@ -175,6 +175,7 @@ def train_spec(
         format=dict(dataset.manifest["format"]),
         learning_rate=training.learning_rate,
         batch_size=step_examples(dataset, context.settings),
+        processes=training.processes_per_run,
         batching=training.batching,
         optimizer=training.optimizer,
         load_in_4bit=training.load_in_4bit,
@@ -211,6 +212,8 @@ def train(
     """
     training = context.settings.training
     base = prepare_base(context.settings.engine, say)
+    bases = [base] if spec.shuffle_answers else competing(context, base, say)
+    folders = {one.digest: one.folder for one in bases}
     place = place_of(context.settings.storage) if training.store_checkpoints else None
     labels = kept_labels(context.store, dataset.digest) if spec.labels_digest else {}
     if labels_digest(labels) != spec.labels_digest:
@@ -224,10 +227,12 @@ def train(
             training.runs / spec.digest[:16],
             spec,
             RunRequest(
-                base_folder=base.folder,
+                base_folder=folders[spec.base_digest],
                 backend=training.backend,
                 deadline=deadline.timestamp() if deadline else None,
                 allow_cpu=training.gpus_per_run == 0,
+                cpus_per_process=training.cpus_per_run,
+                gpus_per_process=training.gpus_per_run,
                 pause_step=pause_step,
                 storage=place,
                 submitted=time.time(),
@@ -246,6 +251,7 @@ def train(
                 max_retries=training.max_retries,
                 storage=place,
                 run_id=storage.run_id,
+                processes=spec.processes,
             )
         )
 
@@ -253,7 +259,7 @@ def train(
         return follow(handle, trial_name(spec), say, deadline=deadline)
 
     learn_curve(context, spec, start, wait, say)
-    spec = choose(context, spec, start, wait, say)
+    spec = choose(context, spec, start, wait, say, bases[1:])
     handle = start(spec, None)
     folder = RunFolder(handle.job.run_dir)
     storage = RunStorage.of(context.store, spec.digest)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from flows.retraining import due_tasks
-from flows.trials import curve_verdict, kept_json
+from flows.trials import kept_json, trial_verdicts
 from flows.wiring import Context
 from infra.artifacts.base import fingerprint
 from infra.artifacts.base_folder import local_base_folder
@@ -169,7 +169,9 @@ def _measured(context: Context, datasets: Mapping[str, DatasetVersion]) -> Measu
         coverage=coverage,
         trained=frozenset(a.dataset_digest for a in adapters if a.name in released - drills),
         base_scores=base_scores,
-        curves={task_id: said for task_id in datasets if (said := curve_verdict(context, task_id))},
+        curves={
+            task_id: said for task_id in datasets if (said := trial_verdicts(context, task_id))
+        },
         waiting=frozenset(kept_json(context, LAST_NIGHT).get("deferred", ())),
         due=due_tasks(context, ends),
     )

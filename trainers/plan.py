@@ -93,7 +93,7 @@ class Measured:
     waiting: frozenset[str] = frozenset()
     """Ids of tasks that the last night had no room for."""
     curves: Mapping[str, str] = field(default_factory=dict)
-    """Task id to what its last learning curve said of more data."""
+    """Task id to what its last trials said of more data, and of other base models."""
     base_scores: Mapping[str, BaseScore] = field(default_factory=dict)
     """Task id to what the present base model scored there without an adapter."""
     due: frozenset[str] = frozenset()
@@ -240,7 +240,8 @@ def _wish(
     task: PlannableTask, dataset: PlannableDataset, settings: Settings, measured: Measured
 ) -> _Wish:
     steps = wanted_steps(dataset, settings)
-    tried = share_of_steps(settings.training.candidates, steps)
+    training = settings.training
+    tried = share_of_steps(max(training.candidates, 1 + len(training.candidate_bases)), steps)
     if settings.training.learning_curve:
         tried += len(CURVE_SHARES) / CURVE_STEPS
     return _Wish(
@@ -317,8 +318,10 @@ def wanted_steps(dataset: PlannableDataset, settings: Settings) -> int:
 
 
 def step_examples(dataset: PlannableDataset, settings: Settings) -> int:
-    """Examples per optimizer step: as set, or by their number."""
-    return settings.training.batch_size or batch_size(_train_rows(dataset))
+    """Examples per optimizer step: as set, or by their number; a multiple of the run's processes."""
+    wanted = settings.training.batch_size or batch_size(_train_rows(dataset))
+    processes = settings.training.processes_per_run
+    return -(-wanted // processes) * processes
 
 
 def _obstacle(

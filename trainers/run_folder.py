@@ -47,6 +47,8 @@ class RunRequest(BaseModel):
     backend: BackendName = "auto"
     deadline: float | None = Field(None, description="Seconds since the epoch: stop, keep the best")
     allow_cpu: bool = Field(True, description="False: a worker without a GPU fails, not crawls")
+    cpus_per_process: float = Field(1, gt=0, description="Of each of a team's processes")
+    gpus_per_process: float = Field(0, ge=0, description="Of each of a team's processes")
     pause_step: int | None = Field(None, ge=1, description="Stop here for now, to be gone on with")
     storage: StoragePlace | None = Field(
         None, description="Where checkpoints are kept besides here"
@@ -93,6 +95,8 @@ class TrainResult(BaseModel):
     peak_memory_bytes: int | None = None
     micro_batch: int | None = None
     """Examples computed at once, where memory did not hold a whole step's."""
+    processes: int = 1
+    """That trained together."""
     answer_bytes_per_token: float | None = None
     """Of the validation answers: makes losses of different tokenizers comparable."""
     notes: tuple[str, ...] = ()

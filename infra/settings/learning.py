@@ -11,6 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from infra.settings.bounds import Clock, Seconds, Section, Share, Text
 
 SLICE = r"^(tool|length|tenant|language)(=.+)?$"
+_TOGETHER = (("ray", "auto"), ("ray", "peft"))
+"""Executor and backend that train one adapter in several processes."""
 
 
 class LogSource(Section):
@@ -79,6 +81,14 @@ class Training(Section):
     gpus_per_run: float = Field(
         0, ge=0, le=64, description="GPUs reserved for a run; above 0 it never falls back to CPU"
     )
+    processes_per_run: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that train one adapter together, by Ray Train, each with its CPUs and "
+        "GPUs: for a base that one GPU trains too slowly. Needs executor ray, the peft backend and, "
+        "on several machines, `runs` on a shared disk",
+    )
     store_checkpoints: bool = Field(
         True, description="Keep checkpoints in object storage too, for another worker to go on from"
     )
@@ -138,6 +148,12 @@ class Training(Section):
     candidate_learning_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (), max_length=8, description="Learning rates that compete, besides `learning_rate`"
     )
+    candidate_bases: tuple[Text, ...] = Field(
+        (),
+        max_length=4,
+        description="Base models that compete with `engine.base_model`, named as it is. What is "
+        "trained to its end is on the base that the engine serves; the next plan says which would do better",
+    )
     max_steps: int = Field(400, ge=1, le=1_000_000, description="Optimizer steps of a run at most")
     epochs: float = Field(3, gt=0, le=100, description="Times that a run sees each example")
     max_sequence_tokens: int | None = Field(
@@ -165,6 +181,8 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
+        if self.processes_per_run > 1 and (self.executor, self.backend) not in _TOGETHER:
+            raise ValueError("processes_per_run above 1 needs executor ray and not backend unsloth")
         if self.load_in_4bit and self.backend == "peft":
             raise ValueError("load_in_4bit needs the unsloth backend: set backend to unsloth")
         return self

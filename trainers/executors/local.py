@@ -50,6 +50,11 @@ class LocalExecutor:
         self._waiting = [future for future in self._waiting if not future.done()]
         if self._closing.is_set():
             raise ExecutorError("the executor is closed")
+        if job.processes > 1:
+            raise ExecutorError(
+                "several processes for one run need a Ray cluster: set training.executor to ray, "
+                "or training.processes_per_run to 1"
+            )
         if len(self._waiting) >= MAX_QUEUED:
             raise ExecutorError(f"{MAX_QUEUED} runs are waiting: wait for some before adding more")
         RunFolder(job.run_dir).renew()

@@ -114,8 +114,9 @@ class RayExecutor:
         RunFolder(job.run_dir).renew()
         task = ray.remote(_supervise).options(
             name=f"train {job.run_dir.name}"[:100],
-            num_cpus=job.cpus,
-            num_gpus=job.gpus,
+            # Of a team, Ray Train reserves what its processes need; the task only watches.
+            num_cpus=job.cpus if job.processes == 1 else 0,
+            num_gpus=job.gpus if job.processes == 1 else 0,
             max_retries=job.max_retries,
             retry_exceptions=[OSError],
         )
@@ -146,6 +147,10 @@ def _supervise(job: dict[str, Any]) -> str:
     place = StoragePlace.model_validate(job["storage"]) if job["storage"] else None
     values = {**job, "run_dir": Path(job["run_dir"]), "storage": place}
     made = TrainJob(**values)
+    if made.processes > 1:
+        import ray
+
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     with reporting(RunFolder(made.run_dir), storage_of(made.storage, made.run_id)):
         return outcome_to_json(supervise(made))
 
@@ -159,6 +164,7 @@ def _job_to_plain(job: TrainJob) -> dict[str, Any]:
         "stall_seconds": job.stall_seconds,
         "storage": job.storage.model_dump() if job.storage else None,
         "run_id": job.run_id,
+        "processes": job.processes,
     }
 
 
@@ -177,6 +183,7 @@ def _refuse_infeasible(job: TrainJob, resources: Mapping[str, float]) -> None:
         ("CPU", job.cpus, "training.cpus_per_run"),
         ("GPU", job.gpus, "training.gpus_per_run"),
     ):
+        wanted *= job.processes
         if wanted > resources.get(kind, 0):
             raise ExecutorError(
                 f"a run asks for {wanted:g} {kind} and the Ray cluster has "

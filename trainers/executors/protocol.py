@@ -37,6 +37,8 @@ class TrainJob:
     storage: StoragePlace | None = None
     run_id: str | None = None
     """The run's name in ``storage``."""
+    processes: int = 1
+    """That train together, each with ``cpus`` and ``gpus``; more than one needs a Ray cluster."""
 
 
 @dataclass(frozen=True)

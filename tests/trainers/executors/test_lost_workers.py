@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from infra.objects.directory import DirectoryStore
-from tests.tiny_run import alive, checkpoint_sealed, kill, tiny_run, wait_until
+from tests.tiny_run import (
+    alive,
+    checkpoint_sealed,
+    kill,
+    tiny_run,
+    train_to_end,
+    wait_until,
+)
+from trainers.executors.local import LocalExecutor
 from trainers.executors.on_ray import RayExecutor
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import supervise
@@ -126,3 +135,31 @@ def test_training_never_outlives_its_supervisor(tiny_base: Path, tmp_path: Path)
         supervisor.wait()
     wait_until(lambda: not alive(pid), 30)
     assert RunFolder(run.path).result() is None
+
+
+def test_two_processes_train_one_adapter_and_survive_a_killed_one(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    executor = RayExecutor(workers=2)
+    try:
+        run = tiny_run(tmp_path / "run", tiny_base, steps=12, processes=2)
+        with pytest.raises(ExecutorError, match=r"training\.executor"):
+            LocalExecutor(1).submit(TrainJob(run.path, processes=2))
+        with pytest.raises(ExecutorError, match=r"3 CPU .* has 2"):
+            executor.submit(TrainJob(run.path, processes=3))
+        handle = executor.submit(TrainJob(run.path, processes=2))
+        wait_until(lambda: checkpoint_sealed(run))
+        kill(int(json.loads((run.path / "begun").read_text())["pid"]))
+        outcome = handle.wait(240)
+    finally:
+        executor.close()
+    assert (outcome.state, outcome.attempts) == ("done", 2), outcome
+    assert outcome.result is not None
+    assert (outcome.result.steps, outcome.result.processes) == (12, 2)
+    events = [event for event in read_tail(run.events_file) if event.get("tokens")]
+    assert [event["step"] for event in events].count(1) == 1
+    alone = tiny_run(tmp_path / "alone", tiny_base, steps=12)
+    assert train_to_end(alone) == 0
+    lone = [event for event in read_tail(alone.events_file) if event.get("tokens")]
+    assert [e["tokens"] for e in events][:4] == [e["tokens"] for e in lone][:4]
+    assert [e["loss"] for e in events][:4] == pytest.approx([e["loss"] for e in lone][:4], rel=1e-3)
