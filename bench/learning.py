@@ -52,7 +52,8 @@ LAST_LAYERS = 12
 POINTS = (40, 120, 240)
 """Optimizer steps at which the adapter is asked."""
 QUICK = (4, 8)
-ROWS, BASE_ROWS = 120, 24
+ROWS, LAST_ROWS, BASE_ROWS = 120, 400, 24
+"""Held-out calls asked at each point, at the last one, and of the base alone, whose prompts are long."""
 QUICK_ROWS = 8
 VALIDATION = 32
 
@@ -66,7 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder or Path("var/learning-quick" if options.quick else "var/learning")
     folder.mkdir(parents=True, exist_ok=True)
-    points, rows = (QUICK, QUICK_ROWS) if options.quick else (POINTS, ROWS)
+    points, rows = (QUICK, QUICK_ROWS) if options.quick else (POINTS, LAST_ROWS)
     base = roomy(small_base(folder / "base")) if options.quick else packaged_base()
     learned, asked = data(points[-1] * BATCH, rows)
     measured: list[dict[str, Any]] = []
@@ -107,12 +108,10 @@ def point(
     """Train up to ``step`` (0: the base alone) and ask for the held-out calls."""
     from tests.serving.engines.building import start_engine
 
-    adapter, spent, loss = None, 0.0, None
+    adapter, done = None, {"training_seconds": 0.0, "validation_loss": None}
     if step:
-        before = child_seconds()
-        adapter, loss = train(folder / "run", base, step, steps, learned)
-        spent = child_seconds() - before
-    rows = asked if step else asked[:BASE_ROWS]
+        adapter, done = trained(folder, base, step, steps, learned)
+    rows = asked if step == steps else asked[: ROWS if step else BASE_ROWS]
     before = child_seconds()
     with start_engine(
         base, "--batch-size", "32", "--max-waiting", "64", "--threads", "1"
@@ -121,15 +120,29 @@ def point(
     return {
         "step": step,
         "examples": step * BATCH,
-        "training_seconds": round(spent, 1),
+        **done,
         "asking_seconds": round(child_seconds() - before, 1),
-        "validation_loss": loss,
         "rows": len(said),
         "exact": mean(float(answer["correct"] == 1) for answer in said),
         "name": mean(right_name(answer["stages"]) for answer in said),
         "checks": mean(float(answer["checks"]) for answer in said),
         "wrong": [answer["id"] for answer in said if answer["correct"] < 1],
     }
+
+
+def trained(
+    folder: Path, base: Path, step: int, steps: int, learned: Sequence[Asked]
+) -> tuple[Path, dict[str, Any]]:
+    """The adapter of a step, and what it took from the point before; found again when it is there."""
+    part = folder / f"step-{step:05d}.trained.json"
+    if not part.exists():
+        before = child_seconds()
+        adapter, loss = train(folder / "run", base, step, steps, learned)
+        spent = round(child_seconds() - before, 1)
+        done = {"training_seconds": spent, "validation_loss": loss}
+        write_atomically(part, json.dumps({"adapter": str(adapter), "done": done}))
+    found = json.loads(part.read_text())
+    return Path(found["adapter"]), found["done"]
 
 
 def train(

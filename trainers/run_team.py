@@ -56,7 +56,9 @@ def train_together(run: RunFolder) -> TrainResult:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    ray.init(address=address, runtime_env={"env_vars": variables}, logging_level="ERROR")
+    # What its own actors say every second without a dashboard is no news of the run.
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
     gpus = request.gpus_per_process
     begun = run.path / "begun"
     begun.unlink(missing_ok=True)

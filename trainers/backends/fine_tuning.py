@@ -62,7 +62,7 @@ def fine_tune(
     than there is.
     """
     best, team = BestWeights(run.best), this_team()
-    start = _trainable(model)
+    start = _keep_start(model, run.path / "start.safetensors") if team.size == 1 else None
     started = time.monotonic()
     while True:
         watch = make_watch(
@@ -164,6 +164,7 @@ def _trainer(
     options: dict[str, Any],
     answers_only: bool,
 ) -> Any:
+    import torch
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
     from trl import SFTConfig, SFTTrainer
@@ -208,6 +209,8 @@ def _trainer(
         dataloader_pin_memory=False,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
+        # Of several processes without a GPU the library takes no notice unless it is told.
+        use_cpu=share < spec.batch_size and not torch.cuda.is_available(),
         **options,
     )
     trainer = _trainer_class(SFTTrainer, answers_only)(
@@ -284,21 +287,34 @@ def _at_once(share: int, limit: int | None) -> int:
     return next(count for count in range(most, 0, -1) if share % count == 0)
 
 
-def _trainable(model: Any) -> dict[str, Any]:
-    return {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+def _keep_start(model: Any, path: Path) -> Path:
+    """Put the weights that are trained, as they are now, on disk: memory is for the steps."""
+    from safetensors.torch import save_file
+
+    scratch = path.with_name(f".{path.name}")
+    save_file(
+        {
+            name: parameter.detach().to("cpu").contiguous()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        },
+        str(scratch),
+    )
+    scratch.replace(path)
+    return path
 
 
-def _restore(model: Any, start: dict[str, Any]) -> None:
+def _restore(model: Any, start: Path | None) -> None:
     import torch
+    from safetensors.torch import load_file
 
+    if start is None:
+        return
+    kept = load_file(str(start))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in start:
-                parameter.copy_(start[name])
+            if name in kept:
+                parameter.copy_(kept[name])
                 parameter.grad = None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -20,15 +19,17 @@ from tests.tiny_run import (
     checkpoint_sealed,
     kill,
     tiny_run,
-    train_to_end,
     wait_until,
 )
 from trainers.executors.local import LocalExecutor
 from trainers.executors.on_ray import RayExecutor
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import supervise
+from trainers.failures import TrainingError, classify
+from trainers.run import train_here
 from trainers.run_folder import RunFolder, StoragePlace, read_tail
 from trainers.run_storage import RunStorage
+from trainers.run_team import failure_in
 
 
 @pytest.fixture
@@ -137,29 +138,38 @@ def test_training_never_outlives_its_supervisor(tiny_base: Path, tmp_path: Path)
     assert RunFolder(run.path).result() is None
 
 
-def test_two_processes_train_one_adapter_and_survive_a_killed_one(
+def test_two_processes_train_one_adapter_with_the_steps_of_one(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     executor = RayExecutor(workers=2)
     try:
-        run = tiny_run(tmp_path / "run", tiny_base, steps=12, processes=2)
+        run = tiny_run(tmp_path / "run", tiny_base, steps=6, processes=2)
         with pytest.raises(ExecutorError, match=r"training\.executor"):
             LocalExecutor(1).submit(TrainJob(run.path, processes=2))
         with pytest.raises(ExecutorError, match=r"3 CPU .* has 2"):
             executor.submit(TrainJob(run.path, processes=3))
-        handle = executor.submit(TrainJob(run.path, processes=2))
-        wait_until(lambda: checkpoint_sealed(run))
-        kill(int(json.loads((run.path / "begun").read_text())["pid"]))
-        outcome = handle.wait(240)
+        outcome = executor.submit(TrainJob(run.path, processes=2)).wait(400)
     finally:
         executor.close()
-    assert (outcome.state, outcome.attempts) == ("done", 2), outcome
+    assert outcome.state == "done", outcome
     assert outcome.result is not None
-    assert (outcome.result.steps, outcome.result.processes) == (12, 2)
-    events = [event for event in read_tail(run.events_file) if event.get("tokens")]
-    assert [event["step"] for event in events].count(1) == 1
-    alone = tiny_run(tmp_path / "alone", tiny_base, steps=12)
-    assert train_to_end(alone) == 0
-    lone = [event for event in read_tail(alone.events_file) if event.get("tokens")]
-    assert [e["tokens"] for e in events][:4] == [e["tokens"] for e in lone][:4]
-    assert [e["loss"] for e in events][:4] == pytest.approx([e["loss"] for e in lone][:4], rel=1e-3)
+    assert (outcome.result.steps, outcome.result.processes) == (6, 2)
+    assert run.notes() == ["2 processes train together"]
+    alone = tiny_run(tmp_path / "alone", tiny_base, steps=6)
+    lone = train_here(alone)
+    steps, own = (
+        [event for event in read_tail(one.events_file) if event.get("tokens")]
+        for one in (run, alone)
+    )
+    assert [event["tokens"] for event in steps] == [event["tokens"] for event in own]
+    losses = [event["loss"] for event in own]
+    assert [event["loss"] for event in steps] == pytest.approx(losses, rel=1e-3)
+    assert outcome.result.validation_loss == pytest.approx(lone.validation_loss, rel=1e-2)
+
+
+def test_what_ended_a_process_of_a_team_is_read_from_rays_message() -> None:
+    failure = classify(TrainingError('the loss is nan: "lower" it', "loss_not_finite"))
+    text = f"Training failed\n[Rank 1] MemberFailed: night-school-failure:{failure.to_json()}:end\n"
+    assert failure_in(text) == failure
+    assert failure_in("[Rank 0] the actor died") is None
+    assert failure_in("night-school-failure:{broken}:end") is None
