@@ -148,7 +148,7 @@ def test_two_processes_train_one_adapter_with_the_steps_of_one(
             LocalExecutor(1).submit(TrainJob(run.path, processes=2))
         with pytest.raises(ExecutorError, match=r"3 CPU .* has 2"):
             executor.submit(TrainJob(run.path, processes=3))
-        outcome = executor.submit(TrainJob(run.path, processes=2)).wait(400)
+        outcome = executor.submit(TrainJob(run.path, processes=2)).wait(240)
     finally:
         executor.close()
     assert outcome.state == "done", outcome
