@@ -194,6 +194,7 @@ def report(base: str, measured: list[dict[str, Any]]) -> dict[str, Any]:
         "base": base,
         "base_exact": measured[0]["exact"],
         "exact": last["exact"],
+        "exact_interval": interval(last["exact"], last["rows"]),
         "teacher_exact": 1.0,
         "of_teacher": last["exact"],
         "goal": GOAL,
@@ -231,6 +232,16 @@ def child_seconds() -> float:
     """Processor seconds of all processes that this one started and that ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def interval(share: float, rows: int) -> list[float]:
+    """Where a share of so many rows lies with 95 % confidence (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    right = round(share * rows)
+    low = beta.ppf(0.025, right, rows - right + 1) if right else 0.0
+    high = beta.ppf(0.975, right + 1, rows - right) if right < rows else 1.0
+    return [round(float(low), 3), round(float(high), 3)]
 
 
 def mean(values: Any) -> float:
