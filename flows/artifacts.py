@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
@@ -20,12 +21,14 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.following import told
 from flows.judging import Judgement
 from flows.planning import RunFact, plan_rows, plan_totals
 from flows.reporting import DriftReport, report_url
 from flows.scorecards import page_of
 from flows.wiring import Context
 from trainers.plan import Plan
+from trainers.run_folder import Progress as RunProgress
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -152,3 +155,23 @@ class Progress:
 
     def _told(self) -> str:
         return f"{self._steps} of {STEPS * self._tasks} steps of {self._tasks} tasks have ended"
+
+
+class TrainingBar:
+    """How far one task's training is: a bar of its task run, with loss and tokens a second."""
+
+    def __init__(self, task_id: str) -> None:
+        self._task_id = task_id
+        self._artifact: UUID | None = None
+
+    @_showing
+    def show(self, progress: RunProgress) -> None:
+        percent = 100.0 * min(1.0, progress.step / max(1, progress.steps))
+        said = f"training {self._task_id}: {told(progress)}"
+        if self._artifact is None:
+            # Prefect takes lower-case letters, digits and dashes.
+            key = re.sub(r"[^a-z0-9]+", "-", f"training-{self._task_id}".lower()).strip("-")
+            made: Any = create_progress_artifact(key=key, progress=percent, description=said)
+            self._artifact = made
+        else:
+            update_progress_artifact(self._artifact, percent, said)

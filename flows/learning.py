@@ -7,14 +7,15 @@ killed and runs again finds what is done and does the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
+from flows.following import POLL_SECONDS, Say, Show, follow
 from flows.holding import Busy, hold
-from flows.trials import choose, learn_curve
+from flows.trials import choose, competing, learn_curve
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.objects.store import ObjectMissing, ObjectStoreError
@@ -49,14 +50,10 @@ from trainers.run_folder import RunFolder, RunRequest, begun_before
 from trainers.run_storage import RunStorage, place_of
 from trainers.spec import LoraSpec, TrainSpec
 
-Say = Callable[[str], None]
-POLL_SECONDS = 10.0
 _TAUGHT: tuple[SplitName, ...] = ("train", "validation")
 INGEST = "ingest"
 IMPORT = "import"
 INGEST_WAIT_SECONDS = 600.0
-DEADLINE_GRACE = timedelta(minutes=10)
-"""How long a run may take to stop cleanly after the night's end before it is cancelled."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +170,15 @@ def train_spec(
             alpha=2 * training.rank,
             dropout=training.dropout,
             last_layers=training.last_layers,
+            rslora=training.rslora,
         ),
         format=dict(dataset.manifest["format"]),
         learning_rate=training.learning_rate,
         batch_size=step_examples(dataset, context.settings),
+        processes=training.processes_per_run,
         batching=training.batching,
+        optimizer=training.optimizer,
+        load_in_4bit=training.load_in_4bit,
         patience=training.patience,
         old_share=training.old_share if old else 0.0,
         old_datasets=(old.digest,) if old else (),
@@ -199,14 +200,20 @@ def train(
     *,
     deadline: datetime | None = None,
     say: Say = lambda _: None,
+    show: Show = lambda _: None,
 ) -> Trained:
     """Train and package one adapter; a run that was finished before is found again.
+
+    Args:
+        show: takes the progress of the whole run, not of the trials before it.
 
     Raises:
         TrainingFailed: the run failed after its retries, or was cancelled.
     """
     training = context.settings.training
     base = prepare_base(context.settings.engine, say)
+    bases = [base] if spec.shuffle_answers else competing(context, base, say)
+    folders = {one.digest: one.folder for one in bases}
     place = place_of(context.settings.storage) if training.store_checkpoints else None
     labels = kept_labels(context.store, dataset.digest) if spec.labels_digest else {}
     if labels_digest(labels) != spec.labels_digest:
@@ -220,10 +227,12 @@ def train(
             training.runs / spec.digest[:16],
             spec,
             RunRequest(
-                base_folder=base.folder,
+                base_folder=folders[spec.base_digest],
                 backend=training.backend,
                 deadline=deadline.timestamp() if deadline else None,
                 allow_cpu=training.gpus_per_run == 0,
+                cpus_per_process=training.cpus_per_run,
+                gpus_per_process=training.gpus_per_run,
                 pause_step=pause_step,
                 storage=place,
                 submitted=time.time(),
@@ -242,24 +251,24 @@ def train(
                 max_retries=training.max_retries,
                 storage=place,
                 run_id=storage.run_id,
+                processes=spec.processes,
             )
         )
 
     def wait(handle: RunHandle, spec: TrainSpec) -> RunOutcome:
-        return _await(handle, spec, deadline, say)
+        return follow(handle, trial_name(spec), say, deadline=deadline)
 
     learn_curve(context, spec, start, wait, say)
-    spec = choose(context, spec, start, wait, say)
+    spec = choose(context, spec, start, wait, say, bases[1:])
     handle = start(spec, None)
     folder = RunFolder(handle.job.run_dir)
     storage = RunStorage.of(context.store, spec.digest)
-    outcome = wait(handle, spec)
+    name = f"training {spec.task_id}"
+    outcome = follow(handle, name, say, show=show, deadline=deadline)
     if outcome.state != "done":
         state = f"{outcome.state} ({outcome.failure})" if outcome.failure else outcome.state
         raise TrainingFailed(f"training {spec.task_id} ended {state}: {outcome.error}")
     began = folder.attempts()
-    for note in folder.notes():
-        say(f"training {spec.task_id}: {note}")
     if folder.result() is None and not storage.pull_result(folder):
         raise TrainingFailed(f"training {spec.task_id} is done, but its result is nowhere")
     packaged = package(folder.path)
@@ -274,6 +283,12 @@ def train(
         spec.digest,
         time.time() - float(began[0]["time"]) if began else None,
     )
+
+
+def trial_name(spec: TrainSpec) -> str:
+    """What sets a trial apart from the task's other ones."""
+    share = f", {spec.data_share:.0%} of the examples" if spec.data_share < 1 else ""
+    return f"trial of {spec.task_id} (rank {spec.lora.rank}, rate {spec.learning_rate:g}{share})"
 
 
 def _seldom(say: Say) -> Say:
@@ -365,23 +380,3 @@ def _rows(
         {"request": example.request, "answer": example.answer}
         for example in relabel(read_split(context.store, dataset, split), labels or {})
     ]
-
-
-def _await(handle: RunHandle, spec: TrainSpec, deadline: datetime | None, say: Say) -> RunOutcome:
-    """Wait for the run, saying how far it is; a run that ignores its deadline is cancelled."""
-    last_step = -1
-    while True:
-        try:
-            return handle.wait(POLL_SECONDS)
-        except TimeoutError:
-            progress = handle.progress()
-            if progress.step != last_step:
-                last_step = progress.step
-                left = progress.seconds_left
-                say(
-                    f"training {spec.task_id}: step {progress.step} of {progress.steps}"
-                    + (f", loss {progress.loss:.3f}" if progress.loss is not None else "")
-                    + (f", about {left:.0f} s left" if left is not None else "")
-                )
-            if deadline is not None and utc_now() > deadline + DEADLINE_GRACE:
-                handle.cancel()

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from flows.artifacts import (
     Progress,
+    TrainingBar,
     described,
     show_drift,
     show_facts,
@@ -82,7 +83,10 @@ def train_task(run: PlannedRun, plan: Plan, executor: Executor, drill: bool) -> 
         base = prepare_base(context.settings.engine, say)
         dataset = dataset_of(context, run.dataset)
         spec = train_spec(context, base, dataset, run.steps, shuffle_answers=drill, say=say)
-        return train(context, executor, spec, dataset, deadline=plan.deadline, say=say)
+        bar = TrainingBar(run.task_id)
+        return train(
+            context, executor, spec, dataset, deadline=plan.deadline, say=say, show=bar.show
+        )
 
 
 @task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE, task_run_name="judge {trained.name}")

@@ -9,13 +9,16 @@ from datetime import datetime
 from typing import Any
 
 from flows.retraining import due_tasks
-from flows.trials import curve_verdict, kept_json
+from flows.trials import kept_json, trial_verdicts
 from flows.wiring import Context
+from infra.artifacts.base import fingerprint
 from infra.artifacts.base_folder import local_base_folder
 from infra.artifacts.manifest import ArtifactError
 from infra.calls.record import utc_now
 from infra.database.events import list_events
 from infra.prompting.template import PromptFormat
+from serving.registry.errors import UnknownDataset
+from serving.registry.records import Scorecard
 from trainers.data_sets.freeze import EmptyDataset, freeze
 from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
 from trainers.defaults import MAX_SEQUENCE_TOKENS
@@ -23,7 +26,7 @@ from trainers.discover.discover import TaskSummary
 from trainers.encoding import encode, load_tokenizer
 from trainers.failures import TrainingError
 from trainers.packing import lower_bound
-from trainers.plan import Measured, Plan, plan
+from trainers.plan import BaseScore, Measured, Plan, plan
 
 RELEASED = "adapter.released"
 """The event that ends an adapter's night; until it is there, the night is not done with it."""
@@ -142,14 +145,16 @@ def _measured(context: Context, datasets: Mapping[str, DatasetVersion]) -> Measu
         ends = list_events(connection, what=RELEASED, limit=MAX_RELEASED, newest_first=True)
     released = {event.subject for event in ends}
     coverage: dict[str, float] = {}
-    base_scores: dict[str, float] = {}
+    base_scores: dict[str, BaseScore] = {}
+    base = _present_base(context)
     for adapter in adapters:
         for scorecard in context.registry.scorecards(adapter.name)[:1]:
             numbers = scorecard.gate.get("numbers", {})
             if numbers.get("coverage") is not None:
                 coverage[adapter.task_id] = float(numbers["coverage"])
-            if numbers.get("base_rows", 0) >= ENOUGH_BASE_ROWS and "base_score" in numbers:
-                base_scores[adapter.task_id] = float(numbers["base_score"])
+            enough = numbers.get("base_rows", 0) >= ENOUGH_BASE_ROWS and "base_score" in numbers
+            if enough and adapter.manifest.get("base_digest") == base:
+                base_scores[adapter.task_id] = _base_score(context, scorecard)
     speeds = [
         float(value)
         for adapter in adapters
@@ -164,9 +169,31 @@ def _measured(context: Context, datasets: Mapping[str, DatasetVersion]) -> Measu
         coverage=coverage,
         trained=frozenset(a.dataset_digest for a in adapters if a.name in released - drills),
         base_scores=base_scores,
-        curves={task_id: said for task_id in datasets if (said := curve_verdict(context, task_id))},
+        curves={
+            task_id: said for task_id in datasets if (said := trial_verdicts(context, task_id))
+        },
         waiting=frozenset(kept_json(context, LAST_NIGHT).get("deferred", ())),
         due=due_tasks(context, ends),
+    )
+
+
+def _present_base(context: Context) -> str | None:
+    """Fingerprint of the configured base model; None where its files are not here yet."""
+    try:
+        return fingerprint(local_base_folder(context.settings.engine))
+    except ArtifactError:
+        return None
+
+
+def _base_score(context: Context, scorecard: Scorecard) -> BaseScore:
+    try:
+        judged = context.registry.dataset(scorecard.dataset_digest).manifest
+    except UnknownDataset:
+        judged = {}
+    return BaseScore(
+        float(scorecard.gate["numbers"]["base_score"]),
+        (utc_now() - scorecard.created).total_seconds(),
+        int(judged.get("counts", {}).get("train", 0)),
     )
 
 

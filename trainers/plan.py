@@ -30,6 +30,10 @@ MIN_STEPS_SHARE = 0.25
 """A run is cut to what fits into the night, but not below this share of its steps."""
 GOOD_BASE = 0.98
 """A base model that is right this often without an adapter needs none."""
+GOOD_BASE_SECONDS = 30 * 86_400
+"""So long that is believed; then the task is trained, and its base judged, once more."""
+GROWN = 1.5
+"""A data set so many times as large as the one that the base was judged by is another task, perhaps."""
 ASSUMED_COVERAGE = 0.5
 """Share of calls taken over by an adapter that is not yet measured."""
 
@@ -57,6 +61,22 @@ class PlannableDataset(Protocol):
 
 
 @dataclass(frozen=True)
+class BaseScore:
+    """How often the base model alone was right on a task, when it was last judged there."""
+
+    value: float
+    """0 to 1."""
+    age_seconds: float = 0.0
+    train_rows: int = 0
+    """Of the data set whose test examples it was asked."""
+
+    def holds_for(self, dataset: PlannableDataset) -> bool:
+        """Whether it still says something: not too long ago, and of about as many calls."""
+        grown = _train_rows(dataset) >= GROWN * max(1, self.train_rows)
+        return self.age_seconds < GOOD_BASE_SECONDS and not grown
+
+
+@dataclass(frozen=True)
 class Measured:
     """What earlier nights taught. The defaults are those of a first night."""
 
@@ -73,9 +93,9 @@ class Measured:
     waiting: frozenset[str] = frozenset()
     """Ids of tasks that the last night had no room for."""
     curves: Mapping[str, str] = field(default_factory=dict)
-    """Task id to what its last learning curve said of more data."""
-    base_scores: Mapping[str, float] = field(default_factory=dict)
-    """Task id to how often the base model alone was right, 0 to 1."""
+    """Task id to what its last trials said of more data, and of other base models."""
+    base_scores: Mapping[str, BaseScore] = field(default_factory=dict)
+    """Task id to what the present base model scored there without an adapter."""
     due: frozenset[str] = frozenset()
     """Tasks whose adapter learned from what was forgotten since: trained also on known examples."""
 
@@ -220,7 +240,8 @@ def _wish(
     task: PlannableTask, dataset: PlannableDataset, settings: Settings, measured: Measured
 ) -> _Wish:
     steps = wanted_steps(dataset, settings)
-    tried = share_of_steps(settings.training.candidates, steps)
+    training = settings.training
+    tried = share_of_steps(max(training.candidates, 1 + len(training.candidate_bases)), steps)
     if settings.training.learning_curve:
         tried += len(CURVE_SHARES) / CURVE_STEPS
     return _Wish(
@@ -297,8 +318,10 @@ def wanted_steps(dataset: PlannableDataset, settings: Settings) -> int:
 
 
 def step_examples(dataset: PlannableDataset, settings: Settings) -> int:
-    """Examples per optimizer step: as set, or by their number."""
-    return settings.training.batch_size or batch_size(_train_rows(dataset))
+    """Examples per optimizer step: as set, or by their number; a multiple of the run's processes."""
+    wanted = settings.training.batch_size or batch_size(_train_rows(dataset))
+    processes = settings.training.processes_per_run
+    return -(-wanted // processes) * processes
 
 
 def _obstacle(
@@ -323,18 +346,32 @@ def _obstacle(
         return f"{test} test examples, the gate needs {settings.gate.min_rows}"
     if not counts.get("validation", 0):
         return "no validation examples: too few sessions to split"
-    agreement = dataset.manifest.get("agreement") or {}
-    value, prompts = agreement.get("value"), int(agreement.get("prompts", 0))
-    if value is not None and prompts >= MIN_AGREEMENT_PROMPTS and value < MIN_AGREEMENT:
-        return (
-            f"the teacher agrees with itself on only {value:.0%} of {prompts} repeated prompts, "
-            f"{MIN_AGREEMENT:.0%} are needed"
-        )
+    disagreement = _disagreement(dataset)
+    if disagreement is not None:
+        return disagreement
     base = measured.base_scores.get(task.id)
-    if base is not None and base >= GOOD_BASE and task.id not in measured.due:
-        return f"the base model alone is right on {base:.0%} of held-out calls: nothing to learn"
+    good = base is not None and base.value >= GOOD_BASE and base.holds_for(dataset)
+    if base is not None and good and task.id not in measured.due:
+        left = (GOOD_BASE_SECONDS - base.age_seconds) / 86_400
+        return (
+            f"the base model alone is right on {base.value:.0%} of held-out calls: nothing to learn; "
+            f"looked at again in {left:.0f} days, or when its examples are half as many again"
+        )
     if dataset.digest in measured.trained and task.id not in measured.due:
         return "nothing new: already trained on exactly these examples"
+    return None
+
+
+def _disagreement(dataset: PlannableDataset) -> str | None:
+    """That the teacher is at odds with itself, on the same prompts or on like ones."""
+    found = dataset.manifest.get("agreement") or {}
+    for said, what in ((found, "repeated"), (found.get("like") or {}, "like")):
+        value, prompts = said.get("value"), int(said.get("prompts", 0))
+        if value is not None and prompts >= MIN_AGREEMENT_PROMPTS and value < MIN_AGREEMENT:
+            return (
+                f"the teacher agrees with itself on only {value:.0%} of {prompts} {what} prompts, "
+                f"{MIN_AGREEMENT:.0%} are needed"
+            )
     return None
 
 

@@ -55,10 +55,22 @@ def train(run: RunFolder, on_step: Callable[[StepEvent], None] | None = None) ->
     done = run.result()
     if done is not None:
         return done
-    spec, request = run.spec(), run.request()
+    if run.spec().processes > 1:
+        from trainers.run_team import train_together
+
+        return train_together(run)
+    return train_here(run, on_step)
+
+
+def train_here(run: RunFolder, on_step: Callable[[StepEvent], None] | None = None) -> TrainResult:
+    """The part of this process, which is all of it unless it belongs to a team."""
+    from trainers.backends.team import this_team
+
+    spec, request, team = run.spec(), run.request(), this_team()
     base = base_folder(spec, request)
-    copy = KeptCopy.of(run, spec, request)
+    copy = KeptCopy.of(run, spec, request) if team.leads else KeptCopy(run, None)
     copy.resume()
+    team.wait()
 
     def record(event: StepEvent) -> None:
         append_line(run.events_file, {**asdict(event), "time": now()})
@@ -72,7 +84,8 @@ def train(run: RunFolder, on_step: Callable[[StepEvent], None] | None = None) ->
             return "deadline"
         return None
 
-    backend = open_backend(request.backend, allow_cpu=request.allow_cpu)
+    name: BackendName = "peft" if team.size > 1 else request.backend
+    backend = open_backend(name, allow_cpu=request.allow_cpu)
     result = backend.train(
         spec,
         run.examples("train"),
@@ -83,9 +96,10 @@ def train(run: RunFolder, on_step: Callable[[StepEvent], None] | None = None) ->
         should_stop,
         copy.keep,
     )
-    write_atomically(run.result_file, result.model_dump_json(indent=1))
-    if result.stopped != "paused":
-        copy.finish()
+    if team.leads:
+        write_atomically(run.result_file, result.model_dump_json(indent=1))
+        if result.stopped != "paused":
+            copy.finish()
     return result
 
 
@@ -204,7 +218,7 @@ def _acquire(lock: IO[str]) -> bool:
 
 
 def _run(run: RunFolder) -> int:
-    _limit_threads()
+    limit_threads()
     try:
         train(run)
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is must reach error.json
@@ -217,7 +231,7 @@ def _run(run: RunFolder) -> int:
     return EXIT_DONE
 
 
-def _limit_threads() -> None:
+def limit_threads() -> None:
     # More threads than cores make every step slower: the waiting ones spin.
     import torch
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from trainers.spec import TrainSpec
 
 BackendName = Literal["auto", "peft", "unsloth"]
 _TAIL_BYTES = 64 << 10
+_RECENT_STEPS = 10
 
 
 class StoragePlace(BaseModel):
@@ -46,6 +47,8 @@ class RunRequest(BaseModel):
     backend: BackendName = "auto"
     deadline: float | None = Field(None, description="Seconds since the epoch: stop, keep the best")
     allow_cpu: bool = Field(True, description="False: a worker without a GPU fails, not crawls")
+    cpus_per_process: float = Field(1, gt=0, description="Of each of a team's processes")
+    gpus_per_process: float = Field(0, ge=0, description="Of each of a team's processes")
     pause_step: int | None = Field(None, ge=1, description="Stop here for now, to be gone on with")
     storage: StoragePlace | None = Field(
         None, description="Where checkpoints are kept besides here"
@@ -92,6 +95,8 @@ class TrainResult(BaseModel):
     peak_memory_bytes: int | None = None
     micro_batch: int | None = None
     """Examples computed at once, where memory did not hold a whole step's."""
+    processes: int = 1
+    """That trained together."""
     answer_bytes_per_token: float | None = None
     """Of the validation answers: makes losses of different tokenizers comparable."""
     notes: tuple[str, ...] = ()
@@ -111,6 +116,8 @@ class Progress:
     loss: float | None = None
     seconds_per_step: float | None = None
     validation_loss: float | None = None
+    tokens_per_second: float | None = None
+    """Over the last steps, padding left out."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -262,19 +269,7 @@ class RunFolder:
 
     def progress(self) -> Progress:
         """How far the run is, from the end of ``events.jsonl``; step 0 before the first event."""
-        events = read_tail(self.events_file)
-        last = next((event for event in reversed(events) if "loss" in event), None)
-        if last is None:
-            return Progress(0, self.spec().steps)
-        recent = [e["seconds"] for e in events if "seconds" in e and e.get("tokens") != 0][-10:]
-        checked = [event for event in events if event.get("validation_loss") is not None]
-        return Progress(
-            step=last["step"],
-            steps=last["steps"],
-            loss=last["loss"],
-            seconds_per_step=sum(recent) / len(recent) if recent else None,
-            validation_loss=checked[-1]["validation_loss"] if checked else None,
-        )
+        return progress_of(read_tail(self.events_file), self.spec().steps)
 
     def request_stop(self) -> None:
         """Ask the run to end after its present step and keep the best so far."""
@@ -300,6 +295,25 @@ class RunFolder:
     def attempts(self) -> list[dict[str, Any]]:
         """One entry per process started since the last submission, oldest first."""
         return read_tail(self.attempts_file)
+
+
+def progress_of(events: Sequence[Mapping[str, Any]], steps: int) -> Progress:
+    """How far a run of ``steps`` is by the last lines of its events."""
+    last = next((event for event in reversed(events) if "loss" in event), None)
+    if last is None:
+        return Progress(0, steps)
+    recent = [e for e in events if "seconds" in e and e.get("tokens") != 0][-_RECENT_STEPS:]
+    seconds = sum(event["seconds"] for event in recent)
+    tokens = sum(event.get("tokens", 0) for event in recent)
+    checked = [event for event in events if event.get("validation_loss") is not None]
+    return Progress(
+        step=last["step"],
+        steps=last["steps"],
+        loss=last["loss"],
+        seconds_per_step=seconds / len(recent) if recent else None,
+        validation_loss=checked[-1]["validation_loss"] if checked else None,
+        tokens_per_second=tokens / seconds if tokens and seconds else None,
+    )
 
 
 def begun_before(runs: Path, spec: TrainSpec) -> TrainSpec | None:

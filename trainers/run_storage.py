@@ -1,8 +1,8 @@
 """A run in object storage: inputs, last checkpoints, result. What a lost machine takes with it is here.
 
-Keys: ``checkpoints/<run>/`` with ``inputs/``, ``step-<n>/``, ``result/`` and ``touched.json``. A group
-of files counts once its ``manifest.json`` is there, which is written last and names every file's
-sha256; a worker that finds none of the run on its disk takes it up from here.
+Keys: ``checkpoints/<run>/`` with ``inputs/``, ``step-<n>/``, ``result/``, ``report.json`` and
+``touched.json``. A group of files counts once its ``manifest.json`` is there, which is written last and
+names every file's sha256; a worker that finds none of the run on its disk takes it up from here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from infra.objects.open import open_store
 from infra.objects.store import ObjectMissing, ObjectStore
 from infra.settings.serving import Storage
+from infra.settings.sources import load_settings
 from trainers.backends.checkpoints import checkpoint_steps, seal_checkpoint
 from trainers.run_folder import RunFolder, RunRequest, StoragePlace, now
 from trainers.spec import TrainSpec
@@ -132,6 +133,17 @@ class RunStorage:
         run.mark.touch()
         return self._pull("result", run.path, last="result.json")
 
+    def push_report(self, report: bytes) -> None:
+        """Leave how far the run is, over what was left before."""
+        self.store.put(f"{self.prefix}/report.json", report)
+
+    def report(self) -> bytes | None:
+        """What was left last; None when nothing was."""
+        try:
+            return self.store.get(f"{self.prefix}/report.json")
+        except ObjectMissing:
+            return None
+
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints in storage, rising."""
         keys = (item.key for item in self.store.list(f"{self.prefix}/step-"))
@@ -212,6 +224,13 @@ class RunStorage:
         self.store.delete(f"{self.prefix}/{group}/manifest.json")
         for item in list(self.store.list(f"{self.prefix}/{group}/")):
             self.store.delete(item.key)
+
+
+def storage_of(place: StoragePlace | None, run_id: str | None) -> RunStorage | None:
+    """A job's run in the store that it names, with this machine's own keys; None where it names none."""
+    if place is None or run_id is None:
+        return None
+    return RunStorage(open_place(place, load_settings().storage), run_id)
 
 
 def stored_runs(store: ObjectStore) -> dict[str, float]:

@@ -9,7 +9,7 @@ resumes from its checkpoint, so nothing is trained twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainers.spec import TrainSpec
@@ -34,16 +34,31 @@ class Trial:
     learning_rate: float
     step: int
     loss: float | None
-    """Validation loss, nats per answer token; None when it failed."""
+    """Validation loss, nats per answer token, or per byte where bases compete; None when it failed."""
     outcome: str
-    """``won``, ``dropped`` or ``failed: why``."""
+    """``won``, ``better, not served``, ``dropped`` or ``failed: why``."""
+    base: str = ""
 
 
 def candidates(
-    spec: TrainSpec, ranks: Sequence[int], learning_rates: Sequence[float], limit: int
+    spec: TrainSpec,
+    ranks: Sequence[int],
+    learning_rates: Sequence[float],
+    limit: int,
+    bases: Sequence[tuple[str, str]] = (),
 ) -> list[TrainSpec]:
-    """``spec`` itself first, then its variations, at most ``limit`` of them; alpha stays in proportion."""
+    """``spec`` itself first, then on the other bases, then its variations; alpha stays in proportion.
+
+    Args:
+        limit: of them at most; the bases are all among them.
+        bases: (name, fingerprint) of each further base model.
+    """
     found = [spec]
+    for name, digest in bases:
+        changed = spec.model_copy(update={"base_model": name, "base_digest": digest})
+        if digest not in {one.base_digest for one in found}:
+            found.append(changed)
+    limit = max(limit, len(found))
     scale = spec.lora.alpha / spec.lora.rank
     for rank in ranks or (spec.lora.rank,):
         for rate in learning_rates or (spec.learning_rate,):
@@ -51,7 +66,7 @@ def candidates(
             changed = spec.model_copy(update={"lora": lora, "learning_rate": rate})
             if changed not in found:
                 found.append(changed)
-    return found[: max(1, limit)]
+    return found[:limit]
 
 
 def rungs(count: int, steps: int) -> list[int]:
@@ -96,14 +111,22 @@ def data_verdict(losses: Mapping[float, float | None]) -> str | None:
     return f"more data would {'help' if gain >= WORTH_MORE_DATA else 'not help'} ({said})"
 
 
-def survivors(losses: Mapping[str, float | None], final: bool = False) -> list[str]:
+def survivors(
+    losses: Mapping[str, float | None], final: bool = False, served: Collection[str] | None = None
+) -> list[str]:
     """Who goes on, best first: one in ``ETA``, rounded up, of all, and only one after the last rung.
 
     Args:
         losses: spec digest to validation loss; None for one that failed, which never goes on.
+        served: those whose base an engine serves, None for all. The best of them always goes on, besides.
     """
-    ranked = sorted(
-        ((loss, digest) for digest, loss in losses.items() if loss is not None and loss == loss)
-    )
-    keep = 1 if final else math.ceil(len(losses) / ETA)
-    return [digest for _, digest in ranked[:keep]]
+    ranked = [
+        digest
+        for _, digest in sorted(
+            (loss, digest) for digest, loss in losses.items() if loss is not None and loss == loss
+        )
+    ]
+    kept = ranked[: 1 if final else math.ceil(len(losses) / ETA)]
+    if served is not None and not set(kept) & set(served):
+        kept += [digest for digest in ranked if digest in served][:1]
+    return kept

@@ -71,6 +71,8 @@ class TrainSpec(BaseModel):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     load_in_4bit: bool = False
     """Hold the base in 4 bit while training (unsloth backend); it is served as it is."""
+    processes: int = Field(1, ge=1, le=64)
+    """That share each step's examples, by Ray Train: the same steps up to rounding."""
     checkpoint_steps: int = Field(25, ge=1)
     data_share: float = Field(1.0, gt=0, le=1)
     """Share of the training examples used: for learning curves."""
@@ -88,6 +90,11 @@ class TrainSpec(BaseModel):
     def _sound(self) -> Self:
         if bool(self.old_share) != bool(self.old_datasets):
             raise ValueError("old_share and old_datasets go together: name both or neither")
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"a step of {self.batch_size} examples does not divide among {self.processes} "
+                "processes: set batch_size to a multiple"
+            )
         return self
 
     @property

@@ -12,6 +12,8 @@ from infra.settings.bounds import Clock, Seconds, Section, Share, Text
 from infra.settings.judging import GateMetric, ScorerUse
 
 SLICE = r"^(tool|length|tenant|language)(=.+)?$"
+_TOGETHER = (("ray", "auto"), ("ray", "peft"))
+"""Executor and backend that train one adapter in several processes."""
 
 
 class LogSource(Section):
@@ -80,6 +82,14 @@ class Training(Section):
     gpus_per_run: float = Field(
         0, ge=0, le=64, description="GPUs reserved for a run; above 0 it never falls back to CPU"
     )
+    processes_per_run: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that train one adapter together, by Ray Train, each with its CPUs and "
+        "GPUs: for a base that one GPU trains too slowly. Needs executor ray, the peft backend and, "
+        "on several machines, `runs` on a shared disk",
+    )
     store_checkpoints: bool = Field(
         True, description="Keep checkpoints in object storage too, for another worker to go on from"
     )
@@ -93,6 +103,18 @@ class Training(Section):
         description="Examples per optimizer step; None: 8 to 32, by their number",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Of the LoRA inputs")
+    rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(rank), for high ranks; served as plain LoRA"
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+        "adamw",
+        description="adamw_8bit takes a quarter of the memory and needs the package bitsandbytes",
+    )
+    load_in_4bit: bool = Field(
+        False,
+        description="Hold the base in 4 bit while training: for the unsloth backend; it is served "
+        "as it is",
+    )
     batching: Literal["grouped", "packed", "shuffled"] = Field(
         "grouped",
         description="Examples of like length together; in one row without padding; neither",
@@ -127,6 +149,12 @@ class Training(Section):
     candidate_learning_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (), max_length=8, description="Learning rates that compete, besides `learning_rate`"
     )
+    candidate_bases: tuple[Text, ...] = Field(
+        (),
+        max_length=4,
+        description="Base models that compete with `engine.base_model`, named as it is. What is "
+        "trained to its end is on the base that the engine serves; the next plan says which would do better",
+    )
     max_steps: int = Field(400, ge=1, le=1_000_000, description="Optimizer steps of a run at most")
     epochs: float = Field(3, gt=0, le=100, description="Times that a run sees each example")
     max_sequence_tokens: int | None = Field(
@@ -151,6 +179,14 @@ class Training(Section):
         3, ge=0, le=20, description="Further processes for a run that was killed or got stuck"
     )
     seed: int = Field(7, ge=0, le=2**32 - 1, description="Decides order and initial weights")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.processes_per_run > 1 and (self.executor, self.backend) not in _TOGETHER:
+            raise ValueError("processes_per_run above 1 needs executor ray and not backend unsloth")
+        if self.load_in_4bit and self.backend == "peft":
+            raise ValueError("load_in_4bit needs the unsloth backend: set backend to unsloth")
+        return self
 
 
 class Night(Section):

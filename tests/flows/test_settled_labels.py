@@ -60,6 +60,7 @@ def test_what_was_settled_is_trained_on_and_named_by_the_adapter(
 ) -> None:
     base = make_tiny_model(tmp_path / "base")
     training = {"resample_calls": 10, "backend": "peft", "max_steps": 2}
+    training |= {"rslora": True, "optimizer": "adafactor"}
     changed = settings.model_copy(
         update={
             "teacher": teacher.settings,
@@ -76,6 +77,7 @@ def test_what_was_settled_is_trained_on_and_named_by_the_adapter(
         )
         model = prepare_base(context.settings.engine)
         spec = train_spec(context, model, dataset, 2)
+        assert (spec.lora.rslora, spec.optimizer, spec.load_in_4bit) == (True, "adafactor", False)
         assert teacher.asked == [PROMPT] * 3
         assert train_spec(context, model, dataset, 2) == spec
         assert teacher.asked == [PROMPT] * 3, "what was settled is not asked again"

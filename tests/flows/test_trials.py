@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from flows.trials import choose, curve_verdict, learn_curve
+from flows.trials import choose, competing, learn_curve, trial_verdicts
 from flows.wiring import Context, open_context
 from infra.database.open import Database
 from infra.settings.model import Settings
 from tests.tiny_model import make_tiny_model, tool_examples
 from tests.tiny_run import tiny_spec
+from trainers.base_model import prepare_base
 from trainers.executors.local import LocalExecutor
 from trainers.executors.protocol import RunHandle, RunOutcome, TrainJob
-from trainers.run_folder import RunFolder, RunRequest
+from trainers.run_folder import RunFolder, RunRequest, TrainResult
 from trainers.search import data_verdict
 from trainers.spec import TrainSpec
 
@@ -64,7 +65,7 @@ def test_two_short_runs_say_whether_more_data_would_help(context: Context, tmp_p
         assert begun == {}, "made once per data set"
     finally:
         executor.close()
-    verdict = curve_verdict(context, spec.task_id)
+    verdict = trial_verdicts(context, spec.task_id)
     losses = {share: result.validation_loss for share, result in results.items() if result}
     assert verdict == data_verdict(losses)
     assert said == [f"{spec.task_id}: {verdict}"]
@@ -101,3 +102,61 @@ def test_the_better_learning_rate_wins_and_is_found_again(context: Context, tmp_
         (0.01, "won"),
     }
     assert all(trial["loss"] > 0 for trial in kept["trials"])
+
+
+def ended(loss: float, bytes_per_token: float) -> RunOutcome:
+    """How a trial that reached this validation loss ends."""
+    result = TrainResult(
+        backend="peft",
+        steps=8,
+        kept_step=8,
+        loss=loss,
+        validation_loss=loss,
+        answer_bytes_per_token=bytes_per_token,
+        seconds=1,
+        examples=40,
+        too_long=0,
+        finished=0,
+    )
+    return RunOutcome("done", 1, result=result)
+
+
+def test_a_better_base_that_no_engine_serves_is_named_and_not_chosen(
+    settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    own = make_tiny_model(tmp_path / "own")
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    named = (str(other), str(own), "nowhere/to-be-found", str(tmp_path / "missing"))
+    changed = settings.model_copy(
+        update={
+            "engine": settings.engine.model_copy(update={"base_model": str(own)}),
+            "training": settings.training.model_copy(update={"candidate_bases": named}),
+        }
+    )
+    said: list[str] = []
+    with open_context(changed) as context:
+        bases = competing(context, prepare_base(context.settings.engine), said.append)
+        assert [base.name for base in bases] == [str(own), str(other)]
+        assert sum("does not compete" in line for line in said) == 2
+        spec = tiny_spec(own, steps=16, base_model=str(own))
+        # More nats a token, yet fewer a byte: its tokens are longer.
+        outcomes = {bases[0].digest: ended(0.5, 2.0), bases[1].digest: ended(0.6, 4.0)}
+        begun: list[str] = []
+
+        def start(trial: TrainSpec, pause_step: int | None) -> Any:
+            begun.append(trial.base_digest)
+
+        def wait(handle: RunHandle, trial: TrainSpec) -> RunOutcome:
+            return outcomes[trial.base_digest]
+
+        assert choose(context, spec, start, wait, said.append, bases[1:]) == spec
+        assert begun == [bases[0].digest, bases[1].digest]
+        verdict = trial_verdicts(context, spec.task_id)
+        assert verdict is not None and said[-1] == f"{spec.task_id}: {verdict}"
+        assert "would do better (0.1500 against 0.2500 nats a byte after 8 steps)" in verdict
+        assert f"the engine serves {own}" in verdict
+        assert choose(context, spec, start, wait, said.append, bases[1:]) == spec
+        assert len(begun) == 2, "what was tried is not tried again"
+        outcomes[bases[1].digest] = ended(2.0, 4.0)
+        choose(context, spec.model_copy(update={"seed": 8}), start, wait, said.append, bases[1:])
+        assert "no other base model did better" in (trial_verdicts(context, spec.task_id) or "")

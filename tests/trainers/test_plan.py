@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from infra.settings.learning import Gate, Night, Training
 from infra.settings.model import Settings
 from trainers.packing import lower_bound, makespan
-from trainers.plan import Measured, night_window, plan
+from trainers.plan import BaseScore, Measured, night_window, plan
 
 NOW = datetime(2026, 3, 2, 23, 0, tzinfo=UTC)
 SETTINGS = Settings(
@@ -72,6 +72,11 @@ def test_a_good_task_is_planned_with_its_estimate():
         (Task("a"), Dataset(test=29), "29 test examples"),
         (Task("a"), Dataset(validation=0), "no validation"),
         (Task("a"), Dataset(agreement={"value": 0.3, "prompts": 40}), "only 30% of 40"),
+        (
+            Task("a"),
+            Dataset(agreement={"value": None, "like": {"value": 0.4, "prompts": 20}}),
+            "only 40% of 20 like prompts",
+        ),
         (Task("a"), Dataset(digest="old"), "nothing new"),
     ],
 )
@@ -80,6 +85,20 @@ def test_what_is_not_worth_a_run_is_skipped_with_its_reason(task, dataset, words
     assert found.runs == ()
     assert found.skipped[0][0] == "a"
     assert words in found.skipped[0][1]
+
+
+def test_a_good_base_is_looked_at_again_after_a_month_or_when_there_is_much_more_to_learn_from():
+    def said(**score):
+        measured = Measured(base_scores={"a": BaseScore(0.99, **score)})
+        found = one(dataset=Dataset(), measured=measured)
+        return found.skipped[0][1] if found.skipped else "trained"
+
+    assert "nothing to learn; looked at again in 20 days" in said(
+        age_seconds=10 * 86_400, train_rows=900
+    )
+    assert said(age_seconds=31 * 86_400, train_rows=900) == "trained"
+    assert said(train_rows=600) == "trained"
+    assert said() == "trained", "of what data is not known"
 
 
 def test_a_few_repeated_prompts_prove_no_disagreement():
@@ -146,9 +165,13 @@ def test_the_longest_run_starts_first():
 
 
 def test_a_base_model_that_can_do_it_already_is_left_alone():
-    found = one(dataset=Dataset(), measured=Measured(base_scores={"a": 0.99}))
+    found = one(
+        dataset=Dataset(), measured=Measured(base_scores={"a": BaseScore(0.99, train_rows=1000)})
+    )
     assert "base model alone is right on 99%" in found.skipped[0][1]
-    assert one(dataset=Dataset(), measured=Measured(base_scores={"a": 0.5})).runs
+    assert one(
+        dataset=Dataset(), measured=Measured(base_scores={"a": BaseScore(0.5, train_rows=1000)})
+    ).runs
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=20), st.integers(1, 5))

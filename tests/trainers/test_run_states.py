@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def test_a_base_model_without_turn_tokens(tiny_base: Path, tmp_path: Path) -> No
 def test_a_base_model_without_the_target_modules(tiny_base: Path, tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "r", tiny_base, lora={"targets": ["q_proj", "w1"], "rank": 2})
     ends(run, "target_modules_missing", "no module w1", "gate_proj")
+
+
+def test_an_optimizer_whose_package_is_missing(tiny_base: Path, tmp_path: Path) -> None:
+    if find_spec("bitsandbytes"):
+        pytest.skip("it is here")
+    run = tiny_run(tmp_path / "r", tiny_base, optimizer="adamw_8bit")
+    ends(run, "library_missing", "bitsandbytes", "training.optimizer")
 
 
 def test_a_full_disk_is_tried_again(tiny_base: Path, tmp_path: Path, monkeypatch: Any) -> None:

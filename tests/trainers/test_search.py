@@ -67,3 +67,11 @@ def test_two_points_of_a_learning_curve_say_whether_more_data_would_help() -> No
     assert "would not help" in str(data_verdict({0.1: 1.0, 0.3: 0.98}))
     assert "would not help" in str(data_verdict({0.1: 1.0, 0.3: 1.2}))
     assert data_verdict({0.1: None, 0.3: 1.0}) is None
+
+
+def test_the_best_on_a_base_that_is_served_goes_on_beside_those_that_are_not() -> None:
+    losses = {"a": 0.1, "b": 0.2, "c": 0.3, "d": None}
+    assert survivors(losses, served={"c", "d"}) == ["a", "b", "c"]
+    assert survivors(losses, final=True, served={"b", "c"}) == ["a", "b"]
+    assert survivors(losses, served={"d"}) == ["a", "b"], "what failed does not"
+    assert survivors(losses, served={"a"}) == ["a", "b"]

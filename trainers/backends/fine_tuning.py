@@ -22,6 +22,7 @@ from trainers.backends.checkpoints import BestWeights, last_checkpoint
 from trainers.backends.preparing import Prepared
 from trainers.backends.probing import probe
 from trainers.backends.protocol import StepEvent
+from trainers.backends.team import this_team
 from trainers.backends.watching import make_watch
 from trainers.encoding import Encoded
 from trainers.failures import TrainingError, is_out_of_memory
@@ -60,8 +61,8 @@ def fine_tune(
     Raises TrainingError when the loss stops being a finite number, or one example needs more memory
     than there is.
     """
-    best = BestWeights(run.best)
-    start = _trainable(model)
+    best, team = BestWeights(run.best), this_team()
+    start = _keep_start(model, run.path / "start.safetensors") if team.size == 1 else None
     started = time.monotonic()
     while True:
         watch = make_watch(
@@ -72,17 +73,26 @@ def fine_tune(
             should_stop,
             pause_step=run.request().pause_step,
             on_checkpoint=on_checkpoint,
+            team=team,
         )
-        micro = run.micro_batch()
+        share = spec.batch_size // team.size
         trainer = _trainer(
-            model, processing_class, spec, data, run, watch, micro, options, answers_only
+            model,
+            processing_class,
+            spec,
+            data,
+            run,
+            watch,
+            (share, _at_once(share, run.micro_batch())),
+            options,
+            answers_only,
         )
-        checkpoint = last_checkpoint(run.checkpoints)
+        checkpoint = team.agreed(last_checkpoint(run.checkpoints) if team.leads else None)
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+            if not is_out_of_memory(error) or team.size > 1:
+                raise  # of a team, whoever started it halves and starts it anew
             # What the error holds is the memory that the next try needs.
             error.__traceback__ = None
             if run.halve_micro_batch("out of memory") is None:
@@ -97,12 +107,17 @@ def fine_tune(
         _free()
         _restore(model, start)
         best = BestWeights(run.best)
-    if data.validation and not watch.stopped and best.step != trainer.state.global_step:
+    if (
+        data.validation
+        and not watch.stopped
+        and team.agreed(best.step) != trainer.state.global_step
+    ):
         trainer.evaluate()
-    if best.loss is None:
-        best.keep(model, spec, trainer.state.global_step, None)
-    publish(run.best, run.adapter)
-    probes = _probed(model, run, data)
+    if team.leads:
+        if best.loss is None:
+            best.keep(model, spec, trainer.state.global_step, None)
+        publish(run.best, run.adapter)
+    probes = _probed(model, run, data) if team.leads else ()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     recent = losses[-_RECENT_STEPS:]
     seconds = time.monotonic() - started
@@ -118,6 +133,7 @@ def fine_tune(
         tokens_per_second=watch.tokens / seconds if watch.tokens else None,
         peak_memory_bytes=_peak_memory(),
         micro_batch=run.micro_batch(),
+        processes=team.size,
         answer_bytes_per_token=data.answer_bytes_per_token,
         notes=tuple(run.notes()[-20:]),
         examples=len(data.train),
@@ -144,10 +160,11 @@ def _trainer(
     data: Prepared,
     run: RunFolder,
     watch: Any,
-    micro: int | None,
+    batch: tuple[int, int],
     options: dict[str, Any],
     answers_only: bool,
 ) -> Any:
+    import torch
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
     from trl import SFTConfig, SFTTrainer
@@ -160,7 +177,7 @@ def _trainer(
             }
         )
 
-    micro = micro or spec.batch_size
+    share, micro = batch
     arguments = SFTConfig(
         output_dir=str(run.checkpoints),
         # The plan already holds every step's batch in order, so one epoch over it is the whole run.
@@ -169,7 +186,7 @@ def _trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=spec.batch_size // micro,
+        gradient_accumulation_steps=share // micro,
         per_device_eval_batch_size=micro,
         learning_rate=spec.learning_rate,
         lr_scheduler_type=spec.schedule,
@@ -191,6 +208,9 @@ def _trainer(
         data_seed=spec.seed,
         dataloader_pin_memory=False,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        # Of several processes without a GPU the library takes no notice unless it is told.
+        use_cpu=share < spec.batch_size and not torch.cuda.is_available(),
         **options,
     )
     trainer = _trainer_class(SFTTrainer, answers_only)(
@@ -243,7 +263,9 @@ def _trainer_class(parent: Any, answers_only: bool) -> Any:
         ) -> Any:
             if not answers_only or return_outputs:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            return answer_loss(model, inputs, num_items_in_batch)
+            loss = answer_loss(model, inputs, num_items_in_batch)
+            # Divided by the tokens of all processes, whose gradients are then averaged.
+            return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
 
         def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             import torch
@@ -259,21 +281,40 @@ def _trainer_class(parent: Any, answers_only: bool) -> Any:
     return Trainer
 
 
-def _trainable(model: Any) -> dict[str, Any]:
-    return {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+def _at_once(share: int, limit: int | None) -> int:
+    """How many of its share of a step's examples a process computes at once: all, or what divides them."""
+    most = min(share, limit or share)
+    return next(count for count in range(most, 0, -1) if share % count == 0)
 
 
-def _restore(model: Any, start: dict[str, Any]) -> None:
+def _keep_start(model: Any, path: Path) -> Path:
+    """Put the weights that are trained, as they are now, on disk: memory is for the steps."""
+    from safetensors.torch import save_file
+
+    scratch = path.with_name(f".{path.name}")
+    save_file(
+        {
+            name: parameter.detach().to("cpu").contiguous()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        },
+        str(scratch),
+    )
+    scratch.replace(path)
+    return path
+
+
+def _restore(model: Any, start: Path | None) -> None:
     import torch
+    from safetensors.torch import load_file
 
+    if start is None:
+        return
+    kept = load_file(str(start))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in start:
-                parameter.copy_(start[name])
+            if name in kept:
+                parameter.copy_(kept[name])
                 parameter.grad = None
 
 

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def prepare(
 
     Raises TrainingError: nothing to train on, nothing that fits, or a base without turn tokens.
     """
+    require_optimizer(spec)
     if not train:
         raise TrainingError(
             "the training split is empty: no call has a usable answer", "empty_split"
@@ -126,6 +128,16 @@ def require_targets(model: Any, spec: TrainSpec) -> None:
             f"the base model has no module {', '.join(missing)} to adapt; "
             f"it has {', '.join(linear) or 'none that LoRA takes'}",
             "target_modules_missing",
+        )
+
+
+def require_optimizer(spec: TrainSpec) -> None:
+    """Raises TrainingError when the optimizer's package is not here."""
+    if spec.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise TrainingError(
+            "the optimizer adamw_8bit needs the package bitsandbytes: install it on the workers, "
+            "or set training.optimizer to adamw or adafactor",
+            "library_missing",
         )
 
 

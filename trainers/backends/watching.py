@@ -10,6 +10,7 @@ from typing import Any
 
 from trainers.backends.checkpoints import BestWeights, seal_checkpoint
 from trainers.backends.protocol import StepEvent
+from trainers.backends.team import Team
 from trainers.failures import TrainingError
 from trainers.spec import TrainSpec
 
@@ -23,8 +24,9 @@ def make_watch(
     *,
     pause_step: int | None,
     on_checkpoint: Callable[[Path, int], None],
+    team: Team,
 ) -> Any:
-    """A TrainerCallback.
+    """A TrainerCallback. Of a team only the leader reports and writes, and its word holds for all.
 
     Args:
         pause_step: stop there with a checkpoint, to be gone on with.
@@ -43,7 +45,7 @@ def make_watch(
             self._clock = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            reason = should_stop()
+            reason = team.agreed(should_stop())
             if reason is None and pause_step is not None and state.global_step >= pause_step:
                 reason = "paused"
                 control.should_save = control.should_evaluate = True
@@ -60,29 +62,34 @@ def make_watch(
                     f"the loss is {loss} at step {state.global_step}: lower training.learning_rate",
                     "loss_not_finite",
                 )
-            seconds, tokens = time.monotonic() - self._clock, self.batch_tokens()
+            seconds, tokens = time.monotonic() - self._clock, team.total(self.batch_tokens())
             self.tokens += tokens
             self._last = StepEvent(state.global_step, spec.steps, loss, seconds, tokens)
-            on_step(self._last)
+            if team.leads:
+                on_step(self._last)
 
         def on_evaluate(
             self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
         ) -> None:
             loss = float(metrics["eval_loss"])
-            if math.isfinite(loss) and (best.loss is None or loss < best.loss):
+            better = math.isfinite(loss) and (best.loss is None or loss < best.loss)
+            if team.leads and better:
                 best.keep(model, spec, state.global_step, loss)
-            if self._last is not None:
+            if team.leads and self._last is not None:
                 last = self._last
                 on_step(
                     StepEvent(
                         last.step, last.steps, last.loss, last.seconds, 0, validation_loss=loss
                     )
                 )
-            if self._stale(state.global_step) and state.global_step < spec.steps:
+            if team.agreed(self._stale(state.global_step)) and state.global_step < spec.steps:
                 self.stopped = self.stopped or "converged"
                 control.should_training_stop = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            team.wait()  # each process writes a file of its own there
+            if not team.leads:
+                return
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             seal_checkpoint(folder)
             on_checkpoint(folder, state.global_step)

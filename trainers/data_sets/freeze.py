@@ -26,8 +26,9 @@ from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
 from infra.tasks.joined import PLACES
 from infra.tasks.signature import items, role_of, signature
+from trainers.data_sets.consistency import consistency
 from trainers.data_sets.golden import golden_cases
-from trainers.data_sets.labels import Example, Label, agreement, label_of, prompt_key
+from trainers.data_sets.labels import Example, Label, label_of, prompt_key
 from trainers.data_sets.near_copies import repeating
 from trainers.data_sets.splits import (
     SPLITS,
@@ -116,7 +117,7 @@ def described(splits: Mapping[SplitName, Sequence[Example]]) -> dict[str, Any]:
         "counts": {name: len(splits[name]) for name in SPLITS},
         "sessions": {name: len({e.session for e in splits[name]}) for name in SPLITS},
         "sources": dict(sorted(Counter(example.source for example in everything).items())),
-        "agreement": agreement(everything),
+        "agreement": consistency(everything),
         "test_prompts_in_train": sum(prompt_key(e.request) in trained for e in splits["test"]),
         "signatures": sorted({example.signature for example in everything}),
         "seen": [everything[0].time.isoformat(), everything[-1].time.isoformat()],

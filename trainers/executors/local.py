@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import supervise
 from trainers.run_folder import Progress, RunFolder
+from trainers.run_report import Report, report_of
 
 MAX_QUEUED = 1000
 
@@ -33,6 +34,9 @@ class LocalRun:
     def progress(self) -> Progress:
         return self._run.progress()
 
+    def report(self) -> Report:
+        return report_of(self._run)
+
 
 class LocalExecutor:
     """Runs at most ``workers`` at once; the others wait in order."""
@@ -46,6 +50,11 @@ class LocalExecutor:
         self._waiting = [future for future in self._waiting if not future.done()]
         if self._closing.is_set():
             raise ExecutorError("the executor is closed")
+        if job.processes > 1:
+            raise ExecutorError(
+                "several processes for one run need a Ray cluster: set training.executor to ray, "
+                "or training.processes_per_run to 1"
+            )
         if len(self._waiting) >= MAX_QUEUED:
             raise ExecutorError(f"{MAX_QUEUED} runs are waiting: wait for some before adding more")
         RunFolder(job.run_dir).renew()

@@ -3,7 +3,7 @@
 A task only supervises: the training itself runs in a process of its own below the Ray worker, so
 that GPU memory returns with it and a stuck run can be killed. A lost worker is Ray's to replace
 (``max_retries``); the new one resumes from the checkpoint in the run folder or, on a machine that
-does not see it, in object storage. Progress is read from the folder.
+does not see it, in object storage. What a run reports is read from the folder, or from there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import outcome_to_json, supervise
 from trainers.run_folder import Progress, RunFolder, StoragePlace, TrainResult
+from trainers.run_report import REPORT_SECONDS, Report, report_from_afar, report_of, reporting
+from trainers.run_storage import storage_of
 
 _CANCELLED_WAIT_SECONDS = 30
 _FLAG_SECONDS = 10
@@ -34,6 +36,8 @@ class RayRun:
         self._run = RunFolder(job.run_dir)
         self._reference = reference
         self._cancelled: float | None = None
+        self._far: Report | None = None
+        self._next_look = 0.0
 
     def wait(self, timeout_seconds: float | None = None) -> RunOutcome:
         import ray
@@ -71,7 +75,14 @@ class RayRun:
             ray.cancel(self._reference, force=False)
 
     def progress(self) -> Progress:
-        return self._run.progress()
+        return self.report().progress
+
+    def report(self) -> Report:
+        if not self._run.attempts() and time.monotonic() >= self._next_look:
+            # Nobody has begun in the folder here: its worker may have a disk of its own.
+            self._next_look = time.monotonic() + REPORT_SECONDS
+            self._far = report_from_afar(storage_of(self.job.storage, self.job.run_id))
+        return report_of(self._run) if self._run.attempts() or not self._far else self._far
 
 
 class RayExecutor:
@@ -103,8 +114,9 @@ class RayExecutor:
         RunFolder(job.run_dir).renew()
         task = ray.remote(_supervise).options(
             name=f"train {job.run_dir.name}"[:100],
-            num_cpus=job.cpus,
-            num_gpus=job.gpus,
+            # Of a team, Ray Train reserves what its processes need; the task only watches.
+            num_cpus=job.cpus if job.processes == 1 else 0,
+            num_gpus=job.gpus if job.processes == 1 else 0,
             max_retries=job.max_retries,
             retry_exceptions=[OSError],
         )
@@ -134,7 +146,13 @@ def _supervise(job: dict[str, Any]) -> str:
     """The Ray task: plain values in and out."""
     place = StoragePlace.model_validate(job["storage"]) if job["storage"] else None
     values = {**job, "run_dir": Path(job["run_dir"]), "storage": place}
-    return outcome_to_json(supervise(TrainJob(**values)))
+    made = TrainJob(**values)
+    if made.processes > 1:
+        import ray
+
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    with reporting(RunFolder(made.run_dir), storage_of(made.storage, made.run_id)):
+        return outcome_to_json(supervise(made))
 
 
 def _job_to_plain(job: TrainJob) -> dict[str, Any]:
@@ -146,6 +164,7 @@ def _job_to_plain(job: TrainJob) -> dict[str, Any]:
         "stall_seconds": job.stall_seconds,
         "storage": job.storage.model_dump() if job.storage else None,
         "run_id": job.run_id,
+        "processes": job.processes,
     }
 
 
@@ -164,6 +183,7 @@ def _refuse_infeasible(job: TrainJob, resources: Mapping[str, float]) -> None:
         ("CPU", job.cpus, "training.cpus_per_run"),
         ("GPU", job.gpus, "training.gpus_per_run"),
     ):
+        wanted *= job.processes
         if wanted > resources.get(kind, 0):
             raise ExecutorError(
                 f"a run asks for {wanted:g} {kind} and the Ray cluster has "

@@ -16,7 +16,7 @@ def open_executor(settings: Training) -> Executor:
 
         return RayExecutor(
             settings.ray_address,
-            workers=settings.workers,
+            workers=settings.workers * settings.processes_per_run,
             cpus_per_run=settings.cpus_per_run,
             gpus_per_run=settings.gpus_per_run,
         )

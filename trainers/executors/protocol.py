@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from trainers.run_folder import Progress, StoragePlace, TrainResult
+from trainers.run_report import Report
 
 State = Literal["done", "failed", "cancelled"]
 
@@ -22,8 +23,8 @@ class ExecutorError(Exception):
 class TrainJob:
     """One run to carry out: a run folder made by ``RunFolder.create``, and what it may use.
 
-    A machine that does not see the folder takes the run up from ``storage`` and leaves its checkpoints
-    and result there; progress and a request to stop pass only through a folder that both see.
+    A machine that does not see the folder takes the run up from ``storage`` and leaves its checkpoints,
+    reports and result there; a request to stop passes only through a folder that both see.
     """
 
     run_dir: Path
@@ -36,6 +37,8 @@ class TrainJob:
     storage: StoragePlace | None = None
     run_id: str | None = None
     """The run's name in ``storage``."""
+    processes: int = 1
+    """That train together, each with ``cpus`` and ``gpus``; more than one needs a Ray cluster."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class RunHandle(Protocol):
 
     def progress(self) -> Progress:
         """How far it is; cheap, never blocks on the worker."""
+        ...
+
+    def report(self) -> Report:
+        """As ``progress``, with what was noted and printed lately."""
         ...
 
 

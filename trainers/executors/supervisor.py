@@ -19,10 +19,9 @@ from pathlib import Path
 
 import trainers
 from infra.objects.store import ObjectStoreError
-from infra.settings.sources import load_settings
 from trainers.executors.protocol import RunOutcome, TrainJob
 from trainers.run_folder import RunFolder, append_line, now
-from trainers.run_storage import RunStorage, open_place
+from trainers.run_storage import storage_of
 
 _POLL_SECONDS = 0.2
 _DEADLINE_GRACE_SECONDS = 900
@@ -74,11 +73,11 @@ def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> R
 
 def _take_up(run: RunFolder, job: TrainJob) -> None:
     """Bring the run's inputs, or what was asked of it last, to a machine that has a disk of its own."""
-    if job.storage is None or job.run_id is None:
+    storage = storage_of(job.storage, job.run_id)
+    if storage is None:
         return
-    store = open_place(job.storage, load_settings().storage)
     try:
-        RunStorage(store, job.run_id).pull_inputs(run)
+        storage.pull_inputs(run)
     except ObjectStoreError as error:
         if not run.spec_file.exists():
             raise

@@ -14,12 +14,22 @@ from pathlib import Path
 import pytest
 
 from infra.objects.directory import DirectoryStore
-from tests.tiny_run import alive, checkpoint_sealed, kill, tiny_run, wait_until
+from tests.tiny_run import (
+    alive,
+    checkpoint_sealed,
+    kill,
+    tiny_run,
+    wait_until,
+)
+from trainers.executors.local import LocalExecutor
 from trainers.executors.on_ray import RayExecutor
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import supervise
+from trainers.failures import TrainingError, classify
+from trainers.run import train_here
 from trainers.run_folder import RunFolder, StoragePlace, read_tail
 from trainers.run_storage import RunStorage
+from trainers.run_team import failure_in
 
 
 @pytest.fixture
@@ -72,6 +82,13 @@ def test_a_worker_lost_with_its_disk_is_replaced_by_one_that_takes_up_its_checkp
     assert steps.count(1) == 1, "it began anew"
     assert steps[-1] == 30
     assert len(run.attempts()) == 1, "the disk was to be another one"
+    # Who waits elsewhere sees none of the folder, but what the worker left in storage.
+    shutil.rmtree(run.path)
+    tiny_run(run.path, tiny_base, steps=30, request={"storage": place.model_dump()})
+    seen = handle.report()
+    assert (seen.progress.step, seen.progress.steps, seen.processes) == (30, 30, 1)
+    assert seen.progress.tokens_per_second and seen.log_bytes
+    assert handle.progress() == seen.progress
 
 
 def test_killed_twice_without_progress_it_computes_half_as_much_at_once(
@@ -119,3 +136,40 @@ def test_training_never_outlives_its_supervisor(tiny_base: Path, tmp_path: Path)
         supervisor.wait()
     wait_until(lambda: not alive(pid), 30)
     assert RunFolder(run.path).result() is None
+
+
+def test_two_processes_train_one_adapter_with_the_steps_of_one(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    executor = RayExecutor(workers=2)
+    try:
+        run = tiny_run(tmp_path / "run", tiny_base, steps=6, processes=2)
+        with pytest.raises(ExecutorError, match=r"training\.executor"):
+            LocalExecutor(1).submit(TrainJob(run.path, processes=2))
+        with pytest.raises(ExecutorError, match=r"3 CPU .* has 2"):
+            executor.submit(TrainJob(run.path, processes=3))
+        outcome = executor.submit(TrainJob(run.path, processes=2)).wait(240)
+    finally:
+        executor.close()
+    assert outcome.state == "done", outcome
+    assert outcome.result is not None
+    assert (outcome.result.steps, outcome.result.processes) == (6, 2)
+    assert run.notes() == ["2 processes train together"]
+    alone = tiny_run(tmp_path / "alone", tiny_base, steps=6)
+    lone = train_here(alone)
+    steps, own = (
+        [event for event in read_tail(one.events_file) if event.get("tokens")]
+        for one in (run, alone)
+    )
+    assert [event["tokens"] for event in steps] == [event["tokens"] for event in own]
+    losses = [event["loss"] for event in own]
+    assert [event["loss"] for event in steps] == pytest.approx(losses, rel=1e-3)
+    assert outcome.result.validation_loss == pytest.approx(lone.validation_loss, rel=1e-2)
+
+
+def test_what_ended_a_process_of_a_team_is_read_from_rays_message() -> None:
+    failure = classify(TrainingError('the loss is nan: "lower" it', "loss_not_finite"))
+    text = f"Training failed\n[Rank 1] MemberFailed: night-school-failure:{failure.to_json()}:end\n"
+    assert failure_in(text) == failure
+    assert failure_in("[Rank 0] the actor died") is None
+    assert failure_in("night-school-failure:{broken}:end") is None

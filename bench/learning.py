@@ -1,0 +1,253 @@
+"""What the embedded base model learns of real tool calls: its share of the teacher, over the examples.
+
+The calls are the demo's smart home (Home Assistant's own grammar, twelve tools); the teacher's answer is the
+recorded one, which the grammar says is right, so the teacher scores 1. One run of the ``peft`` backend
+pauses at several steps; at each the adapter answers held-out calls (sessions of another seed, none of
+whose prompts was trained on) through the embedded engine, as the judge asks and scores them: the tool's
+name and every argument. The base alone is asked with the whole prompt, tools included.
+
+Each example is seen once, so steps times batch size is the number of examples that a point has learned
+from; its learning rate, though, is that of a run on its way to the last point. ``cpu_minutes`` is
+processor time of the training processes up to the point, their start included, with one thread; on two
+idle cores with two threads it is about half as many minutes. What was measured is kept in ``--folder``,
+and a killed bench goes on from there.
+
+    python bench/learning.py [--quick] [--json FILE] [--picture FILE.svg] [--folder var/learning]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.support.random_adapters import packaged_base, small_base
+from bench.support.real_answers import FORMAT, Asked, answers, prompt_of, traffic
+from infra.artifacts.base import fingerprint
+from infra.files import write_atomically
+from infra.prompting.template import PromptFormat
+from trainers.artifact import package
+from trainers.curve import Line, draw_lines
+from trainers.executors.local import LocalExecutor
+from trainers.executors.protocol import TrainJob
+from trainers.run_folder import RunFolder, RunRequest
+from trainers.spec import LoraSpec, TrainSpec
+
+TRAIN_SEED, ASKED_SEED = 21, 22
+BATCH = 8
+GOAL = 0.95
+LAST_LAYERS = 12
+"""Of 30: a step takes half as long as with all of them."""
+POINTS = (40, 120, 240)
+"""Optimizer steps at which the adapter is asked."""
+QUICK = (4, 8)
+ROWS, LAST_ROWS, BASE_ROWS = 120, 400, 24
+"""Held-out calls asked at each point, at the last one, and of the base alone, whose prompts are long."""
+QUICK_ROWS = 8
+VALIDATION = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the result to this file too")
+    parser.add_argument("--picture", type=Path, help="write the learning curve here, as SVG")
+    parser.add_argument("--folder", type=Path, help="what was measured so far")
+    parser.add_argument("--quick", action="store_true", help="a random small model, a few steps")
+    options = parser.parse_args()
+    folder = options.folder or Path("var/learning-quick" if options.quick else "var/learning")
+    folder.mkdir(parents=True, exist_ok=True)
+    points, rows = (QUICK, QUICK_ROWS) if options.quick else (POINTS, LAST_ROWS)
+    base = roomy(small_base(folder / "base")) if options.quick else packaged_base()
+    learned, asked = data(points[-1] * BATCH, rows)
+    measured: list[dict[str, Any]] = []
+    for step in (0, *points):
+        part = folder / f"step-{step:05d}.json"
+        if not part.exists():
+            found = point(folder, base, step, points[-1], learned, asked)
+            write_atomically(part, json.dumps(found, indent=1))
+        measured.append(json.loads(part.read_text()))
+        print(f"step {step}: {summary(measured[-1])}", file=sys.stderr)
+    result = report(base.name, measured)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+    if options.picture:
+        options.picture.write_text(picture(result))
+
+
+def roomy(base: Path) -> Path:
+    """The small model with room for the whole prompt of twelve tools; its positions are computed."""
+    config = json.loads((base / "config.json").read_text())
+    write_atomically(base / "config.json", json.dumps({**config, "max_position_embeddings": 4096}))
+    return base
+
+
+def data(examples: int, rows: int) -> tuple[list[Asked], list[Asked]]:
+    """Calls to learn from, with some to validate on, and held-out ones with prompts never seen."""
+    learned = traffic(TRAIN_SEED, examples + VALIDATION)
+    seen = {prompt_of(item) for item in learned}
+    fresh = {prompt_of(item): item for item in traffic(ASKED_SEED, 8 * rows)}
+    return learned, [item for prompt, item in fresh.items() if prompt not in seen][:rows]
+
+
+def point(
+    folder: Path, base: Path, step: int, steps: int, learned: Sequence[Asked], asked: list[Asked]
+) -> dict[str, Any]:
+    """Train up to ``step`` (0: the base alone) and ask for the held-out calls."""
+    from tests.serving.engines.building import start_engine
+
+    adapter, done = None, {"training_seconds": 0.0, "validation_loss": None}
+    if step:
+        adapter, done = trained(folder, base, step, steps, learned)
+    rows = asked if step == steps else asked[: ROWS if step else BASE_ROWS]
+    before = child_seconds()
+    with start_engine(
+        base, "--batch-size", "32", "--max-waiting", "64", "--threads", "1"
+    ) as engine:
+        said = asyncio.run(answers(engine.url, adapter, rows))
+    return {
+        "step": step,
+        "examples": step * BATCH,
+        **done,
+        "asking_seconds": round(child_seconds() - before, 1),
+        "rows": len(said),
+        "exact": mean(float(answer["correct"] == 1) for answer in said),
+        "name": mean(right_name(answer["stages"]) for answer in said),
+        "checks": mean(float(answer["checks"]) for answer in said),
+        "wrong": [answer["id"] for answer in said if answer["correct"] < 1],
+    }
+
+
+def trained(
+    folder: Path, base: Path, step: int, steps: int, learned: Sequence[Asked]
+) -> tuple[Path, dict[str, Any]]:
+    """The adapter of a step, and what it took from the point before; found again when it is there."""
+    part = folder / f"step-{step:05d}.trained.json"
+    if not part.exists():
+        before = child_seconds()
+        adapter, loss = train(folder / "run", base, step, steps, learned)
+        spent = round(child_seconds() - before, 1)
+        done = {"training_seconds": spent, "validation_loss": loss}
+        write_atomically(part, json.dumps({"adapter": str(adapter), "done": done}))
+    found = json.loads(part.read_text())
+    return Path(found["adapter"]), found["done"]
+
+
+def train(
+    path: Path, base: Path, step: int, steps: int, learned: Sequence[Asked]
+) -> tuple[Path, float | None]:
+    """The packaged adapter of one run that is paused at ``step``, and its validation loss."""
+    spec = TrainSpec(
+        task_id="home",
+        base_model=base.name,
+        base_digest=fingerprint(base),
+        dataset_digest="0" * 64,
+        lora=LoraSpec(rank=16, alpha=32, last_layers=LAST_LAYERS),
+        format=PromptFormat(**FORMAT).to_dict(),
+        batch_size=BATCH,
+        steps=steps,
+        checkpoint_steps=25,
+    )
+    rows = [{"request": item.request, "answer": item.answer} for item in learned]
+    run = RunFolder.create(
+        path,
+        spec,
+        RunRequest(
+            base_folder=base.absolute(),
+            backend="peft",
+            pause_step=step if step < steps else None,
+        ),
+        rows[:-VALIDATION],
+        rows[-VALIDATION:],
+    )
+    executor = LocalExecutor()
+    try:
+        outcome = executor.submit(TrainJob(run.path)).wait()
+    finally:
+        executor.close()
+    if outcome.state != "done" or outcome.result is None:
+        raise SystemExit(f"training ended {outcome.state}: {outcome.error}")
+    return package(run.path).folder, outcome.result.validation_loss
+
+
+def report(base: str, measured: list[dict[str, Any]]) -> dict[str, Any]:
+    last = measured[-1]
+    spent = 0.0
+    curve = []
+    for found in measured:
+        spent += found["training_seconds"]
+        kept = {name: value for name, value in found.items() if name != "wrong"}
+        curve.append({**kept, "cpu_minutes": round(spent / 60, 1)})
+    return {
+        "base": base,
+        "base_exact": measured[0]["exact"],
+        "exact": last["exact"],
+        "exact_interval": interval(last["exact"], last["rows"]),
+        "teacher_exact": 1.0,
+        "of_teacher": last["exact"],
+        "goal": GOAL,
+        "cpu_minutes": round(spent / 60, 1),
+        "curve": curve,
+    }
+
+
+def picture(result: dict[str, Any]) -> str:
+    def line(name: str, colour: str) -> Line:
+        points = [(found["examples"], found[name]) for found in result["curve"]]
+        return Line(points, colour, 2, dotted=True)
+
+    title = (
+        f"{result['base']}, held-out calls: name and all arguments right blue, name right grey; "
+        f"teacher 1"
+    )
+    lines = (line("name", "#999999"), line("exact", "#1f5fbf"))
+    return draw_lines(lines, title, axis="examples", top=1.0)
+
+
+def summary(found: dict[str, Any]) -> str:
+    return (
+        f"exact {found['exact']:.3f}, name {found['name']:.3f} of {found['rows']}; "
+        f"{found['training_seconds']:.0f} s of training, {found['asking_seconds']:.0f} s of asking"
+    )
+
+
+def right_name(stages: dict[str, float]) -> float:
+    """1 where every tool's name is right, or none was to be called and none was."""
+    return float(stages.get("name", stages.get("called", 0.0)) == 1)
+
+
+def child_seconds() -> float:
+    """Processor seconds of all processes that this one started and that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def interval(share: float, rows: int) -> list[float]:
+    """Where a share of so many rows lies with 95 % confidence (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    right = round(share * rows)
+    low = beta.ppf(0.025, right, rows - right + 1) if right else 0.0
+    high = beta.ppf(0.975, right + 1, rows - right) if right < rows else 1.0
+    return [round(float(low), 3), round(float(high), 3)]
+
+
+def mean(values: Any) -> float:
+    found = list(values)
+    return round(sum(found) / len(found), 4)
+
+
+if __name__ == "__main__":
+    main()
