@@ -61,6 +61,17 @@ def thresholds(
         sessions: of each row; a session is dealt whole. One in both windows counts as two.
         in_reference: of each row.
     """
+    return limits(dealt(columns, sessions, in_reference, random, deals), columns, level)
+
+
+def dealt(
+    columns: Mapping[str, Column],
+    sessions: Sequence[str],
+    in_reference: NDArray[np.bool_],
+    random: np.random.Generator,
+    deals: int = DEALS,
+) -> dict[str, Numbers]:
+    """Of each column its distance in every deal; the first deal is the windows as they are."""
     _, unit = np.unique(
         [f"{int(ref)} {name}" for ref, name in zip(in_reference, sessions, strict=True)],
         return_inverse=True,
@@ -71,21 +82,22 @@ def thresholds(
     for start in range(0, deals, _AT_ONCE):
         count = min(_AT_ONCE, deals - start)
         order = np.argsort(random.random((count, units)), axis=1)
-        dealt = np.zeros((count, units))
-        np.put_along_axis(dealt, order[:, :kept], 1.0, axis=1)
+        drawn = np.zeros((count, units))
+        np.put_along_axis(drawn, order[:, :kept], 1.0, axis=1)
         if start == 0:
             # The windows as they are, are one of the deals: that makes the level exact.
-            dealt[0] = 0.0
-            dealt[0, np.unique(unit[in_reference])] = 1.0
-        deal = dealt[:, unit]
+            drawn[0] = 0.0
+            drawn[0, np.unique(unit[in_reference])] = 1.0
+        deal = drawn[:, unit]
         for name, column in columns.items():
             found[name].append(_distances(column, deal))
-    return _limits({name: np.concatenate(parts) for name, parts in found.items()}, columns, level)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _limits(
+def limits(
     found: Mapping[str, Numbers], columns: Mapping[str, Column], level: float
 ) -> dict[str, float]:
+    """``thresholds`` from what ``dealt`` found."""
     if not found:
         return {}
     usual = {name: float(np.quantile(values, USUAL)) for name, values in found.items()}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from evaluators.distances import Column, thresholds
 from evaluators.localising import Finding, locate
-from evaluators.topics import topics
+from evaluators.topics import Embedder, embedded, topics
 from evaluators.watched import CATEGORIES, NUMBERS, TEXTS, Row
 
 MAX_ROWS = 2000
@@ -174,7 +174,10 @@ def report(
 
 
 def windows_of(
-    reference: Sequence[Row], current: Sequence[Row], random: np.random.Generator
+    reference: Sequence[Row],
+    current: Sequence[Row],
+    random: np.random.Generator,
+    embedder: Embedder = embedded,
 ) -> Windows:
     """Rows as columns that can be compared, Evidently's text descriptors and topics among them.
 
@@ -198,7 +201,7 @@ def windows_of(
         frame[name] = [_number(row.get(name)) for row in rows]
     made = {name: _few([row.get(name) for row in rows]) for name in categories}
     made |= {
-        topic: topics([str(row.get(name) or "") for row in rows], random)
+        topic: topics([str(row.get(name) or "") for row in rows], random, embedder)
         for topic, name in _TOPICS.items()
         if name in texts
     }
