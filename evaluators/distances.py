@@ -102,9 +102,7 @@ def limits(
         return {}
     usual = {name: float(np.quantile(values, USUAL)) for name, values in found.items()}
     unit = {
-        name: max(
-            float(np.quantile(values, RARE)) - usual[name], LEAST_UNIT * columns[name].least
-        )
+        name: max(float(np.quantile(values, RARE)) - usual[name], LEAST_UNIT * columns[name].least)
         for name, values in found.items()
     }
     largest = np.max([(found[name] - usual[name]) / unit[name] for name in found], axis=0)

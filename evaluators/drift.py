@@ -31,6 +31,8 @@ MAX_ROWS = 2000
 MIN_ROWS = 20
 MAX_TEXT_CHARACTERS = 4000
 MAX_CATEGORIES = 30
+LEAST_NAMED = 5
+"""A value of fewer rows is not named: it may be one person's."""
 _OTHERS = "(others)"
 _TOPICS = {f"{name}_topic": name for name in TEXTS}
 
@@ -133,9 +135,7 @@ def report(
     current = _sample(current_rows, sensitivity.max_rows, random)
     windows = windows_of(reference, current, random)
     columns = windows.columns(sensitivity)
-    limits = thresholds(
-        columns, windows.sessions, windows.in_reference, sensitivity.level, random
-    )
+    limits = thresholds(columns, windows.sessions, windows.in_reference, sensitivity.level, random)
     snapshot = _measured(windows, limits)
     payload = json.loads(snapshot.json())
     scores = _scores(payload)
@@ -266,9 +266,7 @@ def _measured(windows: Windows, limits: dict[str, float]) -> Any:
         )
         frame = windows.frame[[*windows.numbers, *windows.categories]]
         before, now = (
-            Dataset.from_pandas(
-                frame[side].reset_index(drop=True), data_definition=definition
-            )
+            Dataset.from_pandas(frame[side].reset_index(drop=True), data_definition=definition)
             for side in (windows.in_reference, ~windows.in_reference)
         )
         drift = DataDriftPreset(
@@ -293,7 +291,7 @@ def _quietly() -> None:
 def _few(values: Sequence[Any]) -> list[str | None] | None:
     """Values of a category, rare ones as one; None where most are rare, so that it is no category."""
     counts = Counter(sorted(str(value) for value in values if value))
-    kept = {value for value, _ in counts.most_common(MAX_CATEGORIES)}
+    kept = {value for value, count in counts.most_common(MAX_CATEGORIES) if count >= LEAST_NAMED}
     if sum(counts[value] for value in kept) < counts.total() / 2:
         return None
     return [

@@ -109,14 +109,13 @@ def _category(
         for side in sides
     ]
     change = {
-        name: shares[1].get(name, 0.0) - shares[0].get(name, 0.0) for name in {*shares[0], *shares[1]}
+        name: shares[1].get(name, 0.0) - shares[0].get(name, 0.0)
+        for name in {*shares[0], *shares[1]}
     }
     most = sorted(change, key=lambda name: (-abs(change[name]), name))[:CHANGES]
     grown = max(change, key=lambda name: (change[name], name))
     places = [
-        place
-        for place, value in enumerate(values)
-        if value == grown and not in_reference[place]
+        place for place, value in enumerate(values) if value == grown and not in_reference[place]
     ]
     return (
         {name: shares[0].get(name, 0.0) for name in most},

@@ -20,7 +20,6 @@ from typing import Any
 from hassil.intents import Intents, TextSlotList
 
 from evaluators.watched import row_of_exchange
-
 from flows.demo.packaged import package_folder
 from flows.demo.traffic import sessions
 
@@ -214,7 +213,8 @@ def _mixed(usual: Iterator[Session], new: Iterator[Session], seed: int) -> Itera
 def _through_a_form(source: Iterator[Session]) -> Iterator[Session]:
     for session in source:
         yield [
-            row | {"prompt": f"Request from the web form\nMessage: {row['prompt']}\n-- sent by form"}
+            row
+            | {"prompt": f"Request from the web form\nMessage: {row['prompt']}\n-- sent by form"}
             for row in session
         ]
 
