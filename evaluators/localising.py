@@ -49,7 +49,8 @@ class Finding:
             return f"{size}: mean {self.before['mean']:.4g}, now {self.now['mean']:.4g}"
         if not callers_words and self.column in WORDS_OF_CALLERS:
             return size
-        name = max(self.now, key=lambda value: abs(self.now[value] - self.before[value]))
+        # What grew most, since what is new is what can be shown.
+        name = max(self.now, key=lambda value: self.now[value] - self.before[value])
         return f"{size}: {name[:60]} {self.before[name]:.0%}, now {self.now[name]:.0%}"
 
 
@@ -112,8 +113,8 @@ def _category(
         name: shares[1].get(name, 0.0) - shares[0].get(name, 0.0)
         for name in {*shares[0], *shares[1]}
     }
-    most = sorted(change, key=lambda name: (-abs(change[name]), name))[:CHANGES]
     grown = max(change, key=lambda name: (change[name], name))
+    most = sorted(change, key=lambda name: (name != grown, -abs(change[name]), name))[:CHANGES]
     places = [
         place for place, value in enumerate(values) if value == grown and not in_reference[place]
     ]
