@@ -8,7 +8,7 @@ measured on another. Beside it Evidently's ``DataDriftPreset`` with its own test
 on the same columns: a day is drift when half of the columns are (its default), or any. (Its classifier
 of whole texts is left out: it takes 16 processor seconds a look.)
 
-    python bench/drift.py [--quick] [--json FILE] [--champions 4] [--days 15] [--seed 11]
+    python bench/drift.py [--quick] [--json FILE] [--champions 4] [--days 15] [--runs 3] [--seed 11]
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ TUNED_TO = 1.0
 """False alarms in 100 days at most, on the part that is tuned on."""
 LONGEST_DAYS = 10
 """A drift that was not found by then counts as so many days."""
-RUNS = 3
 WATCHED = Sensitivity()
 
 Rows = Sequence[dict[str, Any]]
@@ -194,9 +193,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--champions", type=int, default=4)
     parser.add_argument("--days", type=int, default=15)
+    parser.add_argument("--runs", type=int, default=3, help="of each drift")
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args()
-    champions, days, runs = options.champions, options.days, RUNS
+    champions, days, runs = options.champions, options.days, options.runs
     if options.quick:
         champions, days, runs = 1, 3, 1
     began = time.monotonic()
