@@ -152,7 +152,8 @@ def _counts(place: NDArray[np.int64], size: int, deal: Numbers) -> tuple[Numbers
     order = np.argsort(place, kind="stable")
     starts = np.searchsorted(place[order], np.arange(size))
     ours = np.add.reduceat(deal[:, order], starts, axis=1)
-    return ours, np.bincount(place, minlength=size) - ours
+    both = np.bincount(place, minlength=size).astype(np.float64)
+    return np.asarray(ours), np.asarray(both - ours)
 
 
 def _shares(counts: Numbers) -> Numbers:

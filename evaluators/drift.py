@@ -199,7 +199,9 @@ def windows_of(
     frame, described = _described(rows, texts)
     for name in numbers:
         frame[name] = [_number(row.get(name)) for row in rows]
-    made = {name: _few([row.get(name) for row in rows]) for name in categories}
+    made: dict[str, Sequence[str | None] | None] = {
+        name: _few([row.get(name) for row in rows]) for name in categories
+    }
     made |= {
         topic: topics([str(row.get(name) or "") for row in rows], random, embedder)
         for topic, name in _TOPICS.items()

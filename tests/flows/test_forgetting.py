@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flows import forgetting, holding, tending, watching
+from flows import forgetting, holding, tending
 from flows.cli import main
 from flows.forgetting import forget, look_for
 from flows.housekeeping import housekeep
