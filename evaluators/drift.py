@@ -1,8 +1,8 @@
-"""Has a task's traffic moved away from what its champion was trained on? Reports by Evidently.
+"""Has a task's traffic moved away from what it was? Measured and reported by Evidently.
 
 Effect sizes on capped samples, not p-values: with enough rows every difference is significant, and
-few are worth a night. What counts as large is calibrated on the rows themselves: two random halves
-of the pooled rows also differ, and drift must exceed that.
+few are worth a night. What counts as large is calibrated on the rows themselves (``distances``), and
+never below a declared least size.
 
 Only descriptors that need no download are used. The HTML file carries about 4 MB of JavaScript.
 """
@@ -14,26 +14,41 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evaluators.distances import jensen_shannon, null_threshold, wasserstein
-from infra.calls.record import CallRecord
-from infra.prompting.template import content_text
-
-Row = Mapping[str, Any]
+from evaluators.distances import Column, thresholds
+from evaluators.localising import Finding, locate
+from evaluators.topics import Embedder, embedded, topics
+from evaluators.watched import CATEGORIES, NUMBERS, TEXTS, Row
 
 MAX_ROWS = 2000
 MIN_ROWS = 20
 MAX_TEXT_CHARACTERS = 4000
 MAX_CATEGORIES = 30
-_TEXTS = ("prompt", "answer")
-_NUMBERS = ("latency_seconds", "confidence")
-_CATEGORIES = ("action",)
+LEAST_NAMED = 5
+"""A value of fewer rows is not named: it may be one person's."""
+_OTHERS = "(others)"
+_TOPICS = {f"{name}_topic": name for name in TEXTS}
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What is called drift."""
+
+    level: float = 0.005
+    """Chance that a comparison of stationary traffic finds any column drifted, at most."""
+    least_shift: float = 0.1
+    """Of numbers, in standard deviations of the reference."""
+    least_mix: float = 0.1
+    """Of categories, Jensen-Shannon distance."""
+    max_rows: int = MAX_ROWS
+    """Sampled from each side."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +57,8 @@ class DriftSummary:
 
     columns: tuple[str, ...]
     drifted: tuple[str, ...]
-    share: float
-    """len(drifted) / len(columns), 0 to 1."""
+    findings: tuple[Finding, ...]
+    """One per drifted column, the farthest beyond its threshold first."""
     scores: dict[str, float]
     """Wasserstein distance in standard deviations of the reference (numbers), Jensen-Shannon
     distance (categories)."""
@@ -53,35 +68,45 @@ class DriftSummary:
     html: Path
     json: Path
 
+    @property
+    def share(self) -> float:
+        """Drifted columns of all, 0 to 1."""
+        return len(self.drifted) / len(self.columns)
+
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "html": str(self.html), "json": str(self.json)}
+        return {
+            **asdict(self),
+            "share": self.share,
+            "html": self.html.name,
+            "json": self.json.name,
+        }
 
 
 class TooFewRows(ValueError):
     """There is not enough to compare; the message says how much is needed."""
 
 
-def drift_row(call: CallRecord) -> dict[str, Any]:
-    """What is watched of a call: last user message, answer, and action (tool names, or words).
+@dataclass(frozen=True)
+class Windows:
+    """Both windows as one table, the reference's rows first."""
 
-    Latency and confidence are left out: they change with who answers, which is no drift of traffic.
-    """
-    answer = call.answer or {}
-    asked = [message for message in call.messages if message.get("role") == "user"]
-    tools = [
-        str((item.get("function") or {}).get("name")) for item in answer.get("tool_calls") or []
-    ]
-    said = content_text(answer.get("content"))
-    if tools:
-        said = " ".join(
-            str((item.get("function") or {}).get("arguments") or "")
-            for item in answer["tool_calls"]
-        )
-    return {
-        "prompt": content_text(asked[-1].get("content")) if asked else "",
-        "answer": said,
-        "action": "+".join(sorted(tools)) or "words",
-    }
+    frame: Any
+    """Pandas; a column per text, number, category and descriptor."""
+    numbers: tuple[str, ...]
+    categories: tuple[str, ...]
+    in_reference: NDArray[np.bool_]
+    sessions: tuple[str, ...]
+    call_ids: tuple[str, ...]
+
+    def columns(self, sensitivity: Sensitivity) -> dict[str, Column]:
+        made = {
+            name: Column("number", self.frame[name].to_numpy(dtype=float), sensitivity.least_shift)
+            for name in self.numbers
+        }
+        for name in self.categories:
+            codes, _ = _codes(self.frame[name])
+            made[name] = Column("category", codes, sensitivity.least_mix)
+        return made
 
 
 def report(
@@ -89,46 +114,55 @@ def report(
     current_rows: Iterable[Row],
     out_dir: Path,
     *,
-    max_rows: int = MAX_ROWS,
-    drift_share: float = 0.5,
+    sensitivity: Sensitivity | None = None,
     seed: int = 7,
 ) -> DriftSummary:
     """Compare two windows and write ``drift.html`` and ``drift.json`` into ``out_dir``.
 
     Args:
-        reference_rows: the champion's training window; mappings with any of the columns ``prompt``,
-            ``answer`` (texts), ``action`` (category), ``latency_seconds``, ``confidence`` (numbers);
-            others are ignored. See ``drift_row``.
-        current_rows: live traffic, likewise.
+        reference_rows: the window before; mappings with any of the columns of ``watched``; others
+            are ignored, and so is a column that fewer than MIN_ROWS rows of a side have.
+        current_rows: the window now, likewise.
         out_dir: created when missing; files in it are replaced, each in one step.
-        max_rows: rows sampled from each side.
-        drift_share: share of drifted columns that the report marks as drift of the data set.
-        seed: of the sample and of the calibration.
+        seed: of the samples and of the calibration.
 
     Raises:
         TooFewRows: fewer than MIN_ROWS rows on a side, or no column is filled on both.
     """
+    sensitivity = sensitivity or Sensitivity()
     random = np.random.default_rng(seed)
-    reference = _sample(reference_rows, max_rows, random)
-    current = _sample(current_rows, max_rows, random)
-    if min(len(reference), len(current)) < MIN_ROWS:
-        raise TooFewRows(
-            f"{len(reference)} reference and {len(current)} current rows: a comparison takes at "
-            f"least {MIN_ROWS} of each"
-        )
-    snapshot, thresholds = _run(reference, current, drift_share, random)
+    reference = _sample(reference_rows, sensitivity.max_rows, random)
+    current = _sample(current_rows, sensitivity.max_rows, random)
+    windows = windows_of(reference, current, random)
+    columns = windows.columns(sensitivity)
+    limits = thresholds(columns, windows.sessions, windows.in_reference, sensitivity.level, random)
+    snapshot = _measured(windows, limits)
     payload = json.loads(snapshot.json())
     scores = _scores(payload)
-    drifted = tuple(name for name in thresholds if scores[name] >= thresholds[name])
+    drifted = sorted(
+        (name for name in limits if scores[name] >= limits[name]),
+        key=lambda name: -scores[name] / limits[name],
+    )
     out_dir.mkdir(parents=True, exist_ok=True)
     html, data = out_dir / "drift.html", out_dir / "drift.json"
     _replace(html, lambda place: snapshot.save_html(str(place)))
     summary = DriftSummary(
-        columns=tuple(thresholds),
-        drifted=drifted,
-        share=len(drifted) / len(thresholds),
-        scores={name: scores[name] for name in thresholds},
-        thresholds=thresholds,
+        columns=tuple(limits),
+        drifted=tuple(drifted),
+        findings=tuple(
+            locate(
+                name,
+                columns[name].kind,
+                windows.frame[name].to_list(),
+                windows.in_reference,
+                windows.call_ids,
+                scores[name],
+                limits[name],
+            )
+            for name in drifted
+        ),
+        scores={name: scores[name] for name in limits},
+        thresholds=limits,
         reference_rows=len(reference),
         current_rows=len(current),
         html=html,
@@ -139,32 +173,64 @@ def report(
     return summary
 
 
-def _run(
+def windows_of(
     reference: Sequence[Row],
     current: Sequence[Row],
-    drift_share: float,
     random: np.random.Generator,
-) -> tuple[Any, dict[str, float]]:
-    """Evidently's snapshot and the threshold of each column."""
-    # Evidently reads this when it is imported.
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    embedder: Embedder = embedded,
+) -> Windows:
+    """Rows as columns that can be compared, Evidently's text descriptors and topics among them.
+
+    Raises TooFewRows.
+    """
+    if min(len(reference), len(current)) < MIN_ROWS:
+        raise TooFewRows(
+            f"{len(reference)} reference and {len(current)} current rows: a comparison takes at "
+            f"least {MIN_ROWS} of each"
+        )
+    rows = [*reference, *current]
+    texts, numbers, categories = (
+        [name for name in names if enough(reference, name) and enough(current, name)]
+        for names, enough in ((TEXTS, _said), (NUMBERS, _known), (CATEGORIES, _said))
+    )
+    if not texts + numbers + categories:
+        wanted = ", ".join(TEXTS + NUMBERS + CATEGORIES)
+        raise TooFewRows(f"no column is filled in {MIN_ROWS} rows of both sides: {wanted}")
+    frame, described = _described(rows, texts)
+    for name in numbers:
+        frame[name] = [_number(row.get(name)) for row in rows]
+    made: dict[str, Sequence[str | None] | None] = {
+        name: _few([row.get(name) for row in rows]) for name in categories
+    }
+    made |= {
+        topic: topics([str(row.get(name) or "") for row in rows], random, embedder)
+        for topic, name in _TOPICS.items()
+        if name in texts
+    }
+    kept = {name: values for name, values in made.items() if values is not None}
+    for name, values in kept.items():
+        frame[name] = values
+    return Windows(
+        frame=frame,
+        numbers=(*described, *numbers),
+        categories=tuple(kept),
+        in_reference=np.arange(len(rows)) < len(reference),
+        # Rows of no session stand for themselves.
+        sessions=tuple(str(row.get("session") or f"row {n}") for n, row in enumerate(rows)),
+        call_ids=tuple(str(row.get("call_id") or "") for row in rows),
+    )
+
+
+def _described(rows: Sequence[Row], texts: Sequence[str]) -> tuple[Any, list[str]]:
+    """A frame of the texts with Evidently's descriptors of them, and the descriptors' names."""
+    import pandas as pd
+
+    _quietly()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from evidently import DataDefinition, Dataset, Report
+        from evidently import DataDefinition, Dataset
         from evidently.descriptors import NonLetterCharacterPercentage, TextLength, WordCount
-        from evidently.metrics import RowCount
-        from evidently.presets import DataDriftPreset
 
-        texts, numbers, categories = (
-            [name for name in names if enough(reference, name) and enough(current, name)]
-            for names, enough in ((_TEXTS, _said), (_NUMBERS, _measured), (_CATEGORIES, _said))
-        )
-        if not texts + numbers + categories:
-            wanted = ", ".join(_TEXTS + _NUMBERS + _CATEGORIES)
-            raise TooFewRows(f"no column is filled in {MIN_ROWS} rows of both sides: {wanted}")
-        definition = DataDefinition(
-            text_columns=texts, numerical_columns=numbers, categorical_columns=categories
-        )
         descriptors = [
             descriptor(name, alias=f"{name}_{suffix}")
             for name in texts
@@ -174,91 +240,75 @@ def _run(
                 (NonLetterCharacterPercentage, "non_letters"),
             )
         ]
-        frames = _frames(reference, current, texts, numbers, categories)
-        data = [
-            Dataset.from_pandas(frame, data_definition=definition, descriptors=descriptors)
-            for frame in frames
-        ]
-        thresholds = _thresholds(
-            *(dataset.as_dataframe() for dataset in data),
-            numbers=[descriptor.alias for descriptor in descriptors] + numbers,
-            categories=categories,
-            random=random,
-        )
-        drift = DataDriftPreset(
-            columns=list(thresholds),
-            per_column_method={
-                name: "jensenshannon" if name in categories else "wasserstein"
-                for name in thresholds
-            },
-            per_column_threshold=thresholds,
-            drift_share=drift_share,
-        )
-        # Evidently takes the current window first.
-        return Report([RowCount(), drift]).run(data[1], data[0]), thresholds
-
-
-def _frames(
-    reference: Sequence[Row],
-    current: Sequence[Row],
-    texts: Sequence[str],
-    numbers: Sequence[str],
-    categories: Sequence[str],
-) -> list[Any]:
-    import pandas as pd
-
-    kept = {
-        name: {
-            value
-            for value, _ in Counter(
-                sorted(str(row.get(name)) for row in (*reference, *current))
-            ).most_common(MAX_CATEGORIES)
-        }
-        for name in categories
-    }
-    return [
-        pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 name: [str(row.get(name) or "")[:MAX_TEXT_CHARACTERS] for row in rows]
                 for name in texts
-            }
-            | {name: [_number(row.get(name)) for row in rows] for name in numbers}
-            | {
-                name: [
-                    value if value in kept[name] else "(others)"
-                    for value in (str(row.get(name)) for row in rows)
-                ]
-                for name in categories
-            }
+            },
+            index=range(len(rows)),
         )
-        for rows in (reference, current)
+        if not texts:
+            return frame, []
+        data = Dataset.from_pandas(
+            frame, data_definition=DataDefinition(text_columns=list(texts)), descriptors=descriptors
+        )
+        return data.as_dataframe(), [descriptor.alias for descriptor in descriptors]
+
+
+def _measured(windows: Windows, limits: dict[str, float]) -> Any:
+    """Evidently's snapshot of both windows, each column with its threshold."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from evidently import DataDefinition, Dataset, Report
+        from evidently.metrics import RowCount
+        from evidently.presets import DataDriftPreset
+
+        definition = DataDefinition(
+            numerical_columns=list(windows.numbers), categorical_columns=list(windows.categories)
+        )
+        frame = windows.frame[[*windows.numbers, *windows.categories]]
+        before, now = (
+            Dataset.from_pandas(frame[side].reset_index(drop=True), data_definition=definition)
+            for side in (windows.in_reference, ~windows.in_reference)
+        )
+        drift = DataDriftPreset(
+            columns=list(limits),
+            per_column_method={
+                name: "jensenshannon" if name in windows.categories else "wasserstein"
+                for name in limits
+            },
+            per_column_threshold=limits,
+            # One column is enough: the thresholds are those of all columns together.
+            drift_share=1 / len(limits),
+        )
+        # Evidently takes the current window first.
+        return Report([RowCount(), drift]).run(now, before)
+
+
+def _quietly() -> None:
+    # Evidently reads this when it is imported.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def _few(values: Sequence[Any]) -> list[str | None] | None:
+    """Values of a category, rare ones as one; None where most are rare, so that it is no category."""
+    counts = Counter(sorted(str(value) for value in values if value))
+    kept = {value for value, count in counts.most_common(MAX_CATEGORIES) if count >= LEAST_NAMED}
+    if sum(counts[value] for value in kept) < counts.total() / 2:
+        return None
+    return [
+        None if not value else str(value) if str(value) in kept else _OTHERS for value in values
     ]
 
 
-def _thresholds(
-    reference: Any,
-    current: Any,
-    *,
-    numbers: Sequence[str],
-    categories: Sequence[str],
-    random: np.random.Generator,
-) -> dict[str, float]:
-    limits = {}
-    for name in numbers:
-        first, second = (
-            frame[name].dropna().to_numpy(dtype=float) for frame in (reference, current)
-        )
-        limits[name] = null_threshold(first, second, wasserstein, random)
-    for name in categories:
-        first, second = reference[name].to_numpy(dtype=str), current[name].to_numpy(dtype=str)
-        _, codes = np.unique(np.concatenate([first, second]), return_inverse=True)
-        limits[name] = null_threshold(
-            codes[: len(first)], codes[len(first) :], jensen_shannon, random
-        )
-    return limits
+def _codes(values: Any) -> tuple[NDArray[np.float64], list[str]]:
+    """Codes of a category's column, NaN where a row has none."""
+    names = sorted({value for value in values if isinstance(value, str)})
+    place = {name: float(code) for code, name in enumerate(names)}
+    return np.array([place.get(value, math.nan) for value in values], dtype=float), names
 
 
-def _scores(payload: Mapping[str, Any]) -> dict[str, float]:
+def _scores(payload: dict[str, Any]) -> dict[str, float]:
     scores = {}
     for metric in payload["metrics"]:
         config = metric.get("config") or {}
@@ -282,7 +332,7 @@ def _said(rows: Sequence[Row], name: str) -> bool:
     return sum(bool(row.get(name)) for row in rows) >= MIN_ROWS
 
 
-def _measured(rows: Sequence[Row], name: str) -> bool:
+def _known(rows: Sequence[Row], name: str) -> bool:
     return sum(not math.isnan(_number(row.get(name))) for row in rows) >= MIN_ROWS
 
 

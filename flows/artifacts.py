@@ -14,7 +14,6 @@ from uuid import UUID
 
 from prefect import Flow
 from prefect.artifacts import (
-    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -24,7 +23,7 @@ from prefect.artifacts import (
 from flows.following import told
 from flows.judging import Judgement
 from flows.planning import RunFact, plan_rows, plan_totals
-from flows.reporting import DriftReport, report_url
+from flows.reporting import report_url
 from flows.scorecards import page_of
 from flows.wiring import Context
 from trainers.plan import Plan
@@ -43,7 +42,9 @@ def described(flow: F) -> F:
     return flow
 
 
-def _showing(show: Callable[P, None]) -> Callable[P, None]:
+def showing(show: Callable[P, None]) -> Callable[P, None]:
+    """What cannot be shown is a line in the log."""
+
     @functools.wraps(show)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
@@ -54,7 +55,7 @@ def _showing(show: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
-@_showing
+@showing
 def show_plan(plan: Plan, workers: int) -> None:
     """What is trained tonight and what is not, with the reason."""
     totals = plan_totals(plan, workers)
@@ -66,7 +67,7 @@ def show_plan(plan: Plan, workers: int) -> None:
     )
 
 
-@_showing
+@showing
 def show_facts(facts: Sequence[RunFact]) -> None:
     create_table_artifact(
         key="plan-and-outcome",
@@ -75,7 +76,7 @@ def show_facts(facts: Sequence[RunFact]) -> None:
     )
 
 
-@_showing
+@showing
 def show_scores(context: Context, judgements: Sequence[Judgement]) -> None:
     create_markdown_artifact(
         key="scorecards",
@@ -84,20 +85,10 @@ def show_scores(context: Context, judgements: Sequence[Judgement]) -> None:
     )
 
 
-@_showing
+@showing
 def show_scorecard(task_id: str, page: str) -> None:
     create_markdown_artifact(
         key=f"scorecard-{task_id}", markdown=page, description="One adapter on one page"
-    )
-
-
-@_showing
-def show_drift(made: DriftReport, url: str) -> None:
-    create_link_artifact(
-        key=f"drift-{made.task_id}",
-        link=url,
-        link_text=f"Drift of {made.task_id}: {made.summary.share:.0%} of the columns",
-        description="Older sessions of the data set against its newest",
     )
 
 
@@ -140,12 +131,12 @@ class Progress:
         if tasks:
             self._begin()
 
-    @_showing
+    @showing
     def _begin(self) -> None:
         made: Any = create_progress_artifact(key="progress", progress=0.0, description=self._told())
         self._artifact = made
 
-    @_showing
+    @showing
     def step(self) -> None:
         """One more step of one task has ended, well or not."""
         self._steps += 1

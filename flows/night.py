@@ -16,12 +16,13 @@ from flows.artifacts import (
     Progress,
     TrainingBar,
     described,
-    show_drift,
     show_facts,
     show_plan,
     show_scorecard,
     show_scores,
 )
+from flows.drift_artifacts import show_looks, show_report
+from flows.drift_reports import drift_report
 from flows.holding import NIGHT, hold
 from flows.judgement import Judgement
 from flows.judging import judge
@@ -36,8 +37,9 @@ from flows.learning import (
 from flows.orchestrator import OrchestratorDown, OrchestratorRefused
 from flows.planning import RunFact, plan_night, plan_rows, remember_night
 from flows.releasing import Released, release
-from flows.reporting import drift_report, report_url
+from flows.reporting import report_url
 from flows.scorecards import keep_scorecard, scorecard_markdown
+from flows.watching import watch_tasks
 from flows.wiring import open_context
 from infra.calls.record import utc_now
 from trainers.base_model import prepare_base
@@ -116,9 +118,18 @@ def release_task(
 def drift_task(run: PlannedRun) -> str:
     with open_context() as context:
         made = drift_report(context, dataset_of(context, run.dataset))
-        url = report_url(context, made.html_key)
-    show_drift(made, url)
-    return url
+        show_report(context, f"drift-{run.task_id}", made, "train against test")
+        return report_url(context, made.html_key)
+
+
+@task(retries=1, cache_policy=NO_CACHE, task_run_name="drift of the champions")
+def looks_task(planned: list[str]) -> int:
+    """The tasks that are not trained tonight, each in its time."""
+    with open_context() as context:
+        found = watch_tasks(context, skip=planned)
+        show_looks(context, found, get_run_logger())
+        context.deliver_messages()
+        return len(found)
 
 
 @described
@@ -165,6 +176,8 @@ def night(
         show_plan(plan, context.settings.training.workers)
         progress = Progress(len(plan.runs))
         drifts = [drift_task.submit(run) for run in plan.runs]
+        # A retraining or a drill is of one task: the others have their own night.
+        others = [] if only or drill else [looks_task.submit([run.task_id for run in plan.runs])]
         executor = open_executor(context.settings.training) if plan.runs else None
         try:
             trained = [_submit_training(run, plan, executor, drill) for run in plan.runs]
@@ -185,6 +198,8 @@ def night(
             remember_night(context, plan, facts)
         verdicts = [_outcome(future) for future in judged]
         reports = [_outcome(future) for future in drifts]
+        for looked in others:
+            _outcome(looked)
         show_scores(context, [verdict for verdict in verdicts if verdict is not None])
         good = [outcome for outcome in outcomes if outcome is not None]
         if any(outcome.rollout for outcome in good):

@@ -94,13 +94,21 @@ def last_night(context: Context) -> Part:
 
 
 def drift(context: Context) -> Part:
+    """What drifted lately, and whether a retraining was asked for; the newest of each task."""
     since = utc_now() - timedelta(days=DRIFT_DAYS)
     with context.database.read() as connection:
         events = list_events(connection, what="task.drifted", limit=100, newest_first=True)
-    tasks: dict[str, float] = {}
+    tasks: dict[str, Part] = {}
     for event in events:
-        if event.time >= since:
-            tasks.setdefault(event.subject, float(event.evidence.get("drift_share", 0)))
+        if event.time < since or event.subject in tasks:
+            continue
+        columns = event.evidence.get("columns", {})
+        tasks[event.subject] = {
+            "time": event.time,
+            "share": float(event.evidence.get("drift_share", 0)),
+            "columns": list(dict.fromkeys(name.partition(",")[0] for name in columns)),
+            "retraining": str(event.evidence.get("retraining", "")),
+        }
     return {"days": DRIFT_DAYS, "tasks": tasks}
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from flows.approving import Settling
 from flows.artifacts import described
+from flows.drift_artifacts import show_looks
 from flows.holding import Busy, hold
 from flows.housekeeping import housekeep
 from flows.learning import ingest_logs
@@ -76,14 +77,13 @@ def rollout() -> int:
     timeout_seconds=3600,
 )
 def watch() -> list[str]:
-    """Compare live traffic with what the champions were trained on; ask for a night if it drifted."""
-    logger = get_run_logger()
+    """Compare live calls with what the champions learned from and with their days before; ask for a
+    retraining where they drifted."""
     with open_context() as context:
-        drifted = watch_tasks(context)
-        for task_id, share in drifted.items():
-            logger.warning("%s drifted: %.0f %% of its columns", task_id, 100 * share)
+        found = watch_tasks(context)
+        show_looks(context, found, get_run_logger())
         context.deliver_messages()
-    return sorted(drifted)
+    return sorted({look.task_id for look in found if look.drifted})
 
 
 @described

@@ -48,6 +48,7 @@ KNOWN_ERRORS = {
     "flows.forgetting.StillFound": FAILED,
     "flows.kept_evidence.EvidenceDamaged": FAILED,
     "flows.holding.Busy": FAILED,
+    "flows.drift_inquiry.NothingToCompare": FAILED,
     "flows.hooks.secrets.SecretError": FAILED,
     "infra.signing_keys.SigningKeyError": FAILED,
     "flows.night.NightFailed": FAILED,

@@ -150,6 +150,25 @@ def approval(ctx: click.Context, task: str, who: Any, why: str, actor: str) -> N
     click.echo(f"{task}: promotions are {'as set up' if wanted is None else who}")
 
 
+@tasks.command(name="drift", epilog="\b\nExample:\n  nightschool tasks drift invoice-fields off")
+@click.argument("task")
+@click.argument("said", metavar="[on|off|default]", type=click.Choice(["on", "off", "default"]))
+@WHY_OPTION
+@AS_OPTION
+@click.pass_context
+@failing_clearly
+def ask_after_drift(ctx: click.Context, task: str, said: str, why: str, actor: str) -> None:
+    """Whether drift asks for a retraining of this task; it is told either way.
+
+    default: as [watch] retrain says.
+    """
+    from flows.watching import set_asking
+
+    with context_of(ctx) as context:
+        set_asking(context, task, None if said == "default" else said, actor=actor, why=why)
+    click.echo(f"{task}: after drift, retraining is {'as set up' if said == 'default' else said}")
+
+
 @click.group(
     epilog="\b\nExamples:\n  nightschool datasets list invoice-fields\n"
     "  nightschool datasets diff 3f2a9c 81bb07\n"

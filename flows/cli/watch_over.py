@@ -80,7 +80,11 @@ def _night(said: dict[str, Any]) -> str:
 
 
 def _drift(said: dict[str, Any]) -> str:
-    tasks = ", ".join(f"{task} {share:.0%}" for task, share in said["tasks"].items())
+    tasks = "; ".join(
+        f"{task} ({', '.join(one['columns'][:3]) or format(one['share'], '.0%')}; retraining "
+        f"{one['retraining'] or 'not asked for'})"
+        for task, one in said["tasks"].items()
+    )
     return tasks or f"none in {said['days']} days"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, func, select, tuple_, update
 
 from infra.calls.record import new_id, utc_now
 from infra.database.events import record_event
@@ -77,30 +77,9 @@ class Receipts:
 
         Raises Conflicting: it came before with another digest or for another hook.
         """
-        row: dict[str, Any] = {
-            "sender": sender,
-            "message_id": message_id,
-            "hook": hook,
-            "body": dict(body),
-            "state": state,
-            "flow_run_id": None,
-            "detail": detail,
-            "received": utc_now(),
-            "digest": digest or None,
-            "batch": None,
-        }
+        row = _row(sender, message_id, hook, body, digest, state, detail, utc_now())
         with self._database.begin() as connection:
-            new = insert_if_absent(connection, table, row)
-            if new and hook in ACTS and state == "kept":
-                record_event(
-                    connection,
-                    actor=f"webhook:{sender}"[:100],
-                    what=f"{hook}.asked",
-                    subject=body.get("task") or "all",
-                    why=str(body.get("reason") or "asked for by webhook"),
-                    evidence={"message": message_id},
-                    time=row["received"],
-                )
+            new = _insert(connection, row, f"webhook:{sender}")
         if new:
             return Receipt(**row), True
         found = self.find(sender, message_id)
@@ -108,6 +87,23 @@ class Receipts:
         if found.hook != hook or (digest and found.digest and found.digest != digest):
             raise Conflicting(f"the id {message_id[:80]} came before with other content")
         return found, False
+
+    @staticmethod
+    def take_within(
+        connection: Connection,
+        sender: str,
+        message_id: str,
+        hook: str,
+        body: Mapping[str, Any],
+        *,
+        actor: str,
+        state: str = "kept",
+        detail: str = "",
+        now: datetime | None = None,
+    ) -> bool:
+        """Keep what we ask of ourselves, in the caller's transaction; whether it is new."""
+        row = _row(sender, message_id, hook, body, "", state, detail, now or utc_now())
+        return _insert(connection, row, actor)
 
     def find(self, sender: str, message_id: str) -> Receipt | None:
         found = self._read(table.c.sender == sender, table.c.message_id == message_id)
@@ -200,3 +196,44 @@ class Receipts:
 def _named(messages: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
     """The rows of these messages, each by its sender and id."""
     return tuple_(table.c.sender, table.c.message_id).in_(list(messages))
+
+
+def _row(
+    sender: str,
+    message_id: str,
+    hook: str,
+    body: Mapping[str, Any],
+    digest: str,
+    state: str,
+    detail: str,
+    now: datetime,
+) -> dict[str, Any]:
+    return {
+        "sender": sender,
+        "message_id": message_id,
+        "hook": hook,
+        "body": dict(body),
+        "state": state,
+        "flow_run_id": None,
+        "detail": detail,
+        "received": now,
+        "digest": digest or None,
+        "batch": None,
+    }
+
+
+def _insert(connection: Connection, row: Mapping[str, Any], actor: str) -> bool:
+    """With the event of what changes who learns or who answers; False where it came before."""
+    new = insert_if_absent(connection, table, dict(row))
+    if new and row["hook"] in ACTS and row["state"] == "kept":
+        body = row["body"]
+        record_event(
+            connection,
+            actor=actor[:100],
+            what=f"{row['hook']}.asked",
+            subject=body.get("task") or "all",
+            why=str(body.get("reason") or "asked for by webhook"),
+            evidence={"message": row["message_id"]},
+            time=row["received"],
+        )
+    return new

@@ -167,7 +167,34 @@ class Watch(Section):
     max_rows: int = Field(
         2000, ge=50, le=100_000, description="Calls compared from each side, drawn at random"
     )
-    drift_share: Share = Field(0.5, description="Share of drifted columns that asks for a night")
+    every_seconds: Seconds = Field(86400, description="How often a task is looked at")
+    window_seconds: Seconds = Field(86400, description="The newest calls, which are looked at")
+    before_seconds: Seconds = Field(
+        7 * 86400,
+        description="The champion's calls before them, which they are compared with as well as with "
+        "what it learned from",
+    )
+    false_alarm_share: float = Field(
+        0.01,
+        ge=0.001,
+        le=0.5,
+        description="Share of looks that may call traffic drift which is the same as before, at most",
+    )
+    least_shift: float = Field(
+        0.1,
+        ge=0,
+        le=10,
+        description="Numbers that moved less are no drift, however sure: standard deviations",
+    )
+    least_mix: float = Field(
+        0.1, ge=0, le=0.83, description="The same of categories: Jensen-Shannon distance"
+    )
+    retrain: bool = Field(
+        True, description="Drift asks for a retraining (`nightschool tasks drift` for one task)"
+    )
+    cooldown_seconds: LongSeconds = Field(
+        3 * 86400, description="After drift was told of a task, nothing more is for so long"
+    )
 
 
 class Notify(Section):

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from evaluators.drift import DriftSummary
 from flows import artifacts
 from flows.artifacts import Progress, scores, show_facts
+from flows.drift_artifacts import show_looks
+from flows.drift_reports import DriftReport
 from flows.judging import Judgement
 from flows.planning import RunFact
 from flows.serve import deployments
+from flows.watching import Look
+from flows.wiring import open_context
+from infra.database.open import Database
 from infra.settings.model import Settings
 from tests.prefect_server import PrefectServer
 
@@ -81,3 +89,18 @@ def test_a_deployment_is_described_without_the_arguments_that_its_form_shows():
         assert "Args" not in deployment.description
         fields = deployment._parameter_openapi_schema.properties.values()
         assert all(field.get("description") for field in fields), deployment.name
+
+
+def test_drift_leads_to_its_page_and_its_data(server: None, database: Database, settings: Settings):
+    summary = DriftSummary(
+        ("action", "valid"), ("action",), (), {}, {}, 90, 40, Path("h"), Path("j")
+    )
+    report = DriftReport(
+        "mail", summary, "reports/drift/mail/drift.html", "reports/drift/mail/drift.json", b"{}"
+    )
+    with open_context(settings) as context:
+        show_looks(context, [Look("mail", "mail@1f", "before", report)], getLogger("test"))
+    page, data = shown("drift-mail-before"), shown("drift-mail-before-data")
+    assert "Drift of mail, against before: action" in page.data and "drift.html?link=" in page.data
+    assert "drift.json?link=" in data.data and page.description == "90 calls against 40, 2 columns"
+    assert '"drifted": "action"' in shown("drift").data

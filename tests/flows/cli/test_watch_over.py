@@ -39,19 +39,24 @@ def test_status_tells_what_waits_and_what_is_not_known(run: Run, registry: Regis
             what="task.drifted",
             subject="small-talk",
             why="it did",
-            evidence={"drift_share": 0.75},
+            evidence={
+                "drift_share": 0.75,
+                "columns": {"action, training": [0.4, 0.1], "action, before": [0.3, 0.1]},
+                "retraining": "asked for",
+            },
         )
     found = parsed(run("status", "--json"))
     backlog = found["backlog"]
     assert (backlog["log_objects"], backlog["webhooks_kept"]) == (1, {"retrain": 1})
     # Opening the rollout has told of itself already.
     assert backlog["messages_waiting"] >= 1
-    assert found["drift"]["tasks"] == {"small-talk": 0.75}
+    drifted = found["drift"]["tasks"]["small-talk"]
+    assert (drifted["share"], drifted["columns"]) == (0.75, ["action"])
     assert "error" in found["traffic"] and "nightschool up" in found["last_night"]["error"]
     said = run("status").stdout
     for words in (
         "traffic: not known",
-        "drift: small-talk 75%",
+        "drift: small-talk (action; retraining asked for)",
         "1 log objects to ingest",
         "1 retrain",
     ):

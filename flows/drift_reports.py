@@ -1,0 +1,118 @@
+"""Evidently's reports of drift, kept in object storage: of a night's data sets, and of the looks between.
+
+    reports/drift/<task>-<data set>/drift.html, .json                    a data set's train against test
+    reports/drift/<task>-<data set>/<time>-<against>/drift.html, .json   a look at live calls
+
+They lie under the data set that they compare with, and go when it goes.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from evaluators.drift import DriftSummary, Sensitivity, report
+from flows.live_calls import Row, example_rows
+from flows.wiring import Context
+from trainers.data_sets.versions import DatasetVersion, read_split
+
+MAX_KEPT = 28
+"""Looks kept of one data set: two comparisons a day for two weeks, by default."""
+STAMP = "%Y%m%dT%H%M%SZ"
+_HTML, _JSON = "drift.html", "drift.json"
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    task_id: str
+    summary: DriftSummary
+    html_key: str
+    """Object key of the page; ``report_url`` makes it a link."""
+    json_key: str
+    data: bytes
+    """What ``finish`` puts at ``json_key``."""
+
+
+def prefix_of(task_id: str, dataset_digest: str) -> str:
+    return f"reports/drift/{task_id}-{dataset_digest[:16]}"
+
+
+def sensitivity_of(context: Context) -> Sensitivity:
+    """What is drift, as set up; a look makes two comparisons, and each has half of the chance."""
+    watch = context.settings.watch
+    return Sensitivity(
+        level=watch.false_alarm_share / 2,
+        least_shift=watch.least_shift,
+        least_mix=watch.least_mix,
+        max_rows=watch.max_rows,
+    )
+
+
+def drift_report(context: Context, dataset: DatasetVersion) -> DriftReport:
+    """Compare what the adapter learns from (older sessions) with the newest sessions. Raises TooFewRows."""
+    reference = example_rows(read_split(context.store, dataset, "train"))
+    current = example_rows(read_split(context.store, dataset, "test"))
+    place = prefix_of(dataset.task_id, dataset.digest)
+    made = compare(context, dataset.task_id, reference, current, place)
+    finish(context, made)
+    return made
+
+
+def compare(
+    context: Context,
+    task_id: str,
+    reference: Sequence[Row],
+    current: Sequence[Row],
+    prefix: str,
+    more: dict[str, Any] | None = None,
+) -> DriftReport:
+    """Compare, and keep the page.
+
+    Args:
+        more: kept in the data beside the summary.
+
+    Raises TooFewRows.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        summary = report(reference, current, Path(folder), sensitivity=sensitivity_of(context))
+        context.store.put(f"{prefix}/{_HTML}", summary.html.read_bytes())
+        data = {"task": task_id, **(more or {}), **json.loads(summary.json.read_bytes())}
+    return DriftReport(
+        task_id,
+        summary,
+        f"{prefix}/{_HTML}",
+        f"{prefix}/{_JSON}",
+        json.dumps(data, default=str).encode(),
+    )
+
+
+def finish(context: Context, made: DriftReport) -> None:
+    """Keep the data: they say that all is done that a comparison leads to."""
+    context.store.put(made.json_key, made.data)
+
+
+def looks(context: Context, prefix: str) -> list[tuple[datetime, str]]:
+    """Time and key prefix of the looks that are whole, oldest first."""
+    found = []
+    for item in context.store.list(f"{prefix}/"):
+        folder, _, name = item.key.rpartition("/")
+        if name != _JSON or folder == prefix:
+            continue
+        stamp = folder.rpartition("/")[2].partition("-")[0]
+        try:
+            found.append((datetime.strptime(stamp, STAMP).replace(tzinfo=UTC), folder))
+        except ValueError:
+            continue
+    return sorted(found)
+
+
+def clear_old(context: Context, prefix: str) -> None:
+    """Leave the newest ``MAX_KEPT`` looks."""
+    for _, folder in looks(context, prefix)[:-MAX_KEPT]:
+        for name in (_JSON, _HTML):
+            context.store.delete(f"{folder}/{name}")
