@@ -155,7 +155,7 @@ class TrainingBar:
         self._task_id = task_id
         self._artifact: UUID | None = None
 
-    @_showing
+    @showing
     def show(self, progress: RunProgress) -> None:
         percent = 100.0 * min(1.0, progress.step / max(1, progress.steps))
         said = f"training {self._task_id}: {told(progress)}"
