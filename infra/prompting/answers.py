@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationError
 
 from infra.calls.record import Checks, new_id
+from infra.prompting.schema_cost import Recursive, TooDear, check_affordable, expanded
 
 MAX_ANSWER_CHARACTERS = 200_000
 MAX_KNOWN_SCHEMAS = 512
+TOO_DEAR = "the caller's schema costs too much to check"
 CUT_OFF = "cut off at the token limit"
 MAX_KNOWN_SCHEMA_BYTES = 64 << 10
 """A longer schema is compiled for each answer: what is remembered is bounded in bytes too."""
@@ -79,6 +82,21 @@ def check_answer(message: Mapping[str, Any], request: Mapping[str, Any]) -> Chec
     if request.get("tools") and request.get("tool_choice") == "required":
         return Checks(parsed=False, reason="a tool call was required and none was made")
     return _TEXT if content else Checks(parsed=False, reason="empty answer")
+
+
+def too_dear(request: Mapping[str, Any]) -> bool:
+    """Whether a schema of the request is one that no answer is checked against, for what it costs."""
+    tools = request.get("tools")
+    schemas = [_schema(request)] + [
+        tool["function"].get("parameters")
+        for tool in (tools if isinstance(tools, list | tuple) else ())
+        if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)
+    ]
+    for schema in schemas:
+        with suppress(ValueError, TypeError):
+            if schema and _known_of(schema).validator is None:
+                return True
+    return False
 
 
 def _tool_calls(text: str) -> list[dict[str, Any]] | None:
@@ -162,33 +180,55 @@ def _schema(request: Mapping[str, Any]) -> Any:
     return {"type": "object"} if form.get("type") == "json_object" else None
 
 
-def _validator_of(schema: Any) -> Draft202012Validator:
+class _Known(NamedTuple):
+    """What is kept of a schema."""
+
+    validator: Draft202012Validator | None
+    """None: checking against it may cost too much."""
+    recursive: bool
+    """What it costs depends on the value."""
+
+
+def _known_of(schema: Any) -> _Known:
     """Raises ValueError for what is no JSON Schema, or refers to one elsewhere: nothing is fetched."""
     try:
         said = orjson.dumps(schema)
     except TypeError:  # whole numbers beyond 64 bits: nothing that comes often
         return _compiled(schema)
-    return _validator(said) if len(said) <= MAX_KNOWN_SCHEMA_BYTES else _compiled(schema)
+    return _known(said) if len(said) <= MAX_KNOWN_SCHEMA_BYTES else _compiled(schema)
 
 
 @lru_cache(maxsize=MAX_KNOWN_SCHEMAS)
-def _validator(schema: bytes) -> Draft202012Validator:
+def _known(schema: bytes) -> _Known:
     """The same few schemas come with call after call. They are kept by what they say: a caller's
     object may change."""
     return _compiled(orjson.loads(schema))
 
 
-def _compiled(schema: Any) -> Draft202012Validator:
-    return Draft202012Validator(schema, offline=True, pattern_options=_PATTERNS)
+def _compiled(schema: Any) -> _Known:
+    validator = Draft202012Validator(schema, offline=True, pattern_options=_PATTERNS)
+    try:
+        expanded(schema)
+    except Recursive:
+        return _Known(validator, recursive=True)
+    except TooDear:
+        return _Known(None, recursive=False)
+    return _Known(validator, recursive=False)
 
 
 def _schema_problem(value: Any, schema: Any) -> str | None:
     try:
-        validator = _validator_of(schema)
+        known = _known_of(schema)
     except (ValueError, TypeError):
         return "the caller's schema is not valid JSON Schema"
+    if known.validator is None:
+        return TOO_DEAR
     try:
-        validator.validate(value)
+        if known.recursive:
+            check_affordable(schema, value)
+        known.validator.validate(value)
+    except TooDear:
+        return TOO_DEAR
     except ValidationError as error:
         # The message quotes the value, which may be personal: name the rule and the place instead.
         where = "/".join(map(str, error.instance_path)) or "top"

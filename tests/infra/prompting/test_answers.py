@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.prompting import answers
-from infra.prompting.answers import check_answer
+from infra.prompting.answers import TOO_DEAR, check_answer, too_dear
 
 
 def problem(value: Any, schema: Any) -> str:
@@ -67,16 +67,70 @@ def test_what_is_no_schema_fails_the_check_and_nothing_is_fetched(schema: Any) -
     assert problem({}, schema) == "the caller's schema is not valid JSON Schema"
 
 
+def doubling(levels: int) -> dict[str, Any]:
+    """Each level refers twice to the one below."""
+    twice = {n: [{"$ref": f"#/$defs/{n - 1}"}] * 2 for n in range(1, levels + 1)}
+    return {
+        "$ref": f"#/$defs/{levels}",
+        "$defs": {"0": {"type": "string"}} | {str(n): {"allOf": r} for n, r in twice.items()},
+    }
+
+
+def test_references_that_multiply_are_not_followed() -> None:
+    assert problem("x", doubling(8)) == "" and problem(1, doubling(8)) == "breaks type at top"
+    assert problem("x", doubling(60)) == TOO_DEAR, "2^60 steps"
+    fields = {"$ref": "#"}
+    tree = {"properties": {"x": fields}, "patternProperties": {"x": fields}, "type": "object"}
+    value: Any = {}
+    for _ in range(40):
+        value = {"x": value}
+    assert problem(value, tree) == TOO_DEAR, "2^40 steps on this value"
+    assert problem({"x": {"x": {}}}, tree) == ""
+    assert problem({"x": {"x": 3}}, tree) == "breaks type at x/x"
+
+
+def test_recursive_schemas_that_do_not_multiply_are_checked_in_depth_and_breadth() -> None:
+    node = {"properties": {"next": {"$ref": "#/$defs/node"}, "n": {"type": "integer"}}}
+    schema = {"$defs": {"node": node}, "$ref": "#/$defs/node"}
+    chain: Any = {"n": "no"}
+    for _ in range(30):
+        chain = {"n": 1, "next": chain}
+    assert problem(chain, schema).startswith("breaks type at next/next")
+    many = {"items": {"$ref": "#/$defs/node"}, "$defs": {"node": node}}
+    assert problem([{"n": 1, "next": {"n": 2}}] * 200, many) == ""
+    same_place = {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}
+    assert problem(1, same_place) == "", "a part that comes back to itself says nothing"
+
+
+@pytest.mark.parametrize(
+    ("schema", "dear"),
+    [
+        (doubling(8), False),
+        (doubling(60), True),
+        ({"$dynamicRef": "#/$defs/a", "$defs": {"a": {}}}, True),
+        ({"properties": {"$ref": {"type": "string"}}}, False),
+        ({"$ref": "#/no"}, False),
+        ({}, False),
+    ],
+)
+def test_a_request_tells_what_no_answer_is_checked_against(schema: Any, dear: bool) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    assert too_dear({"response_format": form}) is dear
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    assert too_dear({"tools": [tool]}) is dear
+    assert not too_dear({"tools": [None, {"function": {}}], "response_format": None})
+
+
 def test_what_is_remembered_of_schemas_is_bounded_in_bytes_and_number() -> None:
-    answers._validator.cache_clear()
+    answers._known.cache_clear()
     big = {"description": "x" * answers.MAX_KNOWN_SCHEMA_BYTES, "type": "object"}
     for _ in range(2):
         assert problem({}, big) == ""
         assert problem([], big) == "breaks type at top"
-    assert answers._validator.cache_info().currsize == 0
+    assert answers._known.cache_info().currsize == 0
     for number in range(answers.MAX_KNOWN_SCHEMAS + 10):
         assert problem({}, {"maxProperties": number}) == ""
-    assert answers._validator.cache_info().currsize == answers.MAX_KNOWN_SCHEMAS
+    assert answers._known.cache_info().currsize == answers.MAX_KNOWN_SCHEMAS
 
 
 REQUEST = {"tools": [{"type": "function", "function": {"name": "go", "parameters": {}}}]}

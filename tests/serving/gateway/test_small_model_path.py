@@ -7,6 +7,7 @@ import json
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -83,6 +84,24 @@ async def test_an_adapter_answers_and_placeholders_are_restored(
     assert record.confidence == pytest.approx(-0.01)
     assert record.task == "lights"
     assert record.usage.completion_tokens == 3
+
+
+async def test_a_schema_that_costs_too_much_to_check_is_the_teachers(
+    start: Start, champion: str, engine: EngineServer, teacher: TeacherServer
+) -> None:
+    dear: dict[str, Any] = {"$ref": "#/$defs/40", "$defs": {"0": {"type": "string"}}}
+    for level in range(1, 41):
+        below = {"$ref": f"#/$defs/{level - 1}"}
+        dear["$defs"][str(level)] = {"allOf": [below, below]}
+    form = {"type": "json_schema", "json_schema": {"name": "dear", "schema": dear}}
+    async with start() as running:
+        await ready(running.http, running.url, champion)
+        client = openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="x")
+        got = await client.chat.completions.with_raw_response.create(
+            **chat("on", response_format=form), extra_headers={"x-task": "lights"}
+        )
+    assert got.headers["x-nightschool-answered-by"] == "teacher"
+    assert len(teacher.asked) == 1 and engine.prompts == []
 
 
 async def test_a_streaming_caller_gets_the_adapters_answer_in_chunks(
