@@ -36,6 +36,7 @@ LONG_WORDS, FIRST_WORDS, LAST_WORDS = 40, 16, 12
 END_WEIGHT = 3.0
 """Of the first and last words of a text that has at least LONG_WORDS."""
 _GRAM_PREFIX = zlib.crc32(b"c ")
+_SPREAD = 2654435761
 _PIECES = re.compile(r"[^\W_]+", re.UNICODE)
 
 Vector = NDArray[np.float32]
@@ -159,21 +160,22 @@ def _ends(words: list[str]) -> tuple[set[str], set[tuple[str, str]]]:
 def _word(word: str, dimensions: int) -> tuple[bytes, bytes]:
     """Where a word and its character n-grams count, and how much: the memory of arrays of int64 and
     float64. The same words come in call after call, and small memory is near memory."""
-    grams = [_folded(value, dimensions) for value in _gram_sums(word[:40])]
+    sums = _gram_sums(word[:40])
     # Short words are mostly function words.
     weight = min(len(word), 6) / 6
-    share = GRAMS_WEIGHT * weight / math.sqrt(len(grams)) if grams else 0.0
-    signed = [_place(f"w {word}", dimensions), *grams]
-    much = [weight, *[share] * len(grams)]
-    return (
-        array("q", [abs(place) - 1 for place in signed]).tobytes(),
-        array("d", map(math.copysign, much, signed)).tobytes(),
-    )
+    share = GRAMS_WEIGHT * weight / math.sqrt(len(sums)) if sums else 0.0
+    places, weights = array("q"), array("d")
+    for value, much in ((zlib.crc32(b"w " + _spelt(word)), weight), *((s, share) for s in sums)):
+        # As ``_folded``, which is called less often.
+        spread = (value * _SPREAD) & 0xFFFFFFFF
+        places.append((spread >> 1) % dimensions)
+        weights.append(much if spread >> 31 else -much)
+    return places.tobytes(), weights.tobytes()
 
 
 @lru_cache(maxsize=MAX_KNOWN_PAIRS)
 def _pair(first: str, second: str, dimensions: int) -> int:
-    return _place(f"p {first} {second}", dimensions)
+    return _folded(zlib.crc32(_spelt(f"p {first} {second}")), dimensions)
 
 
 def _gram_sums(word: str) -> list[int]:
@@ -183,21 +185,17 @@ def _gram_sums(word: str) -> list[int]:
         letters = marked.encode()
         cuts = [letters[i : i + n] for n in (3, 4) for i in range(len(letters) - n + 1)]
     else:
-        cuts = [
-            marked[i : i + n].encode("utf-8", "surrogatepass")
-            for n in (3, 4)
-            for i in range(len(marked) - n + 1)
-        ]
+        cuts = [_spelt(marked[i : i + n]) for n in (3, 4) for i in range(len(marked) - n + 1)]
     return [zlib.crc32(cut, _GRAM_PREFIX) for cut in cuts]
 
 
-def _place(feature: str, dimensions: int) -> int:
-    """Where a feature counts: its dimension plus one, negative where it counts against."""
-    return _folded(zlib.crc32(feature.encode("utf-8", "surrogatepass")), dimensions)
+def _spelt(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _folded(check_sum: int, dimensions: int) -> int:
+    """Where a feature counts: its dimension plus one, negative where it counts against."""
     # crc32 is linear in its input; the multiplication (Knuth's constant) spreads it over all bits.
-    value = (check_sum * 2654435761) & 0xFFFFFFFF
+    value = (check_sum * _SPREAD) & 0xFFFFFFFF
     index = (value >> 1) % dimensions + 1
     return index if value >> 31 else -index

@@ -118,7 +118,8 @@ class Call:
             "session": self.chat.session,
             "task_tag": self.chat.tag,
             "task": self.task_id,
-            "request": self.chat.logged(),
+            # Whoever has the redacted one puts that in its place.
+            "request": self.chat.logged() if self.redacted is None else {},
             "response": self.response,
             "usage": usage_of(self.response),
             "latency_seconds": max(0.0, self.latency_seconds),
