@@ -71,6 +71,7 @@ class Anonymizer:
         named = settings.names == "everywhere" or (ingest and settings.names == "ingest")
         self._more = (*recognizers, *((names(),) if named and settings.enabled else ()))
         self._texts: Generations[tuple[Finding, ...]] = Generations(_KNOWN_TEXTS)
+        self._personal: Generations[bool] = Generations(_KNOWN_TEXTS)
         # Parts of requests in which there is nothing to replace, in whatever session.
         self._clean: Generations[bool] = Generations(_KNOWN_CLEAN)
         # Those that were rewritten, by the scope's number.
@@ -103,8 +104,13 @@ class Anonymizer:
 
     def personal(self, text: str) -> bool:
         """Whether anything would be found in a text."""
-        data = packed(text)
-        return (data is None or not self.quiet(data)) and bool(self.find(text))
+        known = self._personal.get(text)
+        if known is None:
+            data = packed(text)
+            known = (data is None or not self.quiet(data)) and bool(self.find(text))
+            if len(text) <= _KNOWN_TEXT_CHARACTERS:
+                self._personal.put(text, known)
+        return known
 
     def _find(self, text: str) -> tuple[Finding, ...]:
         recognizers = (*self._structured.worth_asking(text), *self._more)
@@ -275,7 +281,8 @@ class Scope:
                     self._reserve(value)
                 loud = data is None or not self._anonymizer.quiet(data)
                 changed = run.value(value) if loud else value
-            self._counts.update(run.counts)
+            if run.counts:
+                self._counts.update(run.counts)
         return changed, run.counts
 
     def _conversation(self, value: Mapping[str, Any], run: Rewriting) -> dict[str, Any]:
@@ -285,9 +292,12 @@ class Scope:
         part is taken from memory.
         """
         items = {key: value[key] if key == "messages" else [value[key]] for key in value}
-        data = {key: [packed(item) for item in items[key]] for key in value}
-        texts = [text for key in value for text in (packed(str(key)), *data[key])]
-        if any(text is None or b"<" in text for text in texts):
+        data = {key: [packed(item) for item in some] for key, some in items.items()}
+        marked = any("<" in str(key) for key in value)
+        for texts in data.values():
+            for text in texts:
+                marked = marked or text is None or b"<" in text
+        if marked:
             # Before anything is numbered: a later part may hold what an earlier one would be given.
             self._reserve(value)
         parts: dict[Any, Any] = {}
@@ -327,8 +337,9 @@ class Scope:
         counts, run.counts = run.counts, Counter()
         changed = run.value(item, name, depth)
         found, run.counts = run.counts, counts
-        run.counts.update(found)
-        if not found:
+        if found:
+            counts.update(found)
+        else:
             # Nothing replaced: the part is as it was, here and in every other session.
             anonymizer._clean.put(known, True)
             return item
