@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import re
 
+from infra.anonymize.marks import (
+    DIGITS,
+    IDENTITY_DIGITS,
+    LETTERS,
+    begins_account,
+    classes,
+    digit_runs,
+    has_run,
+)
 from infra.anonymize.placeholders import MAX_DEPTH
 from infra.anonymize.recognizers import TOKEN_MARKS
 
-_DIGITS = b"0123456789"
-_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-MAX_QUIET_DIGITS = 6
-"""Identity numbers have seven and more, whatever stands between them."""
 SHORTEST_TOKEN = 20
 """Characters without a break in the shortest key or token, but for Slack's."""
 SLACK = b"xox"
@@ -32,22 +37,8 @@ _IN_ADDRESSES = (b"key=", b"sig=", b"signature=")
 _COLONS = re.compile(rb":[0-9A-Fa-f]{0,4}:")
 # Letters beyond ASCII that equal ASCII ones where case is ignored.
 _TWINS = tuple(letter.encode() for letter in "ſKİı")
-
-
-def _classes(**characters: bytes) -> bytes:
-    """A table for ``translate``: each character to the letter of its class, the others to a blank."""
-    table = bytearray(b" " * 256)
-    for letter, members in characters.items():
-        for member in members:
-            table[member] = ord(letter)
-    return bytes(table)
-
-
-_ALPHANUMERIC = _classes(a=_LETTERS, d=_DIGITS)
-_UNBROKEN = _classes(x=_LETTERS + _DIGITS + b"-_.+/=:~%\\")
-_HEXADECIMAL = _classes(h=_DIGITS + b"abcdefABCDEF:-")
-_DIALLED = _classes(d=_DIGITS)
-_BETWEEN_DIALLED = b" ().-/+"
+_UNBROKEN = classes(x=LETTERS + DIGITS + b"-_.+/=:~%\\")
+_HEXADECIMAL = classes(h=DIGITS + b"abcdefABCDEF:-")
 
 
 def quiet(data: bytes) -> bool:
@@ -58,9 +49,7 @@ def quiet(data: bytes) -> bool:
     """
     if b"@" in data or b"%40" in data or b"\\u" in data:
         return False
-    digits = len(data) - len(data.translate(None, _DIGITS))
-    if digits > MAX_QUIET_DIGITS:
-        return False
+    digits = len(data) - len(data.translate(None, DIGITS))
     if not data.isascii() and any(letter in data for letter in _TWINS):
         return False
     if _names_secret(data.lower()) or _holds_token(data):
@@ -92,7 +81,7 @@ def _holds_token(data: bytes) -> bool:
 
 
 def _without_numbers(data: bytes, digits: int) -> bool:
-    """Whether no account, address of a machine or phone number can be there."""
+    """Whether no account, address of a machine or other number can be there."""
     if _COLONS.search(data) or (digits >= 4 and data.count(b".") >= 3):
         return False
     if digits < 2:
@@ -100,8 +89,4 @@ def _without_numbers(data: bytes, digits: int) -> bool:
     if b"\\" in data:
         for escape in _ESCAPES:
             data = data.replace(escape, b"\n\n")
-    if b" aadd" in data.translate(_ALPHANUMERIC):
-        return False
-    return digits < MAX_QUIET_DIGITS or b"d" * MAX_QUIET_DIGITS not in data.translate(
-        _DIALLED, _BETWEEN_DIALLED
-    )
+    return not begins_account(data) and not has_run(digit_runs(data), IDENTITY_DIGITS)

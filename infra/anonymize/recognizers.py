@@ -18,6 +18,16 @@ from infra.anonymize.identifiers import (
     find_mail,
     find_social_security,
 )
+from infra.anonymize.marks import (
+    CARD_DIGITS,
+    DIGITS,
+    IDENTITY_DIGITS,
+    PHONE_DIGITS,
+    SECURITY_DIGITS,
+    begins_account,
+    digit_runs,
+    has_run,
+)
 from infra.anonymize.national_ids import find_national_ids
 from infra.anonymize.network import find_addresses, find_hardware_addresses
 from infra.anonymize.phones import find_phones
@@ -41,7 +51,6 @@ TOKEN_MARKS = (
     *("dapi", "dp.", "sq0", "ATATT3", "AGE-SECRET", "SK", "AC", "key-", ":AA", "hooks.slack"),
 )
 _PASSWORD_WORDS = ("pass", "pwd", "secret", "api", "token", "key=", "sig=", "signature=")
-_DIGITS = b"0123456789"
 MAX_ROUNDS = 2
 
 
@@ -73,8 +82,9 @@ class Structured:
         Most texts hold nothing of most kinds, and each recognizer finds nothing without a mark that is
         cheap to look for.
         """
-        plain = text.encode("ascii", "ignore")
-        digits = len(plain) - len(plain.translate(None, _DIGITS))
+        plain = text.encode("ascii", "replace")
+        digits = len(plain) - len(plain.translate(None, DIGITS))
+        runs = digit_runs(plain) if digits >= IDENTITY_DIGITS else b""
         low = text.lower()
         asked: list[Recognizer] = []
         if "PRIVATE KEY" in text:
@@ -83,9 +93,9 @@ class Structured:
             asked.append(find_tokens)
         if "@" in text and "://" in text:
             asked.append(find_url_credentials)
-        if digits >= 2:
+        if digits >= 2 and begins_account(plain):
             asked.append(find_accounts)
-        if digits >= 12:
+        if has_run(runs, CARD_DIGITS):
             asked.append(find_cards)
         if "@" in text or "%40" in text:
             asked.append(find_mail)
@@ -94,14 +104,14 @@ class Structured:
             asked.append(find_hardware_addresses)
         if colons >= 2 or (digits >= 4 and text.count(".") >= 3):
             asked.append(find_addresses)
-        if digits >= 9:
+        if has_run(runs, SECURITY_DIGITS):
             asked.append(find_social_security)
-        if digits >= 7:
+        if has_run(runs, IDENTITY_DIGITS):
             asked.append(find_national_ids)
         # Letters beyond ASCII may equal ASCII ones where case is ignored.
-        if len(plain) < len(text) or any(word in low for word in _PASSWORD_WORDS):
+        if not text.isascii() or any(word in low for word in _PASSWORD_WORDS):
             asked.append(find_passwords)
-        if digits >= 6:
+        if has_run(runs, PHONE_DIGITS):
             asked.append(self._find_phones)
         return asked
 

@@ -12,6 +12,7 @@ from flows.demo.traffic import sessions
 from infra.anonymize.anonymizer import Anonymizer
 from infra.anonymize.memory import packed
 from infra.anonymize.quiet import quiet
+from infra.anonymize.recognizers import Structured, find
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
 PIECES = (
@@ -36,8 +37,9 @@ PIECES = (
 PERSONAL = (
     *("ann@example.com", "10.1.2.3", "fe80::1:2", "::ffff:1", "DE89370400440532013000"),
     *("00:1b:44:11:3a:b7", "AKIAIOSFODNN7EXAMPLE", "password=hunter22", "api_key: abcd1234"),
-    *("xoxb-123abcdefgh", "Bearer abcdefghijklmnopqrstuvwx", "+1 (415) 555-2671", "078-05-1120"),
+    *("xoxb-123abcdefgh", "Bearer abcdefghijklmnopqrstuvwx", "+1 (415) 555-2671", "536-90-4399"),
     *("call 5551234", "postgres://joe:pw@host/db", "pa\u017fsword: abc1x", "12345678Z"),
+    "AB 12 34 56 C",
     "eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0",
 )
 
@@ -98,3 +100,14 @@ def test_a_walk_finds_nothing_in_what_is_quiet(
         seen += 1
         assert not found(anonymizer, value), value
     assert seen > 500
+
+
+def test_who_is_not_asked_would_have_found_nothing() -> None:
+    structured, draw = Structured("US"), random.Random(7)
+    more = ("AB 12 34 56 C", "X1234567L", "12345678", "2024-01-02", "no ", "ext 5", ",", "#", "_")
+    for text in PERSONAL:
+        assert find(text, structured.worth_asking(text)), text
+    for _ in range(1500):
+        text = "".join(draw.choice(PIECES + more) for _ in range(draw.randint(1, 8)))
+        asked = find(text, structured.worth_asking(text))
+        assert asked == find(text, structured.every()), text
