@@ -69,6 +69,8 @@ def measure(way: Way, server: Program, api: Orchestrator, database: Database) ->
         first = api.start("night", PARAMETERS).id
         until(lambda: api.run(first).state == "RUNNING", "the night does not begin")
         process = until(lambda: process_of(first), "the night has no process")
+        # One that dies before its first heartbeat is noticed only after ``BEGIN_SECONDS``.
+        until(lambda: heartbeats(api, first), "the night's heart does not beat")
         if way.both:
             server.kill()
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -88,6 +90,15 @@ def measure(way: Way, server: Program, api: Orchestrator, database: Database) ->
         "ended": api.run(second[0]).state,
         "nights": len(ids(api, None)),
     }
+
+
+def heartbeats(api: Orchestrator, run_id: str) -> list[Any]:
+    which = {
+        "event": {"name": ["prefect.flow-run.heartbeat"]},
+        "resource": {"id": [f"prefect.flow-run.{run_id}"]},
+    }
+    found: list[Any] = api._ask("POST", "/events/filter", {"filter": which, "limit": 1})["events"]
+    return found
 
 
 def ids(api: Orchestrator, key: str | None) -> list[str]:
