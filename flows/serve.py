@@ -30,10 +30,15 @@ from infra.settings.sources import load_settings
 MAX_RUNS = 10
 """More than a night, one that waits behind it, the tending run and some short ones."""
 ZOMBIES = "night school: runs without a heartbeat have crashed"
+STILLBORN = "night school: runs that gave no sign of life have crashed"
+BEGIN_SECONDS = 900.0
+"""From asking for a process to its first heartbeat: a cluster may have to fetch an image first."""
 MISSED_HEARTBEATS = 6
 """So many in a row missing make a run a zombie; a busy machine delays one or two."""
 RESTS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
 """States without a process, which say no heartbeat is to come."""
+WAITS = ("Scheduled", "AwaitingConcurrencySlot", "AwaitingRetry", "Late")
+"""States that a run goes back to from Pending: it has no process yet."""
 ONE_AT_A_TIME = ConcurrencyLimitConfig(
     limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
 )
@@ -86,33 +91,58 @@ def deployments(settings: Settings) -> list[RunnerDeployment]:
     return [deployment for deployment in made if isinstance(deployment, RunnerDeployment)]
 
 
-def watch_for_zombies() -> None:
-    """A run whose process died without a word is marked crashed, once its heartbeat is missed.
+def watch_for_zombies(begin_seconds: float = BEGIN_SECONDS) -> None:
+    """A run whose process died without a word is marked crashed, once its heartbeat is missed; one of
+    ours that died before its first, after ``begin_seconds``.
 
     An automation of that name that is there already gets this release's trigger; one that somebody
     turned off stays off.
     """
     heartbeat = "prefect.flow-run.heartbeat"
-    automation = Automation(
-        name=ZOMBIES,
-        trigger=EventTrigger(
+    ends = {heartbeat, *(f"prefect.flow-run.{state}" for state in RESTS)}
+    every_run = {"prefect.resource.id": ["prefect.flow-run.*"]}
+    _keep(
+        ZOMBIES,
+        EventTrigger(
             after={heartbeat},
-            expect={heartbeat, *(f"prefect.flow-run.{state}" for state in RESTS)},
-            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            expect=ends,
+            match=every_run,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
             within=timedelta(seconds=MISSED_HEARTBEATS * HEARTBEAT_SECONDS),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat")],
+        "no heartbeat",
     )
+    _keep(
+        STILLBORN,
+        EventTrigger(
+            after={"prefect.flow-run.Pending", "prefect.flow-run.Running"},
+            expect=ends | {f"prefect.flow-run.{state}" for state in WAITS},
+            match=every_run,
+            # Others' flows in the same server may send no heartbeats.
+            match_related={
+                "prefect.resource.role": ["tag"],
+                "prefect.resource.id": ["prefect.tag.nightschool"],
+            },
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=begin_seconds),
+        ),
+        "it never gave a sign of life",
+    )
+
+
+def _keep(name: str, trigger: EventTrigger, message: str) -> None:
+    actions = [ChangeFlowRunState(state=StateType.CRASHED, message=message)]
     try:
-        there = Automation.read(name=ZOMBIES)
+        there = Automation.read(name=name)
     except (ValueError, ObjectNotFound):
-        automation.create()
+        Automation(name=name, trigger=trigger, actions=actions).create()
         return
     assert isinstance(there, Automation)
-    there.trigger, there.actions = automation.trigger, automation.actions
+    there.trigger, there.actions = trigger, list(actions)
     there.update()
 
 

@@ -107,9 +107,12 @@ class Program:
 
     def kill(self) -> None:
         """kill -9, children too."""
-        for process in self._family():
+        family = self._family()
+        for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        # Also those whom somebody else must bury: a server takes its dead predecessor for alive.
+        psutil.wait_procs(family[1:], STOP_SECONDS)
         if self._process is not None:
             self._process.wait(STOP_SECONDS)
 

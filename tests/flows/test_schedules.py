@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -12,11 +13,12 @@ from prefect.client.orchestration import get_client
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.orchestrator import Orchestrator
+from flows.orchestrator import Orchestrator, OrchestratorDown
 from flows.schedules import edited
 from flows.serve import ZOMBIES, register, watch_for_zombies
 from infra.settings.learning import Night
 from infra.settings.model import Settings
+from tests.flows.test_takeover import eventually
 from tests.prefect_server import start_prefect
 
 
@@ -131,3 +133,20 @@ def test_an_older_automation_is_mended_and_one_turned_off_stays_off(api: Orchest
     assert {"prefect.flow-run.Suspended", "prefect.flow-run.Paused"} <= expect
     assert mine[0]["enabled"] is False
     assert mine[0]["trigger"]["within"] == timedelta(seconds=180).total_seconds()
+
+
+def test_a_run_that_dies_before_its_first_heartbeat_is_noticed(api: Orchestrator) -> None:
+    # Its place in the deployment would be taken for good, and every later night turned away.
+    start("0 20 * * *")
+    watch_for_zombies(begin_seconds=10)
+    run = api.start("retrain", {"reason": "a test"})
+    pending = {"state": {"type": "PENDING", "name": "Pending"}, "force": True}
+    api._ask("POST", f"/flow_runs/{run.id}/set_state", pending)
+
+    def noticed() -> bool:
+        with suppress(OrchestratorDown):  # a busy machine's server, for a moment
+            return api.run(run.id).state == "CRASHED"
+        return False
+
+    eventually(noticed, "nobody noticed")
+    assert api.run(run.id).message == "it never gave a sign of life"
