@@ -18,6 +18,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from pydantic import SecretStr
 from sqlalchemy import text
 
 from flows.hooks.secrets import SenderSecrets
@@ -267,21 +268,28 @@ def _base_model(settings: Settings) -> str:
 
 
 def _teacher(settings: Settings) -> str:
-    teacher = settings.teacher
-    headers = {}
-    if teacher.api_key is not None:
-        headers["Authorization"] = f"Bearer {teacher.api_key.get_secret_value()}"
+    return _endpoint("teacher", settings.teacher.url, settings.teacher.api_key)
+
+
+def _judge(settings: Settings) -> str:
+    if settings.judge.model is None:
+        return "not used: judge.model is not set"
+    return _endpoint("judge", settings.judge.url, settings.judge.api_key)
+
+
+def _endpoint(section: str, url: str, key: SecretStr | None) -> str:
+    headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
     try:
-        with urlopen(Request(f"{teacher.url.rstrip('/')}/models", headers=headers), timeout=5):
-            return f"{teacher.url} answers"
+        with urlopen(Request(f"{url.rstrip('/')}/models", headers=headers), timeout=5):
+            return f"{url} answers"
     except HTTPError as error:
         if error.code in (401, 403):
-            raise Broken(f"{teacher.url} refuses the key", "set [teacher] api_key") from None
-        return f"{teacher.url} answers"
+            raise Broken(f"{url} refuses the key", f"set [{section}] api_key") from None
+        return f"{url} answers"
     except URLError as error:
         raise Broken(
-            f"{teacher.url} does not answer: {error.reason}",
-            "set [teacher] url and api_key; see that it runs and can be reached from here",
+            f"{url} does not answer: {error.reason}",
+            f"set [{section}] url and api_key; see that it runs and can be reached from here",
         ) from None
 
 
@@ -334,6 +342,7 @@ CHECKS: dict[str, tuple[Callable[[Settings], str], str]] = {
     "processes": (_processes, "nightschool up starts them"),
     "base model": (_base_model, "check [engine] base_model"),
     "teacher": (_teacher, "check [teacher] url, and that it runs"),
+    "judge": (_judge, "check [judge] url, and that it runs"),
     "Prefect": (_prefect, "nightschool up starts it; or check [prefect] api_url and credentials"),
     "Ray": (_ray, "check [training] ray_address, and that the head runs"),
     "Slack": (

@@ -35,6 +35,7 @@ from evaluators.served import Served
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.settings.judging import JUDGE, ScorerUse
+from trainers.data_sets.golden import golden_cases
 from trainers.data_sets.opinions import opinions
 from trainers.data_sets.versions import DatasetVersion, Example
 
@@ -283,6 +284,7 @@ def _doubt(context: Context, people: Calibration, spent: bool) -> str | None:
 
 
 def _labelled(context: Context, dataset: DatasetVersion) -> list[Labelled]:
+    """People's corrections and feedback, and the answers that they pinned."""
     found = opinions(
         context.store,
         context.database,
@@ -290,7 +292,11 @@ def _labelled(context: Context, dataset: DatasetVersion) -> list[Labelled]:
         dataset.task_id,
         context.settings.judge.max_labelled,
     )
-    return [Labelled(row.id, row.request, row.answer, row.good, row.better) for row in found]
+    golden = golden_cases(context.store, dataset.task_id)
+    return [
+        *(Labelled(row.id, row.request, row.answer, row.good, row.better) for row in found),
+        *(Labelled(case.id, case.request, case.answer, True) for case in golden),
+    ]
 
 
 def _with_stage(rows: Sequence[Outcome], name: str, values: Mapping[str, float]) -> list[Outcome]:

@@ -20,6 +20,7 @@ from infra.database.open import Database
 from infra.objects.open import open_store
 from infra.settings.model import Settings
 from serving.registry.registry import Registry
+from tests.scorer_package import offer_scorers
 from tests.serving.engines.building import describe, engine_process
 from tests.serving.registry.world import NOW, add_task, digest
 from tests.tiny_model import make_tiny_model, tool_examples
@@ -163,6 +164,28 @@ def test_looking_changes_nothing_and_keeping_adds_a_decision(
     assert context.store.get(f"{folder}/scorecard.md").startswith(f"# {name}".encode())
     assert "link=" in kept["link"]
     assert context.registry.events(name, 1)[0].why == "a new engine"
+    assert ask("gate", "--replay", name)["same"] is True
+
+
+def test_further_metrics_stand_in_the_scorecard_and_replay(
+    context: Context, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_scorers(tmp_path, monkeypatch)
+    for key, value in {
+        "GATE__SCORERS": '[{"name": "ours", "use": "odd", "tasks": ["Task lights"]}]',
+        "GATE__METRICS": '[{"name": "ours"}, {"name": "judge"}, {"name": "normalized"}]',
+        "JUDGE__MODEL": "large",
+    }.items():
+        monkeypatch.setenv(f"NIGHTSCHOOL_{key}", value)
+    name = adapter(context, base, tmp_path / "made", [])
+    found = ask("judge", name, "--keep")["judgement"]
+    card = found["scorecards"]["adapter"]
+    assert (card["stages"]["ours"]["rows"], card["stages"]["ours"]["mean"]) == (12, 0.5)
+    assert card["details"]["kind"] == "tool_call"
+    numbers = found["gate"]["numbers"]["metrics"]
+    assert numbers["ours"]["rows"] == numbers["normalized"]["rows"] == 12
+    assert numbers["judge"]["asked"] == 0, "the teacher answers all of it, so both say the same"
+    assert any("judge cannot be relied on: people labelled 0" in why for why in found["reasons"])
     assert ask("gate", "--replay", name)["same"] is True
 
 
