@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from flows.holding import NIGHT, Busy, hold
-from flows.judged_evidence import expire_words
 from flows.kept_evidence import expire
 from flows.wiring import Context
 from infra.calls.record import utc_now
@@ -129,7 +128,6 @@ def _evidence(context: Context, now: datetime, dry_run: bool) -> list[Done]:
         if rollout.open or (now - rollout.entered).total_seconds() <= seconds:
             continue
         count = expire(context.store, rollout.id, dry_run=dry_run)
-        count += expire_words(context.store, rollout.id, dry_run=dry_run)
         if count:
             why = f"{count} objects of a rollout that ended {rollout.entered:%Y-%m-%d}"
             done.append(Done("evidence", rollout.id, "would go" if dry_run else "removed", why))

@@ -19,6 +19,7 @@ from evaluators.judge.budget import Budget, day_of
 from evaluators.judge.opinions import Opinion, ask_in_order, by_lot, compare, grade
 from evaluators.judge.questions import same_answer
 from evaluators.sessions import JUDGED, unique_calls
+from flows.kept_evidence import JUDGED_PREFIX
 from flows.wiring import Context
 from infra.calls.record import CallRecord, FeedbackRecord
 from infra.objects.store import ObjectExists, ObjectMissing, ObjectStore, ObjectStoreError
@@ -26,7 +27,6 @@ from serving.registry.records import Rollout
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "evidence/judged/"
 MAX_PER_LOOK = 50
 """Calls that the judge is asked about in one look at a rollout."""
 
@@ -42,7 +42,7 @@ class JudgedEvidence:
         """All of a rollout so far. Raises ObjectStoreError."""
         store = self._context.store
         found = []
-        for item in store.list(f"{PREFIX}{rollout_id}/words/"):
+        for item in store.list(f"{JUDGED_PREFIX}{rollout_id}/words/"):
             if item.key not in self._read:
                 with contextlib.suppress(ObjectMissing):
                     self._read[item.key] = FeedbackRecord.model_validate_json(store.get(item.key))
@@ -52,7 +52,7 @@ class JudgedEvidence:
 
     def forget_all_but(self, rollouts: Sequence[str]) -> None:
         """Free what belongs to rollouts that have ended."""
-        kept = tuple(f"{PREFIX}{rollout}/" for rollout in rollouts)
+        kept = tuple(f"{JUDGED_PREFIX}{rollout}/" for rollout in rollouts)
         self._read = {key: word for key, word in self._read.items() if key.startswith(kept)}
 
     @property
@@ -94,7 +94,7 @@ class JudgedEvidence:
             money=settings.money_per_day,
         )
         for rollout_id, calls in fresh.items():
-            prefix = f"{PREFIX}{rollout_id}/verdicts/"
+            prefix = f"{JUDGED_PREFIX}{rollout_id}/verdicts/"
             async with Judgements(settings, context.store, budget, prefix) as judge:
                 asked = [partial(self._one, judge, rollout_id, call) for call in calls]
                 await ask_in_order(asked, settings.concurrency)
@@ -109,7 +109,7 @@ class JudgedEvidence:
         record = FeedbackRecord(
             time=self._clock(), tenant=call.tenant, call_id=call.id, score=word, label=JUDGED
         )
-        key = f"{PREFIX}{rollout_id}/words/{by_lot(f'{call.tenant}/{call.id}')[:32]}.json"
+        key = f"{JUDGED_PREFIX}{rollout_id}/words/{by_lot(f'{call.tenant}/{call.id}')[:32]}.json"
         with contextlib.suppress(ObjectExists):  # another controller was faster
             self._context.store.create(key, record.model_dump_json().encode())
 
@@ -143,20 +143,11 @@ def worth_asking(
 
 def words_of(store: ObjectStore, whose: Callable[[FeedbackRecord], bool]) -> Iterator[str]:
     """Keys of the words on somebody's calls. Raises ObjectStoreError."""
-    for item in store.list(PREFIX):
+    for item in store.list(JUDGED_PREFIX):
         if "/words/" in item.key:
             with contextlib.suppress(ObjectMissing):
                 if whose(FeedbackRecord.model_validate_json(store.get(item.key))):
                     yield item.key
-
-
-def expire_words(store: ObjectStore, rollout_id: str, *, dry_run: bool) -> int:
-    """Delete what the judge said of one rollout; how many objects. Safe to repeat."""
-    keys = [item.key for item in store.list(f"{PREFIX}{rollout_id}/")]
-    if not dry_run:
-        for key in keys:
-            store.delete(key)
-    return len(keys)
 
 
 async def _opinion(judge: Judgements, call: CallRecord) -> Opinion:

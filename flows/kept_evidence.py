@@ -23,6 +23,8 @@ from infra.objects.store import ObjectExists, ObjectStore
 
 PREFIX = "evidence/rollouts/"
 """Not among the reports: those are shown to whoever has their address, and these are calls."""
+JUDGED_PREFIX = "evidence/judged/"
+"""The judge's words and verdicts; see ``judged_evidence``."""
 FORGOTTEN = "evidence.forgotten"
 """The event of a rollout that says under which name its records lie without somebody's."""
 LOGS_FORGOT = "logs.forgot"
@@ -104,8 +106,12 @@ def read_kept(store: ObjectStore, key: str) -> Records:
 
 
 def expire(store: ObjectStore, rollout_id: str, *, dry_run: bool) -> int:
-    """Delete what is kept of one rollout; how many objects. Safe to repeat."""
-    keys = [item.key for item in store.list(f"{PREFIX}{rollout_id}/")]
+    """Delete what is kept of one rollout, the judge's words too; how many objects. Safe to repeat."""
+    keys = [
+        item.key
+        for prefix in (PREFIX, JUDGED_PREFIX)
+        for item in store.list(f"{prefix}{rollout_id}/")
+    ]
     if not dry_run:
         for key in keys:
             store.delete(key)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from evaluators.sessions import JUDGED, call_outcome, session_outcomes
-from flows.forgetting import look_for
+from flows.forgetting import forget, look_for
 from flows.housekeeping import housekeep
-from flows.judged_evidence import PREFIX, judging_seconds, worth_asking
-from flows.kept_evidence import PREFIX as KEPT
+from flows.judged_evidence import judging_seconds, worth_asking
+from flows.kept_evidence import JUDGED_PREFIX, PREFIX
 from flows.replaying import replay
 from infra.calls.record import FeedbackRecord
 from infra.database.open import Database
@@ -143,10 +143,14 @@ def test_a_canary_that_says_it_otherwise_is_not_rolled_back_and_not_promoted(
     world: World, server: FakeTeacher
 ) -> None:
     assert to_the_end(world, right=False) == "canary"
-    words = [item.key for item in world.context.store.list(f"{PREFIX}{world.rollout().id}/words/")]
+    words = [
+        item.key for item in world.context.store.list(f"{JUDGED_PREFIX}{world.rollout().id}/words/")
+    ]
     assert words and len(server.asked) == 2 * len(words), "each answer once, in both orders"
     gone = Subject.of("tenant", "default", world.context.settings.anonymizer)
     assert look_for(world.context, gone)["evidence_objects"] >= len(words)
+    forget(world.context, gone)
+    assert look_for(world.context, gone)["evidence_objects"] == 0
 
 
 @pytest.mark.parametrize("reply", [worse, prose, lambda _: 503])
@@ -156,12 +160,12 @@ def test_a_judge_that_finds_it_worse_or_nothing_changes_no_rollback(
     server.otherwise = reply
     assert to_the_end(world, right=False) == "rolled_back"
     rollout = world.rollout()
-    for item in list(world.context.store.list(KEPT)):
+    for item in list(world.context.store.list(PREFIX)):
         world.context.store.delete(item.key)
     steps = replay(world.context, rollout.id)
     assert all(step.same for step in steps), [step.differences for step in steps]
     housekeep(world.context, now=rollout.entered.replace(year=rollout.entered.year + 1))
-    assert not list(world.context.store.list(f"{PREFIX}{rollout.id}/"))
+    assert not list(world.context.store.list(f"{JUDGED_PREFIX}{rollout.id}/"))
 
 
 def test_the_day_has_a_budget_and_a_look_has_an_end(
@@ -176,4 +180,4 @@ def test_the_day_has_a_budget_and_a_look_has_an_end(
 def test_it_is_off_by_default(settings: Settings, database: Database) -> None:
     with world_of(settings, database) as world:
         assert to_the_end(world, right=False) == "rolled_back"
-        assert not list(world.context.store.list(PREFIX))
+        assert not list(world.context.store.list(JUDGED_PREFIX))
