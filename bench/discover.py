@@ -1,6 +1,6 @@
 """Are the tasks found that the traffic is made of, do they stay, and what does it cost? Prints JSON.
 
-Labelled traffic of nine kinds and eight other ones held out (``support/agent_mixes``), none of it tagged,
+Labelled traffic of ten kinds and eight other ones held out (``support/agent_mixes``), none of it tagged,
 goes through ingest and discovery as at night. ``adjusted_rand_index`` compares the tasks with the labels
 (calls of no task are one group, and so are those labelled ``other``); ``kept`` is the share of the first
 night's calls, and of its tasks, that have the same id after a second night with as much new traffic again.

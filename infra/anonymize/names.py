@@ -46,6 +46,13 @@ _CUED = re.compile(
 )
 # What follows a title is a name however it is written.
 _TITLED = re.compile(r"(?<![^\W_])(?i:mr|mrs|ms|dr)\. ([^\W\d_]{3,30})")
+# A firm by its legal form: "Larsen & Toubro Limited".
+_FIRM = re.compile(
+    rf"(?<![^\W_])({_UPPER}[\w.'’/-]*(?: (?:{_UPPER}[\w.'’/-]*|&)){{0,5}}?"
+    r",? ?(?i:inc|incorporated|ltd|limited|llc|llp|plc|corp|corporation|gmbh|pty|oyj|s\.p\.a"
+    r"|(?-i:SE|AG|SA|S\.A|NV|N\.V|KG|AB|ASA|SpA|Co)(?=[.,;:!?'’\s]|\Z))(?![^\W_])"
+    r"(?:\.? ?(?i:ltd|inc|kg)(?![^\W_]))?\.?)"
+)
 # Capitalised by their place in a sentence or by custom, and nobody's name.
 # fmt: off
 _NO_NAMES = frozenset({
@@ -84,6 +91,9 @@ class Names:
             if match.group(1).rstrip(".").lower() not in _NO_NAMES:
                 people.update(_parts(match.group(1)))
                 yield Finding(PERSON, *match.span(1))
+        for match in _FIRM.finditer(plain):
+            if match.group(1).split()[0].lower() not in _NO_NAMES:
+                yield Finding(ORGANIZATION, *match.span(1))
         # Without a capital the model sees nothing in it either.
         for start in range(0, 0 if plain.islower() else len(plain), MAX_PIECE):
             for kind, a, b in self._piece(plain[start : start + MAX_PIECE]):

@@ -25,11 +25,21 @@ def anonymizer() -> Anonymizer:
         ("join accounts with ms. erzsok", "PERSON", "erzsok"),
         ("She flew to Paris on Monday.", "PLACE", "Paris"),
         ("He works at Microsoft Corporation now.", "ORGANIZATION", "Microsoft Corporation"),
+        ("invoice to\nLarsen & Toubro Limited\nBox 3", "ORGANIZATION", "Larsen & Toubro Limited"),
+        ("signed for SANTO CO.LTD. yesterday", "ORGANIZATION", "SANTO CO.LTD."),
+        ("Alexis of Goldplat plc is here", "ORGANIZATION", "Goldplat plc"),
     ],
 )
 def test_finds(anonymizer: Anonymizer, text: str, kind: str, value: str) -> None:
     found = [(item.kind, text[item.start : item.end]) for item in anonymizer.find(text)]
     assert (kind, value) in found
+
+
+@pytest.mark.parametrize(
+    "text", ["please limited the amount", "send it co. by monday", "a b c d e f g h inc " * 50]
+)
+def test_no_firm(anonymizer: Anonymizer, text: str) -> None:
+    assert "ORGANIZATION" not in {item.kind for item in anonymizer.find(text)}
 
 
 def test_a_name_is_the_same_in_prompt_and_tool_arguments_and_keys_stay(
