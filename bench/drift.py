@@ -37,9 +37,12 @@ TRAINING, DAY, BEFORE_DAYS = 1000, 150, 7
 LEVELS = (0.02, 0.01, 0.005, 0.002)
 TUNED_TO = 1.0
 """False alarms in 100 days at most, on the part that is tuned on."""
+PRESET_EVERY = 3
+"""Stationary days: the preset takes as long as three of our looks."""
 LONGEST_DAYS = 10
 """A drift that was not found by then counts as so many days."""
 WATCHED = Sensitivity()
+RULES = ("ours", "half of the columns", "any column")
 
 Rows = Sequence[dict[str, Any]]
 _vectors: dict[str, NDArray[np.float32]] = {}
@@ -77,7 +80,7 @@ class Watch:
         self._training = take(source, TRAINING)
         self._days: list[Rows] = []
 
-    def day(self, source: Iterator[Session]) -> dict[str, Any]:
+    def day(self, source: Iterator[Session], peer: bool | None = None) -> dict[str, Any]:
         """What a day's look says at each level, and the preset."""
         now = take(source, DAY)
         self._seed += 1
@@ -89,7 +92,7 @@ class Watch:
         said: dict[str, Any] = {
             "ours": {level: sorted({n for look in looks for n in look[level]}) for level in LEVELS}
         }
-        if self._peer:
+        if self._peer if peer is None else peer:
             random = np.random.default_rng(self._seed)
             windows = windows_of(self._training, now, random, remembered)
             said["preset"] = preset_share(windows)
@@ -124,15 +127,16 @@ def alarms(part: str, champions: int, days: int, seed: int, peer: bool) -> dict[
         for champion in range(champions):
             source = stationary(name, part, seed + 100 * champion)
             watch = Watch(source, seed + 1000 * champion, peer)
-            rows += [watch.day(source) for _ in range(days)]
+            rows += [watch.day(source, peer and not n % PRESET_EVERY) for n in range(days)]
         result[name] = {
             "days": len(rows),
             "alarms": {str(level): sum(bool(r["ours"][level]) for r in rows) for level in LEVELS},
             "columns": sorted({n for r in rows for n in r["ours"][max(LEVELS)]}),
         }
         if peer:
-            shares = [row["preset"] for row in rows]
+            shares = [row["preset"] for row in rows if "preset" in row]
             result[name]["preset"] = {
+                "days": len(shares),
                 "half of the columns": sum(share >= 0.5 for share in shares),
                 "any column": sum(share > 0 for share in shares),
             }
@@ -152,15 +156,14 @@ def tuned_level(found: dict[str, Any]) -> float:
 
 def delays(name: str, drift: str, runs: int, level: float, seed: int) -> dict[str, Any]:
     """Days until a drift is found: 1 is the look at the end of its first day."""
-    rules = ("ours", "half of the columns", "any column")
-    waited: dict[str, list[int]] = {rule: [] for rule in rules}
+    waited: dict[str, list[int]] = {rule: [] for rule in RULES}
     columns: dict[str, int] = {}
     for run in range(runs):
         stream = planted(name, drift, seed + 31 * run)
         watch = Watch(stream.before, seed + 7 * run, peer=True)
-        first = dict.fromkeys(rules, 0)
+        first = dict.fromkeys(RULES, 0)
         for _ in range(2):
-            watch.day(stream.before)  # so that there are days before
+            watch.day(stream.before, peer=False)  # so that there are days before
         for day in range(1, LONGEST_DAYS + 1):
             said = watch.day(stream.after)
             named = said["ours"][level]
@@ -172,11 +175,11 @@ def delays(name: str, drift: str, runs: int, level: float, seed: int) -> dict[st
             if named and not first["ours"]:
                 for column in named:
                     columns[column] = columns.get(column, 0) + 1
-            first = {rule: first[rule] or (day if told[rule] else 0) for rule in rules}
+            first = {rule: first[rule] or (day if told[rule] else 0) for rule in RULES}
             # A rule that needs half of the columns may never find what moves three of them.
             if first["ours"] and first["any column"] and day >= 3:
                 break
-        for rule in rules:
+        for rule in RULES:
             waited[rule].append(first[rule] or LONGEST_DAYS)
     result = {
         rule: {"median": statistics.median(days), "worst": max(days)}
@@ -203,15 +206,15 @@ def main() -> None:
     tuned = alarms("tuned", max(1, champions // 2), days, options.seed, False)
     level = tuned_level(tuned)
     measured = alarms("measured", champions, days, options.seed + 50_000, True)
-    total = sum(part["days"] for part in measured.values())
     presets = [part["preset"] for part in measured.values()]
+    total = sum(preset["days"] for preset in presets)
     result = {
         "calls": {"training": TRAINING, "day": DAY, "days before": BEFORE_DAYS},
         "level of a look": level,
         "tuned on": {"days": sum(p["days"] for p in tuned.values()), "streams": tuned},
         "false alarms in 100 days": {
             "ours": per_hundred(measured, level),
-            **{rule: 100 * sum(p[rule] for p in presets) / total for rule in presets[0]},
+            **{rule: 100 * sum(p[rule] for p in presets) / total for rule in RULES[1:]},
         },
         "stationary": measured,
         "delay in days": {
