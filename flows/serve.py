@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from prefect.automations import Automation
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
@@ -95,8 +96,8 @@ def watch_for_zombies(begin_seconds: float = BEGIN_SECONDS) -> None:
     """A run whose process died without a word is marked crashed, once its heartbeat is missed; one of
     ours that died before its first, after ``begin_seconds``.
 
-    An automation of that name that is there already gets this release's trigger; one that somebody
-    turned off stays off.
+    An automation of that name that is there already gets this release's trigger, if it has another; one
+    that somebody turned off stays off.
     """
     heartbeat = "prefect.flow-run.heartbeat"
     ends = {heartbeat, *(f"prefect.flow-run.{state}" for state in RESTS)}
@@ -142,8 +143,25 @@ def _keep(name: str, trigger: EventTrigger, message: str) -> None:
         Automation(name=name, trigger=trigger, actions=actions).create()
         return
     assert isinstance(there, Automation)
+    if _plain(there.trigger) == _plain(trigger):
+        # An update makes Prefect forget which runs it was watching: those that died with whoever
+        # served them, who is just starting again, would never be missed.
+        return
     there.trigger, there.actions = trigger, list(actions)
     there.update()
+
+
+def _plain(trigger: Any) -> dict[str, Any]:
+    """What two triggers have to have in common to be the same; one of the server's has an id of its own."""
+    body: dict[str, Any] = trigger.model_dump(mode="json", exclude={"id"})
+    for name in ("after", "expect", "for_each"):
+        body[name] = sorted(body[name])
+    for name in ("match", "match_related"):
+        body[name] = {
+            label: [value] if isinstance(value, str) else value
+            for label, value in body[name].items()
+        }
+    return body
 
 
 def register(runner: Runner, settings: Settings) -> None:

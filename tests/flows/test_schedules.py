@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.orchestrator import Orchestrator, OrchestratorDown
 from flows.schedules import edited
-from flows.serve import ZOMBIES, register, watch_for_zombies
+from flows.serve import STILLBORN, ZOMBIES, register, watch_for_zombies
 from infra.settings.learning import Night
 from infra.settings.model import Settings
 from tests.flows.test_takeover import eventually
@@ -133,6 +133,17 @@ def test_an_older_automation_is_mended_and_one_turned_off_stays_off(api: Orchest
     assert {"prefect.flow-run.Suspended", "prefect.flow-run.Paused"} <= expect
     assert mine[0]["enabled"] is False
     assert mine[0]["trigger"]["within"] == timedelta(seconds=180).total_seconds()
+
+
+def test_a_new_start_keeps_the_automations_that_watch_over_runs(api: Orchestrator) -> None:
+    # Prefect forgets whom it watches with every change, and a start follows on the death of a server.
+    watch_for_zombies()
+    before = {one["name"]: one["updated"] for one in api._ask("POST", "/automations/filter", {})}
+    assert {ZOMBIES, STILLBORN} <= before.keys()
+    watch_for_zombies()
+    assert before == {
+        one["name"]: one["updated"] for one in api._ask("POST", "/automations/filter", {})
+    }
 
 
 def test_a_run_that_dies_before_its_first_heartbeat_is_noticed(api: Orchestrator) -> None:
