@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,6 +43,7 @@ def proportion_lower(successes: int, n: int, level: float) -> float:
     return 0.0 if successes == 0 else float(beta.ppf(level, successes, n - successes + 1))
 
 
+@lru_cache(maxsize=1 << 16)
 def binomial_p_value(errors: int, n: int, risk: float) -> float:
     """P(Binomial(n, risk) <= errors): p-value of "the error rate is above ``risk``"; 1 when n is 0."""
     from scipy.stats import binom
