@@ -242,7 +242,8 @@ def _described(rows: Sequence[Row], texts: Sequence[str]) -> tuple[Any, list[str
         ]
         frame = pd.DataFrame(
             {
-                name: [str(row.get(name) or "")[:MAX_TEXT_CHARACTERS] for row in rows]
+                # Evidently divides by the length: a text without characters has none for it.
+                name: [str(row.get(name) or "")[:MAX_TEXT_CHARACTERS] or None for row in rows]
                 for name in texts
             },
             index=range(len(rows)),

@@ -78,6 +78,13 @@ def test_too_little_to_compare_is_said(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_adapter_that_falls_silent_is_found(tmp_path: Path):
+    silent = [row | {"answer": "" if n % 2 else "  "} for n, row in enumerate(rows(60, 9))]
+    silent[0] |= {"prompt": ""}
+    found = report(rows(60, 8), [*silent, *rows(60, 10)], tmp_path)
+    assert "answer_words" in found.drifted
+
+
 def test_the_row_of_a_call():
     plain = row_of_call(call("one", 0))
     assert (plain["prompt"], plain["answer"], plain["action"]) == ("is it?", "yes", "words")
