@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.support.drifting import Session, drifts, names, planted, stationary, take
+from bench.support.drifting import Session, chat_is_there, drifts, names, planted, stationary, take
 from evaluators import topics
 from evaluators.distances import dealt, distances, limits
 from evaluators.drift import Sensitivity, Windows, windows_of
@@ -202,6 +202,10 @@ def main() -> None:
     champions, days, runs = options.champions, options.days, options.runs
     if options.quick:
         champions, days, runs = 1, 3, 1
+    if not chat_is_there():
+        print(
+            "the stream chat is left out: bench/make-peers.sh brings its conversations", flush=True
+        )
     began = time.monotonic()
     tuned = alarms("tuned", max(1, champions // 2), days, options.seed, False)
     level = tuned_level(tuned)
