@@ -114,9 +114,7 @@ def _answerers(cards: Mapping[str, Mapping[str, Any]], costs: Mapping[str, float
                 str(card["rows"]),
                 _number(latency.get("p50"), "{:.2f} s"),
                 _number(latency.get("p95"), "{:.2f} s"),
-                _number(tokens.get("prompt"), "{:.0f}")
-                + " + "
-                + _number(tokens.get("completion"), "{:.0f}"),
+                "{prompt:.0f} + {completion:.0f}".format(**tokens) if tokens else "-",
                 _number(costs.get(key), "{:.2f}"),
             ]
         )
