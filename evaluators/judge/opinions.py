@@ -8,13 +8,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from evaluators.judge.agreement import Agreement, agreement, cut_and_agreement
 from evaluators.judge.asking import BudgetSpent, Judgements
 from evaluators.judge.questions import grade_question, pair_question
 from evaluators.judge.verdicts import read_choice, read_grades
 from evaluators.values import Message
+
+T = TypeVar("T")
 
 
 class Opinion(NamedTuple):
@@ -23,7 +25,6 @@ class Opinion(NamedTuple):
     value: float
     """Pairwise: 1 (better), 0 (tie), -1 (worse). Rubric: mean score, 0 to 1."""
     failure: str | None = None
-    grades: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ async def compare(
     """
     criteria = judge.settings.criteria
     ask = partial(pair_question, criteria, request)
-    (one, failed), (other, failed_too) = await asyncio.gather(
+    (one, failed), (other, failed_too) = await both(
         judge.verdict(ask(first, second), read_choice),
         judge.verdict(ask(second, first), read_choice),
     )
@@ -78,7 +79,7 @@ async def grade(judge: Judgements, request: Mapping[str, Any], answer: Message) 
     if failure is not None:
         return Opinion(0.0, failure)
     span = settings.scale - 1
-    return Opinion(sum(value - 1 for value in grades.values()) / span / len(grades), None, grades)
+    return Opinion(sum(value - 1 for value in grades.values()) / span / len(grades))
 
 
 async def calibrate(judge: Judgements, labelled: Sequence[Labelled]) -> Calibration:
@@ -135,6 +136,16 @@ async def ask_in_order(
     except BaseExceptionGroup as several:
         raise several.exceptions[0] from several
     return [found[place] for place in takewhile(found.__contains__, count())]
+
+
+async def both(one: Awaitable[T], other: Awaitable[T]) -> tuple[T, T]:
+    """Both results; where one fails the other is still waited for, as its verdict is paid."""
+    found = await asyncio.gather(one, other, return_exceptions=True)
+    for item in found:
+        if isinstance(item, BaseException):
+            raise item
+    first, second = found
+    return cast("T", first), cast("T", second)
 
 
 def by_lot(name: str) -> str:

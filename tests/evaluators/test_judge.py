@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -180,14 +181,14 @@ async def test_a_preference_counts_only_in_both_orders(server: FakeTeacher, stor
     yes, no = says("yes"), says("no")
     async with judging(server, store) as judge:
         server.otherwise = by_content("yes")
-        assert await compare(judge, REQUEST, yes, no) == (1.0, None, None)
-        assert await compare(judge, REQUEST, no, yes) == (-1.0, None, None)
+        assert await compare(judge, REQUEST, yes, no) == (1.0, None)
+        assert await compare(judge, REQUEST, no, yes) == (-1.0, None)
         assert len(server.asked) == 2, "the same questions, so nobody is asked twice"
         server.otherwise = lambda body: '{"better": "first"}'
-        assert await compare(judge, REQUEST, yes, says("perhaps")) == (0.0, None, None)
+        assert await compare(judge, REQUEST, yes, says("perhaps")) == (0.0, None)
         server.otherwise = lambda body: "The first one is better."
         opinion = await compare(judge, REQUEST, yes, says("maybe"))
-    assert opinion == (-1.0, "the reply is not one JSON object", None)
+    assert opinion == (-1.0, "the reply is not one JSON object")
 
 
 async def test_a_rubric_scores_an_answer_alone(server: FakeTeacher, store: ObjectStore):
@@ -195,7 +196,6 @@ async def test_a_rubric_scores_an_answer_alone(server: FakeTeacher, store: Objec
     async with judging(server, store, mode="rubric") as judge:
         opinion = await grade(judge, REQUEST, says("on Monday"))
     assert opinion.value == pytest.approx((4 + 1) / 8)
-    assert opinion.grades == {"correct": 5, "form": 2}
 
 
 async def test_a_killed_night_asks_for_the_rest_and_then_nobody(
@@ -217,6 +217,14 @@ async def test_a_killed_night_asks_for_the_rest_and_then_nobody(
     server.close()
     async with judging(server, store, budget=0) as judge:
         assert await ask_in_order(questions(judge), 4) == found
+
+
+async def test_the_half_of_a_pair_that_was_paid_is_kept(server: FakeTeacher, store: ObjectStore):
+    server.otherwise = lambda body: time.sleep(0.2) or '{"better": "tie"}'
+    async with judging(server, store, budget=1) as judge:
+        with pytest.raises(BudgetSpent):
+            await compare(judge, REQUEST, says("a"), says("b"))
+    assert len(server.asked) == len(list(store.list("reports/judge/d/"))) == 1
 
 
 async def test_money_is_counted_as_used_and_ends_the_asking(
