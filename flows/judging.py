@@ -23,13 +23,15 @@ from evaluators.scorecard import make_scorecard
 from evaluators.scorecard_page import Price, costs_per_thousand
 from evaluators.served import Served, gate_rows, serve
 from flows.answerers import compared_cards, curves_of
-from flows.further_scores import by_example, further_scores, task_names
+from flows.further_scores import by_example, further_scores
+from flows.judge_metric import meet_people, task_names
 from flows.judgement import Judgement, tell_mismatch
 from flows.judging_inputs import (
     GOLDEN,
     earlier_tests,
     golden_seen,
     honesty_of,
+    progress_of,
     right_or_wrong,
     slices_by_example,
     teacher_score,
@@ -62,7 +64,7 @@ def judge(
 
     Raises:
         ArtifactError: the folder is no sound adapter. EngineError: no engine answers.
-        JudgeAway: the gate asks for the large model as judge, which gives no verdicts.
+        JudgeAway: the gate asks for the large model as judge, which gives no verdicts now.
     """
     manifest = read_manifest(folder)
     key = f"reports/{manifest.name}/judgement-{dataset.digest[:16]}.json"
@@ -92,6 +94,8 @@ async def ask_and_decide(
     form = PromptFormat.from_dict(manifest.format)
     validation = read_split(context.store, dataset, "validation")[: gate.max_test_rows]
     test = read_split(context.store, dataset, "test")[: gate.max_test_rows]
+    # First of all: where it is away, a whole replay would be for nothing.
+    people = await meet_people(context, dataset, say)
     earlier = earlier_tests(context, dataset, test, say)
     golden = golden_cases(context.store, manifest.task_id)
     pinned = [case.example() for case in golden]
@@ -157,6 +161,7 @@ async def ask_and_decide(
         rows,
         served,
         by_example(champion_rows[dataset.digest], champion[dataset.digest]) if champion else None,
+        people,
         say,
     )
     rows = further.rows
@@ -336,7 +341,7 @@ async def _replay(
         examples,
         timeout_seconds=ANSWER_SECONDS,
         concurrency=context.settings.engine.batch_size,
-        progress=_progress(say, what),
+        progress=progress_of(say, what),
     )
 
 
@@ -386,13 +391,3 @@ async def _unload(engine: Engine, name: str) -> None:
         await engine.ensure_unloaded(name)
     except EngineError as error:
         logger.warning("%s was judged but not unloaded: %s", name, error)
-
-
-def _progress(say: Say, what: str) -> Callable[[int, int], None]:
-    """Say how far a replay is, about every quarter of it."""
-
-    def report(done: int, total: int) -> None:
-        if done == total or done % max(1, total // 4) == 0:
-            say(f"judging {what}: {done} of {total}")
-
-    return report

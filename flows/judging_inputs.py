@@ -128,3 +128,13 @@ def right_or_wrong(rows: Sequence[R], cases: Sequence[GoldenCase]) -> list[R]:
         else:
             found.append(replace(row, correct=right))
     return found
+
+
+def progress_of(say: Callable[[str], None], what: str) -> Callable[[int, int], None]:
+    """Say how far a replay is, about every quarter of it."""
+
+    def report(done: int, total: int) -> None:
+        if done == total or done % max(1, total // 4) == 0:
+            say(f"judging {what}: {done} of {total}")
+
+    return report

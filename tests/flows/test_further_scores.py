@@ -17,7 +17,8 @@ from evaluators.replay import Outcome
 from evaluators.scorecard import make_scorecard
 from evaluators.scoring import score_answer
 from evaluators.served import gate_rows, serve
-from flows.further_scores import Further, by_example, further_scores, task_names
+from flows.further_scores import Further, by_example, further_scores
+from flows.judge_metric import meet_people, task_names
 from flows.wiring import Context
 from infra.calls.record import Checks
 from infra.database.open import Database
@@ -107,8 +108,9 @@ async def further(
     context: Context, outcomes: list[Outcome], champion: list[Outcome] | None = None
 ) -> Further:
     today = None if champion is None else by_example(champion, serve(champion, None))
+    people = await meet_people(context, DATASET)
     return await further_scores(
-        context, DATASET, examples(), outcomes, serve(outcomes, None), today, lambda _: None
+        context, DATASET, examples(), outcomes, serve(outcomes, None), today, people, lambda _: None
     )
 
 
@@ -240,7 +242,6 @@ def prefers(whose: str) -> Callable[[dict[str, Any]], str]:
         (prefers("teacher"), {}, "fail", "a further metric got worse: judge -0.250"),
         (lambda _: "I prefer the first answer: 10/10.", {}, "inconclusive", "not one JSON object"),
         (prefers("other"), {"min_labelled": 30}, "inconclusive", "people labelled 0 answers"),
-        (prefers("other"), {"calls_per_night": 10}, "inconclusive", "fewer than the 30"),
         (
             lambda _: '{"correct": 5, "form": 5}',
             {"mode": "rubric"},
@@ -276,14 +277,34 @@ async def test_a_judge_that_is_away_ends_the_judging_only_where_it_is_needed(
 ) -> None:
     server.otherwise = lambda _: 503
     outcomes = answered(other)
+    context = open_with(judge=PEOPLE, metrics=[{"name": "judge", "tasks": ["Task other"]}])
+    found = await further(context, outcomes)
+    assert decided(context, found, outcomes).verdict == "pass"
+    assert "judge" not in found.evidence and server.asked == []
     needed = open_with(judge=PEOPLE, metrics=[{"name": "judge"}])
     with pytest.raises(JudgeAway, match="what it said until now is kept"):
         await further(needed, outcomes)
-    context = open_with(judge=PEOPLE)
-    found = await further(context, outcomes)
-    result = decided(context, found, outcomes)
-    assert result.verdict == "pass"
-    assert any("judge, not asked for by the gate: the judge at" in why for why in result.reasons)
+
+
+async def test_a_judge_whom_people_are_not_known_to_agree_with_costs_nothing(
+    open_with: Callable[..., Context], server: FakeTeacher
+) -> None:
+    context = open_with(judge={"min_labelled": 30}, metrics=[{"name": "judge"}])
+    found = await further(context, answered(other))
+    assert "people labelled 0" in (found.evidence["judge"].problem or "") and server.asked == []
+
+
+async def test_a_spent_budget_decides_nothing_and_the_next_night_asks_for_the_rest(
+    open_with: Callable[..., Context], server: FakeTeacher
+) -> None:
+    outcomes = answered(other)
+    poor = open_with(judge=PEOPLE | {"calls_per_night": 30}, metrics=[{"name": "judge"}])
+    with pytest.raises(JudgeAway, match="another night asks for the rest"):
+        await further(poor, outcomes)
+    assert len(server.asked) == 30
+    context = open_with(judge=PEOPLE, metrics=[{"name": "judge"}])
+    assert decided(context, await further(context, outcomes), outcomes).verdict == "pass"
+    assert len(server.asked) == 2 * ROWS / 4
 
 
 def test_a_gate_that_names_a_judge_that_is_not_there_is_refused(settings: Settings) -> None:

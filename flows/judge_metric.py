@@ -1,0 +1,173 @@
+"""The judge's metric of a judgement: first whom it agrees with, then the test's rows. No Prefect.
+
+It is asked only where the gate names it for the task, and about the test only if people agree with it:
+a budget must not go where it decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from evaluators.further import MetricEvidence
+from evaluators.judge.asking import JudgeAway, Judgements
+from evaluators.judge.budget import Budget, clear_spent, night_of
+from evaluators.judge.opinions import (
+    Calibration,
+    Labelled,
+    Opinion,
+    ask_in_order,
+    both,
+    by_lot,
+    calibrate,
+    compare,
+    grade,
+)
+from flows.compared_pairs import Pair
+from flows.wiring import Context
+from infra.calls.record import utc_now
+from infra.settings.judging import JUDGE
+from trainers.data_sets.golden import golden_cases
+from trainers.data_sets.opinions import opinions
+from trainers.data_sets.versions import DatasetVersion
+
+Say = Callable[[str], None]
+BUDGET_ENDED = (
+    "the judge's budget of this night ended before its last verdict: what it said is kept, another "
+    "night asks for the rest; or raise judge.calls_per_night or judge.money_per_night"
+)
+
+
+async def meet_people(
+    context: Context, dataset: DatasetVersion, say: Say = lambda _: None
+) -> Calibration | None:
+    """How far people agree with the judge; None where the gate does not name it for the task.
+
+    Raises JudgeAway: it gives no verdicts now, or its budget is spent. ObjectStoreError.
+    """
+    if JUDGE not in named_metrics(context, dataset.task_id):
+        return None
+    async with _open(context, dataset) as judge:
+        labelled = await asyncio.to_thread(_labelled, context, dataset)
+        people = await calibrate(judge, labelled)
+        say(f"the judge: {people.agreement.told}, {judge.asked} calls")
+    if people.left_out:
+        raise JudgeAway(BUDGET_ENDED)
+    return people
+
+
+async def by_judge(
+    context: Context,
+    dataset: DatasetVersion,
+    pairs: Sequence[Pair],
+    people: Calibration,
+    say: Say,
+) -> tuple[MetricEvidence, dict[str, float]]:
+    """Evidence of the judge, and its opinion of the candidate's own answers by example.
+
+    Rows are taken by lot, up to ``max_rows`` on which the answers differ.
+
+    Raises JudgeAway, also where the budget ends before the last row: no decision that is kept may
+    hang on what was left of it. ObjectStoreError.
+    """
+    settings = context.settings.judge
+    notes = {
+        "model": settings.model,
+        "mode": settings.mode,
+        "asked": 0,
+        "agreement": people.agreement.to_dict(),
+        "cut": people.cut,
+    }
+    doubt = _doubt(context, people)
+    if doubt is not None:
+        return MetricEvidence((), doubt, notes), {}
+    taken: list[Pair] = []
+    asked: list[Pair] = []
+    for pair in sorted(pairs, key=lambda pair: by_lot(pair.example.call_id)):
+        if not pair.same:
+            if len(asked) == settings.max_rows:
+                break
+            asked.append(pair)
+        taken.append(pair)
+    async with _open(context, dataset) as judge:
+        questions = [partial(_opinion, judge, pair, people.cut) for pair in asked]
+        said = await ask_in_order(questions, settings.concurrency)
+        say(f"the judge: {len(taken)} rows, {judge.asked} calls")
+    if len(said) < len(asked):
+        raise JudgeAway(BUDGET_ENDED)
+    opinion = {pair.example.call_id: found for pair, found in zip(asked, said, strict=True)}
+    rows, stages = [], {}
+    for pair in taken:
+        found = opinion.get(pair.example.call_id, Opinion(0.0))
+        rows.append(pair.row(found.value, found.failure))
+        if not pair.same:
+            stages[pair.example.call_id] = 0.0 if found.failure else (found.value + 1) / 2
+    return MetricEvidence(tuple(rows), None, notes | {"asked": len(said)}), stages
+
+
+def named_metrics(context: Context, task_id: str) -> set[str]:
+    """The metrics that the gate asks for of a task."""
+    task = task_names(context, task_id)
+    metrics = context.settings.gate.metrics
+    return {item.name for item in metrics if not item.tasks or task & set(item.tasks)}
+
+
+def task_names(context: Context, task_id: str) -> set[str]:
+    """The id and the name of a task: what settings may call it."""
+    return {task_id, context.registry.task(task_id).name}
+
+
+def _open(context: Context, dataset: DatasetVersion) -> Judgements:
+    settings, now = context.settings.judge, utc_now()
+    clear_spent(context.store, now)
+    budget = Budget(
+        context.store,
+        night_of(now, context.settings.night.timezone),
+        calls=settings.calls_per_night,
+        money=settings.money_per_night,
+    )
+    return Judgements(settings, context.store, budget, f"reports/judge/{dataset.digest}/")
+
+
+async def _opinion(judge: Judgements, pair: Pair, cut: float) -> Opinion:
+    """Of the candidate's answer against the incumbent's: 1, 0 or -1."""
+    request = pair.example.request
+    if judge.settings.mode == "pairwise":
+        return await compare(judge, request, pair.candidate, pair.incumbent)
+    ours, theirs = await both(
+        grade(judge, request, pair.candidate), grade(judge, request, pair.incumbent)
+    )
+    difference = float(ours.value >= cut) - float(theirs.value >= cut)
+    return Opinion(difference, ours.failure or theirs.failure)
+
+
+def _doubt(context: Context, people: Calibration) -> str | None:
+    """Why the judge's word cannot be relied on, if it cannot."""
+    settings, agreed = context.settings.judge, people.agreement
+    if settings.min_labelled == 0 and agreed.rows == 0:
+        return None
+    if agreed.rows < settings.min_labelled:
+        return (
+            f"people labelled {agreed.rows} answers that it was asked about, fewer than the "
+            f"{settings.min_labelled} that show whether it agrees with them"
+        )
+    if agreed.low is None or agreed.low < settings.min_kappa:
+        return f"its agreement with people is not shown: {agreed.told}, asked are {settings.min_kappa:g}"
+    return None
+
+
+def _labelled(context: Context, dataset: DatasetVersion) -> list[Labelled]:
+    """People's corrections and feedback, and the answers that they pinned."""
+    found = opinions(
+        context.store,
+        context.database,
+        context.settings,
+        dataset.task_id,
+        context.settings.judge.max_labelled,
+    )
+    golden = golden_cases(context.store, dataset.task_id)
+    return [
+        *(Labelled(row.id, row.request, row.answer, row.good, row.better) for row in found),
+        *(Labelled(case.id, case.request, case.answer, True) for case in golden),
+    ]
