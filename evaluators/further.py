@@ -3,8 +3,9 @@
 Each must be shown not to have got worse, at the whole level: a candidate that is worse in any is let
 through by that one with chance at most the level, so several ask for no correction (intersection of
 unions). What *fails* a candidate is held to the level divided among them. An answer that has no score,
-because a scorer raised or the judge wrote prose, counts as a loss; many such say something of the
-scorer and not of the candidate, and leave the gate inconclusive.
+because a scorer raised or the judge wrote prose, counts as a loss before a candidate is let through,
+and as a gain before one is failed: it proves nothing. Many such say something of the scorer and not of
+the candidate, and leave the gate inconclusive.
 """
 
 from __future__ import annotations
@@ -136,7 +137,9 @@ def _judge(
         return Finding("open", said)
     differences = [row.difference for row in rows]
     low = lower_bound(differences, level, terms.margin)
-    high = difference_bounds(differences, fail_level)[1]
+    # The best that rows without a score could have been: what is not known proves no regression.
+    best = [row.difference if row.failure is None else 1.0 for row in rows]
+    high = difference_bounds(best, fail_level)[1]
     clustered, _ = session_bootstrap(differences, [row.session for row in rows], 2 * level)
     counted |= {"lower_bound": low, "upper_bound": high, "session_lower_bound": clustered}
     said = (

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from evaluators.calibration import calibrate_outcomes
-from evaluators.further import MetricEvidence, MetricRow, MetricTerms
+from evaluators.further import MetricEvidence, MetricRow, MetricTerms, judge_metrics
 from evaluators.gate import GateEvidence, GatePolicy, GateResult, decide
+from evaluators.intervals import difference_bounds
 from evaluators.replay import Outcome, replay
 from evaluators.scorecard import make_scorecard
 from evaluators.served import gate_rows
@@ -210,6 +211,25 @@ async def test_a_metric_that_shows_nothing_passes_nobody(
     terms = policy(metrics=(MetricTerms("judge", 0.05),))
     result, _ = await judged(answering(right), terms=terms, metrics=metrics)
     assert result.verdict in ("fail", "inconclusive") and why in result.reasons[0]
+
+
+def test_answers_without_a_score_prove_no_regression():
+    rows = [
+        MetricRow(f"c{n}", f"s{n}", -1.0 if n < 27 else 0.0, "prose" if n < 27 else None)
+        for n in range(300)
+    ]
+    numbers: dict[str, Any] = {}
+    (found,) = judge_metrics(
+        [MetricTerms("judge", 0.05)],
+        {"judge": MetricEvidence(tuple(rows))},
+        level=0.05,
+        fail_level=0.05,
+        least_rows=30,
+        lower_bound=lambda differences, level, _: difference_bounds(differences, level)[0],
+        numbers=numbers,
+    )
+    assert found.state == "open" and "no score on 27 of 300 rows" in found.said
+    assert numbers["metrics"]["judge"]["upper_bound"] > 0
 
 
 @pytest.mark.parametrize(
