@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 Read = Callable[[str], Any]
 """What a reply means, as JSON. Raises Unreadable."""
 FIRST_PAUSE_SECONDS = 0.5
+MOST_REFUSED_FIRST = 6
+"""Questions refused before any was answered: three pairs. Then it is the settings that are refused."""
+REFUSED = "the judge refused the question"
+TOO_LONG = "the question is too long to be asked"
 _REFUSED = (openai.BadRequestError, openai.UnprocessableEntityError)
 _AWAY = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError)
 
@@ -50,6 +54,7 @@ class Judgements:
         self.settings, self.model = settings, settings.model
         self.asked = 0
         """Calls that were made, repeats among them."""
+        self._heard, self._refused = False, 0
         self._store, self._budget, self._prefix = store, budget, prefix
         self._places = asyncio.Semaphore(settings.concurrency)
         key = settings.api_key.get_secret_value() if settings.api_key else "none"
@@ -66,17 +71,34 @@ class Judgements:
     async def verdict(self, question: Question, read: Read) -> tuple[Any, str | None]:
         """What the judge says, and why it says nothing where it does: then that is its verdict for good.
 
+        But a question that is too long by the settings of today is none for good, nor is a refusal
+        before anything was answered: that may be the settings' fault, and ends the asking.
+
         Raises:
             BudgetSpent, JudgeAway: nothing is kept, ask another time.
             ObjectStoreError.
         """
-        key = f"{self._prefix}{question.digest(self.model)}.json"
+        key = f"{self._prefix}{question.digest(self.model, self._sent)}.json"
         kept = await asyncio.to_thread(self._kept, key)
         if kept is None:
+            if question.characters > self.settings.max_characters:
+                return None, TOO_LONG
             async with self._places:
                 kept = await self._ask(question, read)
+            if kept.get("failed") == REFUSED and not self._heard:
+                self._count_refused()
+                return None, REFUSED
             kept = await asyncio.to_thread(self._keep, key, kept)
+        self._heard |= kept.get("failed") != REFUSED
         return kept.get("verdict"), kept.get("failed")
+
+    def _count_refused(self) -> None:
+        self._refused += 1
+        if self._refused >= MOST_REFUSED_FIRST:
+            raise JudgeAway(
+                f"the judge at {self.settings.url} refused the first {self._refused} questions: check "
+                "[judge] answer_format, token_limit and temperature; none of it is kept"
+            )
 
     def _kept(self, key: str) -> dict[str, Any] | None:
         try:
@@ -93,8 +115,6 @@ class Judgements:
 
     async def _ask(self, question: Question, read: Read) -> dict[str, Any]:
         settings = self.settings
-        if question.characters > settings.max_characters:
-            return {"failed": "the question is too long to be asked"}
         pause = FIRST_PAUSE_SECONDS
         for attempt in range(settings.retries + 1):
             # A token is a byte at least.
@@ -106,7 +126,7 @@ class Judgements:
             try:
                 completion = await self._client.chat.completions.create(**self._body(question))
             except _REFUSED:
-                return {"failed": "the judge refused the question"}
+                return {"failed": REFUSED}
             except _AWAY as error:
                 if attempt == settings.retries:
                     raise JudgeAway(
@@ -137,17 +157,17 @@ class Judgements:
         ) / 1e6
 
     def _body(self, question: Question) -> dict[str, Any]:
+        return {"model": self.model, "messages": question.messages, **self._sent}
+
+    @property
+    def _sent(self) -> dict[str, Any]:
         settings = self.settings
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": question.messages,
-            "max_tokens": settings.max_tokens,
-        }
+        sent: dict[str, Any] = {settings.token_limit: settings.max_tokens}
         if settings.temperature is not None:
-            body["temperature"] = settings.temperature
+            sent["temperature"] = settings.temperature
         if settings.answer_format == "json_object":
-            body["response_format"] = {"type": "json_object"}
-        return body
+            sent["response_format"] = {"type": "json_object"}
+        return sent
 
 
 def _read(completion: Any, read: Read) -> dict[str, Any]:

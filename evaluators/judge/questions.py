@@ -38,9 +38,15 @@ class Question:
     def characters(self) -> int:
         return len(self.instruction) + len(self.material)
 
-    def digest(self, model: str) -> str:
-        """sha256 of all that the verdict depends on, 64 hex characters."""
-        body = json.dumps([model, self.instruction, self.material]).encode()
+    def digest(self, model: str, sent: Mapping[str, Any] | None = None) -> str:
+        """sha256 of all that the verdict depends on, 64 hex characters.
+
+        Args:
+            sent: the settings that travel with the question.
+        """
+        body = json.dumps(
+            [model, self.instruction, self.material, sent or {}], sort_keys=True
+        ).encode()
         return hashlib.sha256(body).hexdigest()
 
 

@@ -101,6 +101,9 @@ class Judge(Section):
     concurrency: int = Field(4, ge=1, le=1000, description="Questions in flight at once")
     retries: int = Field(2, ge=0, le=10, description="Where it was away (no connection, 429, 5xx)")
     max_tokens: int = Field(300, ge=16, le=100_000, description="Of a verdict")
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="What the endpoint calls that bound"
+    )
     temperature: float | None = Field(0.0, ge=0, le=2, description="None: not sent along")
     answer_format: Literal["json_object", "text"] = Field(
         "json_object", description="text: where the endpoint knows no `response_format`"

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluators.judge.agreement import agreement, best_cut, cut_and_agreement
-from evaluators.judge.asking import BudgetSpent, JudgeAway, Judgements
+from evaluators.judge.asking import REFUSED, TOO_LONG, BudgetSpent, JudgeAway, Judgements
 from evaluators.judge.budget import Budget, clear_spent, day_of, night_of
 from evaluators.judge.opinions import Labelled, ask_in_order, calibrate, compare, grade
 from evaluators.judge.questions import grade_question, pair_question, same_answer
@@ -269,18 +269,43 @@ async def test_a_judge_that_is_away_is_asked_again_and_then_no_more(
     assert len(server.asked) == asked
 
 
-async def test_what_it_refuses_or_cannot_be_asked_is_a_failure_for_good(
+async def test_what_a_well_set_judge_refuses_is_a_failure_for_good(
     server: FakeTeacher, store: ObjectStore
 ):
     question = partial(pair_question, {"correct": "x"}, REQUEST, says("a"))
-    server.script[question(says("b")).material] = [400]
+    server.script[question(says("b")).material] = [400, 400]
+    async with judging(server, store) as judge:
+        # Before anything was answered it may be the settings: not kept.
+        assert await judge.verdict(question(says("b")), read_choice) == (None, REFUSED)
+        assert await judge.verdict(question(says("c")), read_choice) == ("tie", None)
+        assert await judge.verdict(question(says("b")), read_choice) == (None, REFUSED)
+        assert await judge.verdict(question(says("b")), read_choice) == (None, REFUSED)
+    assert len(server.asked) == 3
+
+
+async def test_a_night_with_the_wrong_settings_leaves_no_verdict(
+    server: FakeTeacher, store: ObjectStore
+):
+    question = partial(pair_question, {"correct": "x"}, REQUEST, says("a"))
+
+    def reply(body: dict[str, Any]) -> str | int:
+        return 400 if "max_tokens" in body else '{"better": "tie"}'
+
+    server.otherwise = reply
+    async with judging(server, store) as judge:
+        with pytest.raises(JudgeAway, match="refused the first 6 questions: check"):
+            for n in range(6):
+                await judge.verdict(question(says(f"b{n}")), read_choice)
+    assert not list(store.list("reports/judge/d/"))
     async with judging(server, store, max_characters=2000) as judge:
-        refused = await judge.verdict(question(says("b")), read_choice)
-        assert refused == (None, "the judge refused the question")
-        assert await judge.verdict(question(says("b")), read_choice) == refused
-        long = await judge.verdict(question(says("x" * 3000)), read_choice)
-        assert long == (None, "the question is too long to be asked")
-    assert len(server.asked) == 1
+        long = question(says("x" * 3000))
+        assert await judge.verdict(long, read_choice) == (None, TOO_LONG)
+    async with judging(server, store, token_limit="max_completion_tokens") as judge:
+        assert await judge.verdict(long, read_choice) == ("tie", None)
+        assert await judge.verdict(question(says("b0")), read_choice) == ("tie", None)
+    async with judging(server, store, token_limit="max_completion_tokens", max_tokens=40) as judge:
+        await judge.verdict(question(says("b0")), read_choice)
+    assert len(server.asked) == 6 + 3, "another bound is another question"
 
 
 def labelled(count: int) -> list[Labelled]:
