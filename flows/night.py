@@ -12,6 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import Field
 
+from evaluators.judge.asking import JudgeAway
 from flows.artifacts import (
     Progress,
     TrainingBar,
@@ -91,7 +92,18 @@ def train_task(run: PlannedRun, plan: Plan, executor: Executor, drill: bool) -> 
         )
 
 
-@task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE, task_run_name="judge {trained.name}")
+def worth_again(_task: Any, _run: Any, state: Any) -> bool:
+    """Not where the judge is away or its budget spent: it was asked again already, or waits for a night."""
+    return not isinstance(state.data, JudgeAway)
+
+
+@task(
+    retries=1,
+    retry_delay_seconds=5,
+    retry_condition_fn=worth_again,
+    cache_policy=NO_CACHE,
+    task_run_name="judge {trained.name}",
+)
 def judge_task(trained: Trained) -> Judgement:
     with (
         open_context() as context,

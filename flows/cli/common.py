@@ -33,6 +33,7 @@ KNOWN_ERRORS = {
     "infra.objects.store.ObjectStoreError": FAILED,
     "infra.calls.finding.CallNotFound": NOT_FOUND,
     "infra.artifacts.manifest.ArtifactError": FAILED,
+    "evaluators.judge.asking.JudgeAway": FAILED,
     "serving.engines.protocol.EngineError": FAILED,
     "serving.registry.errors.Unknown": NOT_FOUND,
     "serving.registry.errors.NothingToRollBack": NOT_FOUND,

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from prefect.states import Failed
 from safetensors.numpy import save_file
 
+from evaluators.judge.asking import JudgeAway
 from flows.cli import main
+from flows.night import worth_again
 from flows.wiring import Context
 from infra.artifacts.folder import read_manifest
 from infra.database.open import Database
@@ -187,6 +190,31 @@ def test_further_metrics_stand_in_the_scorecard_and_replay(
     assert numbers["judge"]["asked"] == 0, "the teacher answers all of it, so both say the same"
     assert any("judge cannot be relied on: people labelled 0" in why for why in found["reasons"])
     assert ask("gate", "--replay", name)["same"] is True
+
+
+def test_a_judge_that_is_away_is_told_before_the_engine_is_asked(
+    context: Context, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in {
+        "GATE__METRICS": '[{"name": "judge"}]',
+        "JUDGE__MODEL": "large",
+        "JUDGE__MODE": "rubric",
+        "JUDGE__URL": "http://127.0.0.1:9/v1",
+        "JUDGE__RETRIES": "0",
+        "ENGINE__URL": "http://127.0.0.1:9",
+    }.items():
+        monkeypatch.setenv(f"NIGHTSCHOOL_{key}", value)
+    name = adapter(context, base, tmp_path / "made", [])
+    case = tmp_path / "case.json"
+    row = tool_examples(1)[0]
+    case.write_text(json.dumps({"request": row["request"], "answer": row["answer"]}))
+    ask("golden", "add", TASK, "--file", str(case), "--why", "the audit")
+    done = CliRunner().invoke(main, ["judge", name])
+    assert (
+        done.exit_code == 1 and "the judge at http://127.0.0.1:9/v1 gave no answer" in done.stderr
+    )
+    again = Failed(data=ValueError()), Failed(data=JudgeAway("spent"))
+    assert [worth_again(None, None, state) for state in again] == [True, False]
 
 
 def test_an_engine_that_says_other_than_the_trainer_is_an_event_and_no_pass(
