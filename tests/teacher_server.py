@@ -23,6 +23,8 @@ class FakeTeacher:
         otherwise: Callable[[dict[str, Any]], str | int] | None = None,
     ) -> None:
         self.script, self.asked, self.otherwise = script, list[str](), otherwise
+        self.tokens = 10
+        """Of an answer, by what it says of its use."""
         self._lock = threading.Lock()
         outer = self
 
@@ -59,7 +61,12 @@ class FakeTeacher:
         message = {"role": "assistant", "content": answer}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         envelope = {"id": "c", "object": "chat.completion", "created": 1, "model": body["model"]}
-        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        tokens = self.tokens
+        usage = {
+            "prompt_tokens": 100,
+            "completion_tokens": tokens,
+            "total_tokens": 100 + tokens,
+        }
         return 200, {**envelope, "choices": [choice], "usage": usage}
 
     def close(self) -> None:

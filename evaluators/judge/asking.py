@@ -144,8 +144,7 @@ class Judgements:
             used = completion.usage
             if used is not None:
                 cost = self._cost(used.prompt_tokens, used.completion_tokens)
-                if cost < most:
-                    await asyncio.to_thread(self._budget.give_back, most - cost)
+                await asyncio.to_thread(self._budget.correct, cost - most)
             return _read(completion, read)
         raise AssertionError("the last attempt returns or raises")
 

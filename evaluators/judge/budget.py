@@ -1,7 +1,8 @@
 """What the judge may still be asked: calls and money, counted in the store, so that no kill forgets them.
 
-Calls and their greatest cost are taken before a question is asked and corrected by what it really cost.
-A process that dies between leaves the greater number: a budget is never exceeded, only used up early.
+Calls and the cost that is expected at most are taken before a question is asked, and corrected by what it
+really cost, in either direction. A process that dies between leaves the expected number. A budget ends
+with the first question that goes beyond it: by no more than what that cost over what was expected.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class Budget:
         """One call and its greatest cost; False when either is more than what is left."""
         return self._change(1, money, bounded=True)
 
-    def give_back(self, money: float) -> None:
-        """Money that was taken and not spent."""
-        self._change(0, -money, bounded=False)
+    def correct(self, money: float) -> None:
+        """What a question cost beyond what was taken for it; below 0: what it cost less."""
+        self._change(0, money, bounded=False)
 
     def spent(self) -> Spent:
         return self._read()[0]
@@ -62,7 +63,7 @@ class Budget:
             except (ObjectExists, ObjectChanged, ObjectMissing):
                 continue
             return True
-        return not bounded  # others won every race: not asked, or not given back
+        return not bounded  # others won every race: not asked, or not corrected
 
     def _read(self) -> tuple[Spent, str | None]:
         for _ in range(MAX_RACES):

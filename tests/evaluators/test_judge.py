@@ -239,6 +239,19 @@ async def test_money_is_counted_as_used_and_ends_the_asking(
             await compare(judge, REQUEST, says("a"), says("c"))
 
 
+async def test_what_costs_more_than_expected_is_counted_whole(
+    server: FakeTeacher, store: ObjectStore
+):
+    price = {"cost_per_million_output_tokens": 1e5, "cost_per_million_input_tokens": 0}
+    server.tokens = 50  # it reasons beyond the bound, and is paid for it
+    async with judging(server, store, max_tokens=16, money_per_night=10, **price) as judge:
+        await compare(judge, REQUEST, says("a"), says("b"))
+        with pytest.raises(BudgetSpent):
+            await compare(judge, REQUEST, says("a"), says("c"))
+    assert Budget(store, "night-2026-03-01", calls=0, money=0).spent().money == pytest.approx(10)
+    assert len(server.asked) == 2
+
+
 @pytest.mark.parametrize(
     ("answers", "asked", "what"),
     [
