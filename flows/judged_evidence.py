@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
-from evaluators.judge.asking import JudgeAway, Judgements
+from evaluators.judge.asking import BudgetSpent, JudgeAway, Judgements
 from evaluators.judge.budget import Budget, day_of
 from evaluators.judge.opinions import Opinion, ask_in_order, by_lot, compare, grade
 from evaluators.judge.questions import same_answer
@@ -23,12 +24,15 @@ from flows.kept_evidence import JUDGED_PREFIX
 from flows.wiring import Context
 from infra.calls.record import CallRecord, FeedbackRecord
 from infra.objects.store import ObjectExists, ObjectMissing, ObjectStore, ObjectStoreError
+from infra.settings.judging import Judge
 from serving.registry.records import Rollout
 
 logger = logging.getLogger(__name__)
 
 MAX_PER_LOOK = 50
 """Calls that the judge is asked about in one look at a rollout."""
+AWAY_SECONDS = 300.0
+"""For so long a judge that was away or too slow is not asked: each try takes of the day's budget."""
 
 
 class JudgedEvidence:
@@ -37,6 +41,10 @@ class JudgedEvidence:
     def __init__(self, context: Context, clock: Callable[[], datetime]) -> None:
         self._context, self._clock = context, clock
         self._read: dict[str, FeedbackRecord] = {}
+        self._failed: set[tuple[str, str, str]] = set()
+        """Rollout, tenant and call without a verdict: asked again by no later look of this process."""
+        self._not_before: datetime | None = None
+        self._spent_told = ""
 
     def words(self, rollout_id: str) -> list[FeedbackRecord]:
         """All of a rollout so far. Raises ObjectStoreError."""
@@ -54,6 +62,7 @@ class JudgedEvidence:
         """Free what belongs to rollouts that have ended."""
         kept = tuple(f"{JUDGED_PREFIX}{rollout}/" for rollout in rollouts)
         self._read = {key: word for key, word in self._read.items() if key.startswith(kept)}
+        self._failed = {item for item in self._failed if item[0] in rollouts}
 
     @property
     def wanted(self) -> bool:
@@ -65,6 +74,8 @@ class JudgedEvidence:
 
         What cannot be asked now is left as it is, and asked at a later look while a word still counts.
         """
+        if self._not_before is not None and self._clock() < self._not_before:
+            return
         share = self._context.settings.judge.rollout_share
         seconds = judging_seconds(self._context)
         try:
@@ -73,36 +84,51 @@ class JudgedEvidence:
                 if rollout.state != "canary":
                     continue
                 done = {(word.tenant, word.call_id) for word in self.words(rollout.id)}
+                done |= {item[1:] for item in self._failed if item[0] == rollout.id}
                 horizon = timedelta(seconds=rollout.policy.maturity_seconds)
                 chosen = worth_asking(records, rollout.id, share, since=self._clock() - horizon)
                 new = [call for call in chosen if (call.tenant, call.id) not in done]
                 fresh[rollout.id] = new[:MAX_PER_LOOK]
             if any(fresh.values()):
-                asyncio.run(asyncio.wait_for(self._ask(fresh), seconds))
-        except TimeoutError:
-            logger.warning("the judge took over %g seconds: the rest is asked later", seconds)
-        except (JudgeAway, ObjectStoreError) as error:
+                asyncio.run(asyncio.wait_for(self._ask(fresh, seconds), seconds))
+        except (TimeoutError, JudgeAway) as error:
+            self._not_before = self._clock() + timedelta(seconds=AWAY_SECONDS)
+            why = str(error) or f"the judge took over {seconds:g} seconds"
+            logger.warning("no judge of rollouts for %g seconds: %s", AWAY_SECONDS, why)
+        except ObjectStoreError as error:
             logger.warning("rollouts are decided without the judge: %s", error)
 
-    async def _ask(self, fresh: Mapping[str, Sequence[CallRecord]]) -> None:
+    async def _ask(self, fresh: Mapping[str, Sequence[CallRecord]], seconds: float) -> None:
+        """The last question starts after half the time and has the other half: none is cut off unheard."""
         context = self._context
-        settings = context.settings.judge
+        settings = within_a_look(context.settings.judge, seconds)
+        until = time.monotonic() + seconds / 2
+        day = day_of(self._clock(), context.settings.night.timezone)
         budget = Budget(
-            context.store,
-            day_of(self._clock(), context.settings.night.timezone),
-            calls=settings.calls_per_day,
-            money=settings.money_per_day,
+            context.store, day, calls=settings.calls_per_day, money=settings.money_per_day
         )
+        places = settings.concurrency
+        if settings.mode == "pairwise":
+            places = max(1, places // 2)  # each takes two
         for rollout_id, calls in fresh.items():
             prefix = f"{JUDGED_PREFIX}{rollout_id}/verdicts/"
             async with Judgements(settings, context.store, budget, prefix) as judge:
-                asked = [partial(self._one, judge, rollout_id, call) for call in calls]
-                await ask_in_order(asked, settings.concurrency)
+                asked = [partial(self._one, judge, rollout_id, call, until) for call in calls]
+                heard = await ask_in_order(asked, places)
+            if len(heard) < len(asked) and time.monotonic() < until and self._spent_told != day:
+                self._spent_told = day
+                logger.warning("the judge's budget for rollouts is spent until tomorrow")
 
-    async def _one(self, judge: Judgements, rollout_id: str, call: CallRecord) -> Opinion:
+    async def _one(
+        self, judge: Judgements, rollout_id: str, call: CallRecord, until: float
+    ) -> Opinion:
+        if time.monotonic() > until:
+            raise BudgetSpent("the time of this look is")
         opinion = await _opinion(judge, call)
         if opinion.failure is None:
             await asyncio.to_thread(self._keep, rollout_id, call, opinion.value)
+        else:
+            self._failed.add((rollout_id, call.tenant, call.id))
         return opinion
 
     def _keep(self, rollout_id: str, call: CallRecord, word: float) -> None:
@@ -118,6 +144,12 @@ def judging_seconds(context: Context) -> float:
     """How long a look may wait for the judge: gateways must hear of the next one in time."""
     tend = context.settings.rollout.tend_seconds
     return min(tend, context.settings.gateway.dead_man_seconds - tend) / 2
+
+
+def within_a_look(judge: Judge, seconds: float) -> Judge:
+    """Settings by which no question outlasts a look of so many seconds; the next look is the retry."""
+    wait = min(judge.timeout_seconds, seconds / 2)
+    return judge.model_copy(update={"timeout_seconds": wait, "retries": 0})
 
 
 def worth_asking(

@@ -53,6 +53,7 @@ def rollout() -> int:
         try:
             with hold(context.database, "tending", context.holder):
                 while True:
+                    began = time.monotonic()
                     tended = tender.look()
                     for moved in tended.moved:
                         logger.info("%s is %s: %s", moved.adapter, moved.state, moved.reason)
@@ -60,13 +61,19 @@ def rollout() -> int:
                     approvals.ask()
                     if tended.open == 0 or time.monotonic() > ends:
                         return tended.open
-                    time.sleep(context.settings.rollout.tend_seconds)
+                    took = time.monotonic() - began
+                    time.sleep(rest_seconds(context.settings.rollout.tend_seconds, took))
         except Busy:
             logger.info("another run tends the rollouts")
             return 0
         finally:
             # The lease is free again: a picture is no reason for a rollback to wait.
             _show_all(context, moves.values())
+
+
+def rest_seconds(every: float, took: float) -> float:
+    """How long to sleep so that a look begins every so many seconds, however long it takes."""
+    return max(0.0, every - took)
 
 
 @flow(

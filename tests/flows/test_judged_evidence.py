@@ -12,9 +12,10 @@ import pytest
 from evaluators.sessions import JUDGED, call_outcome, session_outcomes
 from flows.forgetting import forget, look_for
 from flows.housekeeping import housekeep
-from flows.judged_evidence import judging_seconds, worth_asking
+from flows.judged_evidence import judging_seconds, within_a_look, worth_asking
 from flows.kept_evidence import JUDGED_PREFIX, PREFIX
 from flows.replaying import replay
+from flows.upkeep import rest_seconds
 from infra.calls.record import FeedbackRecord
 from infra.database.open import Database
 from infra.settings.model import Settings
@@ -175,6 +176,38 @@ def test_the_day_has_a_budget_and_a_look_has_an_end(
         to_the_end(world, right=False, batches=3)
         assert len(server.asked) == 6
         assert 0 < judging_seconds(world.context) <= settings.rollout.tend_seconds / 2
+
+
+def test_answers_without_a_verdict_are_not_asked_about_at_each_look(
+    world: World, server: FakeTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.judged_evidence.MAX_PER_LOOK", 1)
+    server.otherwise = prose
+    world.open()
+    world.look(1)
+    world.play(30, right=False)
+    for looks in (1, 2, 3):
+        world.look(1)
+        assert len(server.asked) == 2 * looks
+
+
+def test_a_judge_that_is_away_is_left_alone_for_a_while(
+    settings: Settings, database: Database, server: FakeTeacher
+) -> None:
+    server.otherwise = lambda _: 503
+    with judged_world(settings, database, server, concurrency=1) as world:
+        world.open()
+        world.look(1)
+        world.play(30, right=False)
+        for _ in range(3):
+            world.look(1)
+            assert len(server.asked) == 2, "each try takes of the day's budget"
+
+
+def test_a_look_is_no_longer_than_its_time(settings: Settings) -> None:
+    assert within_a_look(settings.judge, 30).timeout_seconds == 15
+    assert within_a_look(settings.judge, 300).timeout_seconds == settings.judge.timeout_seconds
+    assert rest_seconds(60, 30) == 30 and rest_seconds(60, 90) == 0
 
 
 def test_it_is_off_by_default(settings: Settings, database: Database) -> None:
