@@ -20,7 +20,7 @@ from evaluators.judge.budget import Budget, day_of
 from evaluators.judge.opinions import Opinion, ask_in_order, by_lot, compare, grade
 from evaluators.judge.questions import same_answer
 from evaluators.sessions import JUDGED, unique_calls
-from flows.kept_evidence import JUDGED_PREFIX
+from flows.kept_evidence import JUDGED_PREFIX, last_forgetting
 from flows.wiring import Context
 from infra.calls.record import CallRecord, FeedbackRecord
 from infra.objects.store import ObjectExists, ObjectMissing, ObjectStore, ObjectStoreError
@@ -45,6 +45,7 @@ class JudgedEvidence:
         """Rollout, tenant and call without a verdict: asked again by no later look of this process."""
         self._not_before: datetime | None = None
         self._spent_told = ""
+        self._forgetting = 0
 
     def words(self, rollout_id: str) -> list[FeedbackRecord]:
         """All of a rollout so far. Raises ObjectStoreError."""
@@ -69,13 +70,19 @@ class JudgedEvidence:
         settings = self._context.settings.judge
         return settings.model is not None and settings.rollout_share > 0
 
-    def ask(self, calls: Sequence[tuple[Rollout, Sequence[CallRecord]]]) -> None:
+    def ask(self, calls: Sequence[tuple[Rollout, Sequence[CallRecord]]], forgetting: int) -> None:
         """Ask about the calls of rollouts that are new, for ``judging_seconds`` at most.
 
         What cannot be asked now is left as it is, and asked at a later look while a word still counts.
+
+        Args:
+            forgetting: the last one before the calls were read.
         """
         if self._not_before is not None and self._clock() < self._not_before:
             return
+        self._forgetting = forgetting
+        if last_forgetting(self._context.database) != forgetting:
+            return  # somebody's calls may be among these; the next look reads them anew
         share = self._context.settings.judge.rollout_share
         seconds = judging_seconds(self._context)
         try:
@@ -138,6 +145,10 @@ class JudgedEvidence:
         key = f"{JUDGED_PREFIX}{rollout_id}/words/{by_lot(f'{call.tenant}/{call.id}')[:32]}.json"
         with contextlib.suppress(ObjectExists):  # another controller was faster
             self._context.store.create(key, record.model_dump_json().encode())
+        if last_forgetting(self._context.database) != self._forgetting:
+            # Whoever forgets may have looked for words already, and this may be on their call.
+            with contextlib.suppress(ObjectMissing):
+                self._context.store.delete(key)
 
 
 def judging_seconds(context: Context) -> float:

@@ -80,7 +80,8 @@ class Tender:
         # No decision and no message waits for the judge: what it says counts at the next look.
         if self._judged.wanted and rollouts:
             still = context.registry.rollouts("open")
-            self._judged.ask([(rollout, self._log.calls(rollout.id)) for rollout in still])
+            calls = [(rollout, self._log.calls(rollout.id)) for rollout in still]
+            self._judged.ask(calls, self._forgetting)
         return Tended(len(rollouts), tuple(moved))
 
     def observe(self, rollout: Rollout, loaded: bool) -> Observation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from evaluators.sessions import JUDGED, call_outcome, session_outcomes
 from flows.forgetting import forget, look_for
 from flows.housekeeping import housekeep
 from flows.judged_evidence import judging_seconds, within_a_look, worth_asking
-from flows.kept_evidence import JUDGED_PREFIX, PREFIX
+from flows.kept_evidence import JUDGED_PREFIX, PREFIX, note_logs_forgot
 from flows.replaying import replay
 from flows.upkeep import rest_seconds
 from infra.calls.record import FeedbackRecord
@@ -189,6 +190,32 @@ def test_answers_without_a_verdict_are_not_asked_about_at_each_look(
     for looks in (1, 2, 3):
         world.look(1)
         assert len(server.asked) == 2 * looks
+
+
+def test_no_word_outlives_a_forgetting_that_comes_while_the_judge_thinks(
+    world: World, server: FakeTeacher
+) -> None:
+    def words() -> list[str]:
+        prefix = f"{JUDGED_PREFIX}{world.rollout().id}/words/"
+        return [item.key for item in world.context.store.list(prefix)]
+
+    world.open()
+    world.look(1)
+    world.play(30, right=False)
+    lock, forgotten = threading.Lock(), list[bool]()
+
+    def meanwhile(_: dict[str, Any]) -> str:
+        with lock:  # no answer before it
+            if not forgotten:
+                note_logs_forgot(world.context.database, world.now)
+                forgotten.append(True)
+        return '{"better": "tie"}'
+
+    server.otherwise = meanwhile
+    world.look(1)
+    assert server.asked and words() == []
+    world.look(1)
+    assert words(), "what is still in the logs gets its word at the next look"
 
 
 def test_a_judge_that_is_away_is_left_alone_for_a_while(
