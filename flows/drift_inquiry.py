@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from evaluators.watched import row_of_call
-from flows.drift_reports import finish
+from flows.drift_reports import asked_prefix, clear_old, finish, prefix_of
 from flows.learning import dataset_of
 from flows.live_calls import LiveCalls
 from flows.reporting import report_url
@@ -64,7 +64,8 @@ def inquire(
     watch = context.settings.watch
     window = timedelta(days=days) if days is not None else timedelta(seconds=watch.window_seconds)
     live = LiveCalls.index(context)
-    made = look(context, live, task_id, champion, dataset, now - window, now)
+    prefix = asked_prefix(prefix_of(task_id, dataset.digest))
+    made = look(context, live, task_id, champion, dataset, now - window, now, prefix)
     if not made:
         since = champion_since(context, task_id, champion)
         raise NothingToCompare(
@@ -73,6 +74,7 @@ def inquire(
         )
     for one in made:
         finish(context, one.report)
+    clear_old(context, prefix)
     with context.database.read() as connection:
         told = last_told(connection, task_id)
     cooldown = timedelta(seconds=watch.cooldown_seconds)

@@ -2,6 +2,7 @@
 
     reports/drift/<task>-<data set>/drift.html, .json                    a data set's train against test
     reports/drift/<task>-<data set>/<time>-<against>/drift.html, .json   a look at live calls
+    reports/drift/<task>-<data set>/asked/<time>-<against>/drift.html, .json   likewise, for who asked
 
 They lie under the data set that they compare with, and go when it goes.
 """
@@ -40,6 +41,11 @@ class DriftReport:
 
 def prefix_of(task_id: str, dataset_digest: str) -> str:
     return f"reports/drift/{task_id}-{dataset_digest[:16]}"
+
+
+def asked_prefix(prefix: str) -> str:
+    """Where looks lie that somebody asked for; they are none of the daily ones, and delay none."""
+    return f"{prefix}/asked"
 
 
 def sensitivity_of(context: Context) -> Sensitivity:
@@ -97,13 +103,14 @@ def finish(context: Context, made: DriftReport) -> None:
 
 
 def looks(context: Context, prefix: str) -> list[tuple[datetime, str]]:
-    """Time and key prefix of the looks that are whole, oldest first."""
+    """Time and key prefix of the looks right under ``prefix`` that are whole, oldest first."""
     found = []
     for item in context.store.list(f"{prefix}/"):
         folder, _, name = item.key.rpartition("/")
-        if name != _JSON or folder == prefix:
+        over, _, own = folder.rpartition("/")
+        if name != _JSON or over != prefix:
             continue
-        stamp = folder.rpartition("/")[2].partition("-")[0]
+        stamp = own.partition("-")[0]
         try:
             found.append((datetime.strptime(stamp, STAMP).replace(tzinfo=UTC), folder))
         except ValueError:

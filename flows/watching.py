@@ -95,7 +95,9 @@ def watch_tasks(
             continue
         live = live or LiveCalls.index(context)
         window = timedelta(seconds=watch.window_seconds)
-        made = look(context, live, route.task_id, route.champion, dataset, now - window, now)
+        made = look(
+            context, live, route.task_id, route.champion, dataset, now - window, now, prefix
+        )
         if any(one.drifted for one in made):
             tell(context, route.task_id, made, now)
         # Only now: one that was killed before it told is looked at again.
@@ -115,8 +117,13 @@ def look(
     dataset: DatasetVersion,
     since: datetime,
     until: datetime,
+    prefix: str,
 ) -> list[Look]:
-    """Compare a task's calls of a span with what the champion learned from and with those before."""
+    """Compare a task's calls of a span with what the champion learned from and with those before.
+
+    Args:
+        prefix: what the looks' pages lie under.
+    """
     most = context.settings.watch.max_rows
     began = max(
         champion_since(context, task_id, champion),
@@ -135,7 +142,7 @@ def look(
             "since": since.isoformat(),
             "until": until.isoformat(),
         }
-        place = f"{prefix_of(task_id, dataset.digest)}/{until.strftime(STAMP)}-{against}"
+        place = f"{prefix}/{until.strftime(STAMP)}-{against}"
         try:
             kept = compare(context, task_id, reference, current, place, more)
         except TooFewRows as few:

@@ -238,8 +238,11 @@ def test_who_asks_is_shown_what_drifted_with_examples_until_they_are_forgotten(w
     )
     assert world.context.store.get(look["data"]) and found.last_told is None
     assert world.events("task.drifted") == [], "asking tells nobody else"
+    assert "/asked/" in look["data"]
     stored = json.loads(world.context.store.get(look["data"]))
     assert not any(text in json.dumps(stored["summary"]) for text in GERMAN)
+    (told,) = watch_tasks(world.context, now=world.now + timedelta(minutes=1))
+    assert told.drifted and world.events("task.drifted"), "who asks silences nobody"
     session = next(
         record.session
         for name, record in _records(world).items()
