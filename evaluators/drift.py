@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from evaluators.distances import Column, thresholds
 from evaluators.localising import Finding, locate
 from evaluators.topics import Embedder, embedded, topics
-from evaluators.watched import CATEGORIES, NUMBERS, TEXTS, Row
+from evaluators.watched import CALLERS_WORDS, CATEGORIES, NUMBERS, TEXTS, Row
 
 MAX_ROWS = 2000
 MIN_ROWS = 20
 MAX_TEXT_CHARACTERS = 4000
 MAX_CATEGORIES = 30
 LEAST_NAMED = 5
-"""A value of fewer rows is not named: it may be one person's."""
+"""A value of fewer rows, or of what callers wrote of fewer sessions, is none of its own."""
 _OTHERS = "(others)"
 _TOPICS = {f"{name}_topic": name for name in TEXTS}
 
@@ -199,8 +199,13 @@ def windows_of(
     frame, described = _described(rows, texts)
     for name in numbers:
         frame[name] = [_number(row.get(name)) for row in rows]
+    # Rows of no session stand for themselves.
+    sessions = tuple(str(row.get("session") or f"row {n}") for n, row in enumerate(rows))
     made: dict[str, Sequence[str | None] | None] = {
-        name: _few([row.get(name) for row in rows]) for name in categories
+        name: _coded(name, [row.get(name) for row in rows], sessions)
+        if name in CALLERS_WORDS
+        else _few([row.get(name) for row in rows])
+        for name in categories
     }
     made |= {
         topic: topics([str(row.get(name) or "") for row in rows], random, embedder)
@@ -215,8 +220,7 @@ def windows_of(
         numbers=(*described, *numbers),
         categories=tuple(kept),
         in_reference=np.arange(len(rows)) < len(reference),
-        # Rows of no session stand for themselves.
-        sessions=tuple(str(row.get("session") or f"row {n}") for n, row in enumerate(rows)),
+        sessions=sessions,
         call_ids=tuple(str(row.get("call_id") or "") for row in rows),
     )
 
@@ -291,15 +295,35 @@ def _quietly() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
-def _few(values: Sequence[Any]) -> list[str | None] | None:
-    """Values of a category, rare ones as one; None where most are rare, so that it is no category."""
+def _few(values: Sequence[Any], sessions: Sequence[str] | None = None) -> list[str | None] | None:
+    """Values of a category, rare ones as one; None where most are rare, so that it is no category.
+
+    Args:
+        sessions: of the rows, where it takes so many of them, and not of rows, to be no rare one.
+    """
     counts = Counter(sorted(str(value) for value in values if value))
-    kept = {value for value, count in counts.most_common(MAX_CATEGORIES) if count >= LEAST_NAMED}
+    enough = counts
+    if sessions is not None:
+        pairs = {(str(value), one) for value, one in zip(values, sessions, strict=True) if value}
+        enough = Counter(value for value, _ in pairs)
+    kept = {
+        value for value, _ in counts.most_common(MAX_CATEGORIES) if enough[value] >= LEAST_NAMED
+    }
     if sum(counts[value] for value in kept) < counts.total() / 2:
         return None
     return [
         None if not value else str(value) if str(value) in kept else _OTHERS for value in values
     ]
+
+
+def _coded(name: str, values: Sequence[Any], sessions: Sequence[str]) -> list[str | None] | None:
+    """Likewise of what callers wrote, by codes: ``label 01`` is the most frequent."""
+    few = _few(values, sessions)
+    if few is None:
+        return None
+    counts = Counter(sorted(value for value in few if value and value != _OTHERS))
+    code = {value: f"{name} {n:02d}" for n, (value, _) in enumerate(counts.most_common(), 1)}
+    return [None if value is None else code.get(value, _OTHERS) for value in few]
 
 
 def _codes(values: Any) -> tuple[NDArray[np.float64], list[str]]:

@@ -14,8 +14,6 @@ from evaluators.distances import Kind
 
 EXAMPLES = 5
 CHANGES = 5
-WORDS_OF_CALLERS = frozenset({"label"})
-"""Columns whose values are what somebody wrote: never in an event or a message."""
 _SPREAD = 0.25
 """Of the distance: a smaller shift of the mean is a change of spread, seen at both ends."""
 
@@ -38,17 +36,11 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def told(self, *, callers_words: bool = False) -> str:
-        """In a few words.
-
-        Args:
-            callers_words: whether values that somebody wrote may be in it.
-        """
+    def told(self) -> str:
+        """In a few words."""
         size = f"{self.column} {self.distance:.2f} (limit {self.threshold:.2f})"
         if self.kind == "number":
             return f"{size}: mean {self.before['mean']:.4g}, now {self.now['mean']:.4g}"
-        if not callers_words and self.column in WORDS_OF_CALLERS:
-            return size
         # What grew most, since what is new is what can be shown.
         name = max(self.now, key=lambda value: self.now[value] - self.before[value])
         return f"{size}: {name[:60]} {self.before[name]:.0%}, now {self.now[name]:.0%}"

@@ -30,6 +30,8 @@ CATEGORIES = (
     "valid",
     "escalated",
 )
+CALLERS_WORDS = frozenset({"label"})
+"""Categories whose values are what somebody wrote: only codes stand for them in what is kept or told."""
 LABEL_CHARACTERS = 48
 """A longer answer is no label."""
 _REFUSAL = re.compile(

@@ -112,7 +112,7 @@ def _shown(context: Context, live: LiveCalls, made: Look) -> dict[str, Any]:
         "findings": [
             {
                 **finding.to_dict(),
-                "told": finding.told(callers_words=True),
+                "told": finding.told(),
                 # Read from the logs each time: what was forgotten there is not shown here.
                 "examples": [
                     {"call": name, **_excerpt(row_of_call(records[name]))}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from trainers.data_sets.versions import DatasetVersion, read_split
 
 MAX_KEPT = 28
 """Looks kept of one data set: two comparisons a day for two weeks, by default."""
+ROOT = "reports/drift"
 STAMP = "%Y%m%dT%H%M%SZ"
 _HTML, _JSON = "drift.html", "drift.json"
 
@@ -40,7 +41,7 @@ class DriftReport:
 
 
 def prefix_of(task_id: str, dataset_digest: str) -> str:
-    return f"reports/drift/{task_id}-{dataset_digest[:16]}"
+    return f"{ROOT}/{task_id}-{dataset_digest[:16]}"
 
 
 def asked_prefix(prefix: str) -> str:
@@ -116,6 +117,14 @@ def looks(context: Context, prefix: str) -> list[tuple[datetime, str]]:
         except ValueError:
             continue
     return sorted(found)
+
+
+def every_look(context: Context) -> Iterator[str]:
+    """Keys of all that was kept of looks at live calls, of every task; the nights' reports go with
+    their data sets."""
+    for item in context.store.list(f"{ROOT}/"):
+        if item.key.removeprefix(f"{ROOT}/").count("/") > 1:
+            yield item.key
 
 
 def clear_old(context: Context, prefix: str) -> None:

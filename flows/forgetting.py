@@ -1,4 +1,4 @@
-"""Forget a subject: logs, what ingest made of them, data sets, kept evidence. No Prefect here.
+"""Forget a subject: logs, what ingest made of them, data sets, evidence, looks at drift. No Prefect here.
 
 In this order, so that a run that was killed finds on its second try whatever it has not done: evidence
 and data sets while the logs still tell which calls are meant, then the logs, then once more whatever was
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import chain
 
+from flows.drift_reports import every_look
 from flows.holding import KILLED_SECONDS, NIGHT, hold
 from flows.judged_evidence import words_of
 from flows.kept_evidence import FORGOTTEN, MAX_LINE_BYTES, PREFIX, note_logs_forgot
@@ -53,6 +54,8 @@ def look_for(context: Context, subject: Subject) -> Counter[str]:
     counts["evidence_objects"] = sum(1 for _ in chain(_evidence(context, subject), words))
     counts["quarantine_entries"] = sum(gone for _, _, gone in _quarantine(context, subject))
     counts["golden_cases"] = sum(1 for _ in _golden(context, subject))
+    if counts.total():
+        counts["drift_reports"] = sum(1 for _ in every_look(context))
     return counts
 
 
@@ -90,6 +93,10 @@ def forget(
                 break
         else:
             raise StillFound("evidence or data sets with it are still being made: run it again")
+        # Any of them may count or name the subject's calls; the next watch looks anew.
+        for key in list(every_look(context)):
+            context.store.delete(key)
+            counts["drift_reports"] += 1
         for done in forget_ordered(context.database, context.store, now):
             counts[f"datasets_{done.outcome}".replace(" ", "_")] += 1
         with context.database.begin() as connection:

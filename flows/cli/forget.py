@@ -25,6 +25,7 @@ TOLD = {
     "adapters_due": "adapters due for retraining",
     "golden_cases": "golden cases",
     "evidence_objects": "kept evidence objects of rollouts",
+    "drift_reports": "files of looks at drift, which the next watch makes anew",
 }
 
 

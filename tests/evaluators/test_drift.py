@@ -179,7 +179,20 @@ def test_a_change_of_spread_is_shown_at_both_ends():
     found = locate("n", "number", values, np.arange(100) < 50, ids, 1.0, 0.5)
     assert {"c50", "c99"} <= set(found.examples)
     wording = locate("label", "category", ["a"] * 50 + ["b"] * 50, np.arange(100) < 50, ids, 1, 0.5)
-    assert "b 0%, now 100%" in wording.told(callers_words=True) and "now" not in wording.told()
+    assert "b 0%, now 100%" in wording.told()
+
+
+def test_what_callers_wrote_is_kept_as_codes_and_not_at_all_of_few_sessions(tmp_path: Path):
+    """The frequent one of many sessions has a code; one session's, however often, is among the others."""
+    before = [{"label": "paid by Jane", "session": f"s{n}"} for n in range(60)]
+    often = [{"label": "billing", "session": f"t{n}"} for n in range(30)]
+    now = [*often, *({"label": "Jane Doe, Elm 4", "session": "one"} for _ in range(12))]
+    found = report(before, now, tmp_path)
+    (finding,) = found.findings
+    assert finding.column == "label" and set(finding.now) == {"label 01", "label 02", "(others)"}
+    assert finding.now["label 02"] == pytest.approx(30 / 42)
+    kept = found.json.read_text() + found.html.read_text() + finding.told()
+    assert not any(text in kept for text in ("Jane", "billing")) and "label 02 0%, now" in kept
 
 
 def test_the_room_is_light_to_import():

@@ -12,7 +12,7 @@ import pytest
 
 from flows import watching
 from flows.drift_inquiry import NothingToCompare, inquire
-from flows.drift_reports import clear_old, drift_report, looks, prefix_of
+from flows.drift_reports import clear_old, drift_report, every_look, looks, prefix_of
 from flows.forgetting import forget
 from flows.hooks.receipts import Receipt, Receipts
 from flows.live_calls import LiveCalls
@@ -250,6 +250,7 @@ def test_who_asks_is_shown_what_drifted_with_examples_until_they_are_forgotten(w
     )
     forget(world.context, Subject.of("session", session, world.context.settings.anonymizer))
     left = _records(world)
+    assert not list(every_look(world.context)), "looks name calls, and count them"
     assert finding["examples"][0]["call"] not in left and finding["examples"][-1]["call"] in left
     with pytest.raises(NothingToCompare, match="--days"):
         inquire(world.context, world.task, days=0.001, now=world.now + 5 * DAY)
