@@ -371,7 +371,7 @@ def _require_incumbent(name: str, outcomes: Sequence[Outcome]) -> tuple[str, ...
         _require_answers(outcomes)
     return (
         f"the incumbent {name} gave no answer to {len(errors)} of {len(outcomes)} questions, where "
-        f"the teacher answers for it; the first time with: {errors[0]}",
+        f"the teacher answers for it; the first time with: {errors[0].split(':')[0]}",
     )
 
 
