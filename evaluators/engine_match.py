@@ -39,11 +39,24 @@ class EngineMatch:
     """Of ``difference``."""
 
     @property
+    def compared(self) -> bool:
+        return self.tokens > 0
+
+    @property
     def agrees(self) -> bool:
-        return self.difference <= self.tolerance and self.other <= MAX_OTHER_SHARE * self.rows
+        return (
+            self.compared
+            and self.difference <= self.tolerance
+            and self.other <= MAX_OTHER_SHARE * self.rows
+        )
 
     @property
     def said(self) -> str:
+        if not self.compared:
+            return (
+                "the engine could not be compared with the trainer's own model: of the prompts that "
+                f"the trainer noted it answered {self.rows}, and told no log-probabilities"
+            )
         return (
             f"the engine says other than the trainer's own model: {self.other} of {self.rows} "
             f"validation answers begin otherwise, a token's log-probability is {self.difference:.3f} "
@@ -61,7 +74,7 @@ class EngineMatch:
 def compare_with_trainer(
     probes: Sequence[Mapping[str, Any]], said: Mapping[str, Said], tolerance: float
 ) -> EngineMatch | None:
-    """Lay the engine's answers beside the trainer's; None where they have no prompt in common.
+    """Lay the engine's answers beside the trainer's; None where the trainer noted none.
 
     Args:
         probes: ``Probe`` as JSON.
@@ -83,7 +96,7 @@ def compare_with_trainer(
             abs(one - two)
             for one, two in zip(probe["log_probabilities"], answer.log_probabilities, strict=False)
         ]
-    if not rows:
+    if not probes:
         return None
     difference = sum(apart) / len(apart) if apart else 0.0
     return EngineMatch(rows, len(apart), difference, other, tolerance)

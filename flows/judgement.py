@@ -54,7 +54,10 @@ class Judgement:
 def tell_mismatch(context: Context, judgement: Judgement) -> None:
     """An event before the judgement is kept: a process that dies between tells it twice, not never."""
     found = judgement.gate["evidence"].get("match")
-    if not found or (match := EngineMatch.from_dict(found)).agrees:
+    if not found:
+        return
+    match = EngineMatch.from_dict(found)
+    if match.agrees or not match.compared:
         return
     logger.error("%s: %s", judgement.adapter, match.said)
     with context.database.begin() as connection:

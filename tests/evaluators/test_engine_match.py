@@ -42,9 +42,14 @@ def test_what_agrees(found: EngineMatch, agrees: bool) -> None:
     assert found.agrees == agrees
 
 
-def test_nothing_in_common_is_not_compared() -> None:
-    assert compare_with_trainer(PROBES, {"other": Said("x", [-1.0])}, 0.1) is None
-    assert compare_with_trainer([], {}, 0.1) is None
+@pytest.mark.parametrize("said", [{"other": Said("x", [-1.0])}, {"p1": Said('{"name":"on"', [])}])
+def test_what_could_not_be_compared_is_told_and_no_pass(said: dict[str, Said]) -> None:
+    found = compare_with_trainer(PROBES, said, 0.1)
+    assert found is not None and not found.agrees and found.rows == ("p1" in said)
+    evidence = GateEvidence(CANDIDATE, "teacher", tuple(map(row, range(100))), match=found)
+    decided = decide(GatePolicy(), evidence)
+    assert decided.verdict == "inconclusive" and "could not be compared" in decided.reasons[0]
+    assert compare_with_trainer([], said, 0.1) is None, "the trainer noted nothing"
 
 
 def test_a_mismatch_stops_a_pass_and_is_replayed() -> None:
