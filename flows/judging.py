@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,19 +37,18 @@ from flows.judging_inputs import (
     trained_prompts,
     tries_before,
 )
+from flows.letting_go import let_go
 from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
 from infra.objects.store import ObjectExists, ObjectMissing
 from infra.prompting.answers import CUT_OFF
 from infra.prompting.confidence import MEAN
 from infra.prompting.template import FULL, PromptFormat
-from serving.engines.protocol import Engine, EngineError, EngineUnavailable
+from serving.engines.protocol import Engine, EngineUnavailable
 from serving.small_model import SmallAnswer, SmallModel
 from trainers.data_sets.golden import golden_cases
 from trainers.data_sets.labels import prompt_key
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
-
-logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 300.0
 """For one answer: nobody waits for it, and an unpruned prompt on a busy processor takes long."""
@@ -128,7 +126,7 @@ async def ask_and_decide(
             )
         finally:
             if loaded_here:
-                await _unload(engine, name)
+                await let_go(context, engine, manifest.task_id, name)
     asked_before = [row for outcomes in earlier_rows.values() for row in outcomes]
     _require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
     _require_golden(golden_rows)
@@ -383,11 +381,3 @@ def _require_golden(outcomes: Sequence[Outcome]) -> None:
     errors = [o.error for o in outcomes if o.error and not o.error.startswith("EngineRefused")]
     if errors:
         raise EngineUnavailable(f"the engine failed on a golden case, with: {errors[-1]}")
-
-
-async def _unload(engine: Engine, name: str) -> None:
-    """The judgement stands whether or not the engine lets go; the gateways clear up later."""
-    try:
-        await engine.ensure_unloaded(name)
-    except EngineError as error:
-        logger.warning("%s was judged but not unloaded: %s", name, error)

@@ -1,7 +1,7 @@
 """Judge a registered adapter now, as the night did or would. No Prefect here.
 
-Nothing is changed by it: no route, no threshold, no rollout. Kept, it is one more decision of the gate
-beside the first, which stays.
+No route, threshold or rollout is changed by it; the judge's verdicts come off its budget. Kept, it is
+one more decision of the gate beside the first, which stays.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def judge(
 ) -> None:
     """Judge ADAPTER again now: replay its held-out calls through the engine, and show the scorecard.
 
-    Nothing is changed by it. The engine has to run; minutes, by the number of test examples.
+    No route and no rollout is changed by it. Where [judge] names a large model, it is asked too, and
+    takes from the night's budget. The engine has to run; minutes, by the number of test examples.
     """
     from dataclasses import asdict
 

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from evaluators.judge.asking import JudgeAway
 from flows.cli import main
+from flows.letting_go import let_go
 from flows.night import worth_again
 from flows.wiring import Context
 from infra.artifacts.folder import read_manifest
@@ -232,6 +233,25 @@ def test_an_engine_that_says_other_than_the_trainer_is_an_event_and_no_pass(
     assert any("other than the trainer" in reason for reason in found["reasons"])
     (event,) = [e for e in context.registry.events(name, 10) if e.what == "engine.mismatch"]
     assert event.evidence["rows"] == len(asked)
+
+
+async def test_an_adapter_that_callers_are_to_get_stays_loaded(
+    context: Context, base: Path, tmp_path: Path
+) -> None:
+    name = adapter(context, base, tmp_path / "made", [])
+    async with context.engine() as engine:
+        unloaded: list[str] = []
+
+        async def note(gone: str) -> None:
+            unloaded.append(gone)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "ensure_unloaded", note)
+            await let_go(context, engine, TASK, name)
+            assert unloaded == [name]
+            context.registry.set_route(TASK, 0, None, actor="t", why="t", champion=name, salt="s")
+            await let_go(context, engine, TASK, name)
+    assert unloaded == [name], "evicted, it may have been loaded by the judge, but it is routed"
 
 
 def test_an_adapter_that_is_not_there_is_said_so(context: Context) -> None:
