@@ -61,7 +61,8 @@ def gate(ctx: click.Context, wanted: str, as_json: bool) -> None:
 @click.option(
     "--keep",
     is_flag=True,
-    help="Keep the page and the decision beside the first; routes and rollouts stay as they are.",
+    help="Keep the page and the decision beside the first. The newest decides whether a rollout may "
+    "open: one that passes opens the way, any other closes it, whatever the night had found.",
 )
 @WHY_OPTION
 @AS_OPTION

@@ -277,7 +277,9 @@ def _check_gate(connection: Connection, adapter: str, gate_override: str | None)
     cards = read_scorecards(connection, adapter)
     verdict = cards[0].verdict if cards else "missing"
     if verdict != "pass":
+        when = f" of {cards[0].created:%Y-%m-%d %H:%M} UTC" if cards else ""
         raise RolloutRefused(
-            f"the latest gate verdict of {adapter} is {verdict or 'missing'}, not pass; "
+            f"the latest gate verdict of {adapter}{when} is {verdict or 'missing'}, not pass, and "
+            f"the latest counts: `nightschool judge {adapter} --keep` judges it anew; otherwise "
             "only gate_override=<reason> lets it through, and the reason is recorded"
         )

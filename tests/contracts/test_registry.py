@@ -310,6 +310,23 @@ def test_only_a_passed_gate_opens_a_rollout(registry: Registry, verdict: str | N
     assert event.evidence["gate_override"] == "a drill"
 
 
+def test_a_pass_is_outdone_by_what_was_kept_later(registry: Registry) -> None:
+    adapter = add_adapter(registry, "mail", 1, "pass")
+    for number, verdict in enumerate(("inconclusive", "pass"), 1):
+        if number == 2:
+            with pytest.raises(RolloutRefused, match=r"inconclusive.*judge .* --keep"):
+                registry.open_rollout("mail", adapter.name, POLICY, **BY)
+        registry.record_scorecard(
+            digest=digest(f"kept {number}"),
+            adapter=adapter.name,
+            dataset_digest=adapter.dataset_digest,
+            body={},
+            gate={"verdict": verdict},
+            now=NOW + number * MINUTE,
+        )
+    assert registry.open_rollout("mail", adapter.name, POLICY, **BY).adapter == adapter.name
+
+
 def test_the_latest_verdict_counts(registry: Registry) -> None:
     adapter = add_adapter(registry, "mail", 1, "pass")
     add_adapter(registry, "mail", 1, "fail", now=NOW + MINUTE)
