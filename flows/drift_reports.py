@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ MAX_KEPT = 28
 """Looks kept of one data set: two comparisons a day for two weeks, by default."""
 ROOT = "reports/drift"
 STAMP = "%Y%m%dT%H%M%SZ"
+UNFINISHED = timedelta(hours=1)
+"""So much older than a whole look, one without data is no longer at work."""
 _HTML, _JSON = "drift.html", "drift.json"
 
 
@@ -103,19 +105,20 @@ def finish(context: Context, made: DriftReport) -> None:
     context.store.put(made.json_key, made.data)
 
 
+def finish_empty(context: Context, task_id: str, prefix: str, until: datetime) -> None:
+    """Keep that there were too few rows to compare: until the next look's time it is not tried again."""
+    data = json.dumps({"task": task_id, "until": until.isoformat(), "compared": False})
+    context.store.put(f"{prefix}/{until.strftime(STAMP)}-nothing/{_JSON}", data.encode())
+
+
 def looks(context: Context, prefix: str) -> list[tuple[datetime, str]]:
     """Time and key prefix of the looks right under ``prefix`` that are whole, oldest first."""
     found = []
     for item in context.store.list(f"{prefix}/"):
         folder, _, name = item.key.rpartition("/")
-        over, _, own = folder.rpartition("/")
-        if name != _JSON or over != prefix:
-            continue
-        stamp = own.partition("-")[0]
-        try:
-            found.append((datetime.strptime(stamp, STAMP).replace(tzinfo=UTC), folder))
-        except ValueError:
-            continue
+        time = _time_of(folder, prefix)
+        if name == _JSON and time is not None:
+            found.append((time, folder))
     return sorted(found)
 
 
@@ -128,7 +131,25 @@ def every_look(context: Context) -> Iterator[str]:
 
 
 def clear_old(context: Context, prefix: str) -> None:
-    """Leave the newest ``MAX_KEPT`` looks."""
-    for _, folder in looks(context, prefix)[:-MAX_KEPT]:
+    """Leave the newest ``MAX_KEPT`` looks, and no page of one that was killed before its data."""
+    whole = looks(context, prefix)
+    for _, folder in whole[:-MAX_KEPT]:
         for name in (_JSON, _HTML):
             context.store.delete(f"{folder}/{name}")
+    if not whole:
+        return
+    done, newest = {folder for _, folder in whole}, whole[-1][0]
+    for item in list(context.store.list(f"{prefix}/")):
+        folder = item.key.rpartition("/")[0]
+        time = _time_of(folder, prefix)
+        if time is not None and folder not in done and newest - time > UNFINISHED:
+            context.store.delete(item.key)
+
+
+def _time_of(folder: str, prefix: str) -> datetime | None:
+    over, _, own = folder.rpartition("/")
+    try:
+        time = datetime.strptime(own.partition("-")[0], STAMP).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return time if over == prefix else None

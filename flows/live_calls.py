@@ -56,6 +56,8 @@ class LiveCalls:
         ids = sorted(
             call_id for time, call_id in self.by_task.get(task_id, ()) if since <= time < until
         )
+        if not ids:
+            return []
         if len(ids) > most:
             # The same calls again when it is done again.
             drawn = np.random.default_rng(len(ids)).choice(len(ids), most, replace=False)

@@ -22,6 +22,7 @@ from flows.drift_reports import (
     clear_old,
     compare,
     finish,
+    finish_empty,
     looks,
     prefix_of,
 )
@@ -103,6 +104,8 @@ def watch_tasks(
         # Only now: one that was killed before it told is looked at again.
         for one in made:
             finish(context, one.report)
+        if not made:
+            finish_empty(context, route.task_id, prefix, now)
         clear_old(context, prefix)
         found += made
     carry(context)

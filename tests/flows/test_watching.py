@@ -173,6 +173,22 @@ def test_the_same_traffic_is_no_drift_and_is_looked_at_once_a_day(
     assert world.context.store.get(made.json_key)
 
 
+def test_a_task_of_few_calls_is_tried_once_a_day_and_a_killed_look_leaves_no_page(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    killed = f"{prefix_of(world.task, world.version.digest)}/20260101T000000Z-training/drift.html"
+    world.context.store.put(killed, b"<html>")
+    world.day(2)
+    assert world.look() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveCalls, "index", _die)
+        assert watch_tasks(world.context, now=world.now + timedelta(hours=20)) == []
+    assert killed not in [item.key for item in world.context.store.list("reports/")]
+    with pytest.raises(Killed), monkeypatch.context() as patch:
+        patch.setattr(LiveCalls, "index", _die)
+        watch_tasks(world.context, now=world.now + DAY)
+
+
 def test_drift_is_told_once_with_numbers_and_its_retraining_kept_while_prefect_is_away(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
