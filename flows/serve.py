@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -96,8 +97,8 @@ def watch_for_zombies(begin_seconds: float = BEGIN_SECONDS) -> None:
     """A run whose process died without a word is marked crashed, once its heartbeat is missed; one of
     ours that died before its first, after ``begin_seconds``.
 
-    An automation of that name that is there already gets this release's trigger, if it has another; one
-    that somebody turned off stays off.
+    An automation of that name that is there already gets this release's trigger and actions, if it has
+    others; one that somebody turned off stays off.
     """
     heartbeat = "prefect.flow-run.heartbeat"
     ends = {heartbeat, *(f"prefect.flow-run.{state}" for state in RESTS)}
@@ -143,7 +144,7 @@ def _keep(name: str, trigger: EventTrigger, message: str) -> None:
         Automation(name=name, trigger=trigger, actions=actions).create()
         return
     assert isinstance(there, Automation)
-    if _plain(there.trigger) == _plain(trigger):
+    if _plain(there.trigger) == _plain(trigger) and _done(there.actions) == _done(actions):
         # An update makes Prefect forget which runs it was watching: those that died with whoever
         # served them, who is just starting again, would never be missed.
         return
@@ -162,6 +163,10 @@ def _plain(trigger: Any) -> dict[str, Any]:
             for label, value in body[name].items()
         }
     return body
+
+
+def _done(actions: Sequence[Any]) -> list[dict[str, Any]]:
+    return [action.model_dump(mode="json") for action in actions]
 
 
 def register(runner: Runner, settings: Settings) -> None:

@@ -133,6 +133,14 @@ def test_an_older_automation_is_mended_and_one_turned_off_stays_off(api: Orchest
     assert {"prefect.flow-run.Suspended", "prefect.flow-run.Paused"} <= expect
     assert mine[0]["enabled"] is False
     assert mine[0]["trigger"]["within"] == timedelta(seconds=180).total_seconds()
+    there = Automation.read(name=ZOMBIES)
+    assert isinstance(there, Automation)
+    ours = there.actions
+    there.actions = [ours[0].model_copy(update={"message": "an older release's words"})]
+    there.update()
+    watch_for_zombies()
+    again = Automation.read(name=ZOMBIES)
+    assert isinstance(again, Automation) and again.actions == ours and not again.enabled
 
 
 def test_a_new_start_keeps_the_automations_that_watch_over_runs(api: Orchestrator) -> None:
