@@ -363,6 +363,19 @@ def test_rolling_back_to_a_named_target(registry: Registry) -> None:
     chain_is_whole(registry)
 
 
+def test_a_merged_task_is_given_no_champion(registry: Registry) -> None:
+    first = bring_to(registry, "promoted", 1)
+    add_task(registry.database, "post")
+    registry.merge_task("post", "mail", **BY)
+    with pytest.raises(RouteInvalid, match="merged into post"):
+        rollback(registry, "mail", first.adapter, now=later(1), **BY)
+    with pytest.raises(NothingToRollBack):
+        rollback(registry, "mail", now=later(1), **BY)
+    assert registry.route("mail").champion == TEACHER
+    registry.separate_task("mail", **BY)
+    assert rollback(registry, "mail", first.adapter, now=later(2), **BY).champion == first.adapter
+
+
 def test_naming_the_champion_takes_only_the_candidate_off(registry: Registry) -> None:
     rollout = bring_to(registry, "canary")
     assert rollback(registry, "mail", TEACHER, now=later(1), **BY).champion == TEACHER
