@@ -18,6 +18,7 @@ from infra.database.leases import acquire
 from infra.database.open import Database
 from infra.database.tables import outbox
 from serving.registry.errors import (
+    CannotJoin,
     NothingToRollBack,
     RolloutRefused,
     RouteInvalid,
@@ -374,6 +375,23 @@ def test_a_merged_task_is_given_no_champion(registry: Registry) -> None:
     assert registry.route("mail").champion == TEACHER
     registry.separate_task("mail", **BY)
     assert rollback(registry, "mail", first.adapter, now=later(2), **BY).champion == first.adapter
+
+
+def test_a_merge_into_a_merged_task_stands_while_its_home_tries_an_adapter(
+    registry: Registry,
+) -> None:
+    for name in ("post", "letters"):
+        add_task(registry.database, name)
+    registry.merge_task("post", "letters", **BY)
+    registry.merge_task("mail", "post", **BY)
+    rollout = bring_to(registry, "canary")
+    for name in ("letters", "post"):
+        with pytest.raises(CannotJoin, match=rf"mail has an open rollout.*abort {rollout.id}"):
+            registry.separate_task(name, **BY)
+    rollback(registry, "mail", now=later(1), **BY)
+    assert registry.separate_task("letters", **BY).details == {"kind": "label"}
+    with pytest.raises(CannotJoin, match="not merged"):
+        registry.separate_task("letters", **BY)
 
 
 def test_naming_the_champion_takes_only_the_candidate_off(registry: Registry) -> None:
