@@ -223,12 +223,13 @@ class Scope:
 
         Raises RecordDropped.
         """
-        if not self._anonymizer.settings.enabled:
-            return dict(fields)
         counts: Counter[str] = Counter()
         changed = dict(fields)
         if known is not None:
             changed["request"] = known.request
+        if not self._anonymizer.settings.enabled:
+            return changed
+        if known is not None:
             counts.update(known.counts)
         for name in _OPEN_FIELDS:
             if fields[name] is not None and (name != "request" or known is None):

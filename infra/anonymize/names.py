@@ -46,9 +46,11 @@ _CUED = re.compile(
 )
 # What follows a title is a name however it is written.
 _TITLED = re.compile(r"(?<![^\W_])(?i:mr|mrs|ms|dr)\. ([^\W\d_]{3,30})")
-# A firm by its legal form: "Larsen & Toubro Limited".
+# A firm by its legal form: "Larsen & Toubro Limited". One may begin after each mark inside a word: so
+# many characters of it are read each time, and not all of them.
+_FIRM_WORD = rf"{_UPPER}[\w.'’/-]{{0,40}}"
 _FIRM = re.compile(
-    rf"(?<![^\W_])({_UPPER}[\w.'’/-]*(?: (?:{_UPPER}[\w.'’/-]*|&)){{0,5}}?"
+    rf"(?<![^\W_])({_FIRM_WORD}(?: (?:{_FIRM_WORD}|&)){{0,5}}?"
     r",? ?(?i:inc|incorporated|ltd|limited|llc|llp|plc|corp|corporation|gmbh|pty|oyj|s\.p\.a"
     r"|(?-i:SE|AG|SA|S\.A|NV|N\.V|KG|AB|ASA|SpA|Co)(?=[.,;:!?'’\s]|\Z))(?![^\W_])"
     r"(?:\.? ?(?i:ltd|inc|kg)(?![^\W_]))?\.?)"

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationError
 
+from infra.anonymize.memory import Generations, key_of, packed
 from infra.calls.record import Checks, new_id
 from infra.prompting.schema_cost import Recursive, TooDear, check_affordable, expanded
 
@@ -25,7 +26,8 @@ MAX_KNOWN_SCHEMAS = 512
 TOO_DEAR = "the caller's schema costs too much to check"
 CUT_OFF = "cut off at the token limit"
 MAX_KNOWN_SCHEMA_BYTES = 64 << 10
-"""A longer schema is compiled for each answer: what is remembered is bounded in bytes too."""
+"""A longer schema is compiled for each answer: what is remembered is bounded in bytes too. Of that one
+only its cost is, which takes longest to tell."""
 # A caller's patterns are matched in linear time where they can be, and else given up after so many
 # steps: a pattern must not hold up the other callers.
 _PATTERNS = FancyRegexOptions(backtrack_limit=20_000)
@@ -94,7 +96,7 @@ def too_dear(request: Mapping[str, Any]) -> bool:
     ]
     for schema in schemas:
         with suppress(ValueError, TypeError):
-            if schema and _known_of(schema).validator is None:
+            if schema and _is_dear(schema):
                 return True
     return False
 
@@ -180,6 +182,11 @@ def _schema(request: Mapping[str, Any]) -> Any:
     return {"type": "object"} if form.get("type") == "json_object" else None
 
 
+Cost = Literal["bounded", "recursive", "dear"]
+_costs: Generations[Cost] = Generations(MAX_KNOWN_SCHEMAS)
+"""Of long schemas, by their digest."""
+
+
 class _Known(NamedTuple):
     """What is kept of a schema."""
 
@@ -191,11 +198,30 @@ class _Known(NamedTuple):
 
 def _known_of(schema: Any) -> _Known:
     """Raises ValueError for what is no JSON Schema, or refers to one elsewhere: nothing is fetched."""
-    try:
-        said = orjson.dumps(schema)
-    except TypeError:  # whole numbers beyond 64 bits: nothing that comes often
+    said = packed(schema)
+    if said is None:  # whole numbers beyond 64 bits: nothing that comes often
         return _compiled(schema)
-    return _known(said) if len(said) <= MAX_KNOWN_SCHEMA_BYTES else _compiled(schema)
+    if len(said) <= MAX_KNOWN_SCHEMA_BYTES:
+        return _known(said)
+    key = key_of(said)
+    cost = _costs.get(key)
+    if cost == "dear":
+        return _Known(None, recursive=False)
+    known = _compiled(schema, cost)
+    if cost is None:
+        dear, recursive = known.validator is None, known.recursive
+        _costs.put(key, "dear" if dear else "recursive" if recursive else "bounded")
+    return known
+
+
+def _is_dear(schema: Any) -> bool:
+    """Whether no answer is checked against it. Raises as ``_known_of``."""
+    said = packed(schema)
+    if said is not None and len(said) > MAX_KNOWN_SCHEMA_BYTES:
+        cost = _costs.get(key_of(said))
+        if cost is not None:
+            return cost == "dear"
+    return _known_of(schema).validator is None
 
 
 @lru_cache(maxsize=MAX_KNOWN_SCHEMAS)
@@ -205,15 +231,20 @@ def _known(schema: bytes) -> _Known:
     return _compiled(orjson.loads(schema))
 
 
-def _compiled(schema: Any) -> _Known:
+def _compiled(schema: Any, cost: Cost | None = None) -> _Known:
     validator = Draft202012Validator(schema, offline=True, pattern_options=_PATTERNS)
+    cost = cost or _cost(schema)
+    return _Known(None if cost == "dear" else validator, recursive=cost == "recursive")
+
+
+def _cost(schema: Any) -> Cost:
     try:
         expanded(schema)
     except Recursive:
-        return _Known(validator, recursive=True)
+        return "recursive"
     except TooDear:
-        return _Known(None, recursive=False)
-    return _Known(validator, recursive=False)
+        return "dear"
+    return "bounded"
 
 
 def _schema_problem(value: Any, schema: Any) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from infra.anonymize.kinds import EVERY_KIND
+from infra.anonymize.kinds import EVERY_KIND, NAME_KINDS
 from infra.settings.bounds import Host, HttpUrl, OpenPath, Port, Seconds, Section, Share, Text
 
 
@@ -314,6 +314,24 @@ class Anonymizer(Section):
         both = sorted(kind for kind in self.keep_kinds if self.kinds.get(kind, "keep") != "keep")
         if both:
             raise ValueError(f"{', '.join(both)} is in keep_kinds and has another policy in kinds")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_looked_for(self) -> Anonymizer:
+        asked = {k: p for k, p in self.kinds.items() if k in NAME_KINDS and p != "keep"}
+        if not asked or not self.enabled or self.names == "everywhere":
+            return self
+        if self.names == "off":
+            raise ValueError(
+                f"kinds has {', '.join(sorted(asked))}, and names is off, so that none is looked for: "
+                "set names to ingest or everywhere"
+            )
+        unseen = sorted(kind for kind, policy in asked.items() if policy == "drop_record")
+        if unseen:
+            raise ValueError(
+                f"kinds has drop_record for {', '.join(unseen)}, and names is ingest, by which the gateway "
+                "stores a call before any name is looked for: set names to everywhere"
+            )
         return self
 
     def policy_of(self, kind: str) -> KindPolicy:

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator, Set
 from pathlib import Path
 from threading import Lock
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
@@ -49,7 +50,7 @@ NICE = 10
 """Of the child: a tenth of the share of a gateway that keeps a core busy, which is enough."""
 CHILD_SECONDS = 120.0
 MAX_FAILED = 3
-"""After so many children that did not do it there are no more of them."""
+"""After so many children in a row that did not answer there are no more of them."""
 _PARENT_DEATH_SIGNAL = 1
 
 
@@ -64,6 +65,10 @@ def press(folder: Path, number: int, carried: Set[str], *, pauses: bool) -> Path
     """
     found = read_entries(folder / open_name(number))
     return make_ready(folder, number, _settled(_now_and_then(found) if pauses else found, carried))
+
+
+class Unanswered(Exception):
+    """The child did not say whether it is done."""
 
 
 class Presser:
@@ -88,7 +93,7 @@ class Presser:
         if path.stat().st_size > self._short_bytes and not self._alone:
             try:
                 return self._ask(number, carried)
-            except (OSError, ValueError) as error:
+            except Unanswered as error:
                 self._end()  # nobody else must be at the file
                 self._failed += 1
                 if not self._alone:
@@ -108,17 +113,29 @@ class Presser:
         return child.pid if child is not None else None
 
     def _ask(self, number: int, carried: Set[str]) -> Path | None:
-        """Raises OSError or ValueError when the child does not do it."""
-        child = self._started()
-        assert child.stdin is not None and child.stdout is not None
-        child.stdin.write(orjson.dumps([str(self._folder), number, sorted(carried)]) + b"\n")
-        child.stdin.flush()
-        if not select.select([child.stdout], [], [], CHILD_SECONDS)[0]:
-            raise OSError("its process does not answer")
-        answer = orjson.loads(child.stdout.readline())
+        """Raises Unanswered when the child does not do it, OSError when the disk will not take it."""
+        request = orjson.dumps([str(self._folder), number, sorted(carried)]) + b"\n"
+        try:
+            answer = self._answer(request)
+        except (OSError, ValueError) as error:
+            raise Unanswered(str(error)) from error
+        self._failed = 0
         if answer["error"] is not None:
             raise OSError(answer["error"])
         return Path(answer["ready"]) if answer["ready"] else None
+
+    def _answer(self, request: bytes) -> dict[str, Any]:
+        child = self._started()
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(request)
+        child.stdin.flush()
+        # Not select, which takes no descriptor beyond 1023: each open call has one.
+        waiting = select.poll()
+        waiting.register(child.stdout, select.POLLIN)
+        if not waiting.poll(CHILD_SECONDS * 1000):
+            raise OSError("its process does not answer")
+        answer: dict[str, Any] = orjson.loads(child.stdout.readline())
+        return answer
 
     def _started(self) -> subprocess.Popen[bytes]:
         with self._lock:

@@ -97,13 +97,18 @@ def join(
 def separate(connection: Connection, gone_id: str, *, actor: str, why: str, now: datetime) -> Task:
     """Let a merged task stand by itself again, answered by the teacher; the task.
 
-    Raises UnknownTask, CannotJoin when it is not merged or its home has an open rollout.
+    Raises UnknownTask, CannotJoin when it is not merged or a task that it counts as has an open rollout.
     """
-    gone = read_task(connection, gone_id, lock=True)
-    into = merged_into(gone.details)
-    if into is None:
+    known = _way_home(connection, gone_id)
+    for name in sorted(known):
+        read_task(connection, name, lock=True)
+    _, *above = way = _way_home(connection, gone_id)
+    if way != known:
+        raise CannotJoin(f"{gone_id} or its home was merged or separated meanwhile: try again")
+    if not above:
         raise CannotJoin(f"{gone_id} is not merged into another task")
-    check_settled(connection, (into,))
+    check_settled(connection, above)
+    gone = read_task(connection, gone_id)
     return _merged(connection, gone, None, actor=actor, why=why, now=now)
 
 
@@ -121,6 +126,14 @@ def places_of(connection: Connection, task_id: str) -> list[Task]:
         found += inside
         left += [task.id for task in inside]
     return found
+
+
+def _way_home(connection: Connection, task_id: str) -> list[str]:
+    """The task, the one that it is merged into, and so on: its home is the last."""
+    way = [task_id]
+    while (into := merged_into(read_task(connection, way[-1]).details)) and into not in way:
+        way.append(into)
+    return way
 
 
 def _merged(

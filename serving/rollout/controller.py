@@ -21,6 +21,7 @@ from sqlalchemy import Connection
 
 from infra.calls.record import new_id, utc_now
 from infra.database.leases import LeaseLost, acquire, guard, release, renew
+from infra.tasks.joined import merged_into
 from serving.registry.catalogue import read_adapter
 from serving.registry.errors import (
     NothingToRollBack,
@@ -139,7 +140,8 @@ def rollback(
         UnknownTask.
         NothingToRollBack: the teacher answers and no candidate is open, or ``to`` answers already; or
             what was brought in last is not ``only``'s.
-        RouteInvalid: ``to`` never answered this task, or was rejected.
+        RouteInvalid: ``to`` never answered this task, or was rejected; or the task is merged into another,
+            so that only the teacher may be put back.
     """
     if to is None:
         return _take_back(registry, task_id, "last", only, actor, why, now, channels)
@@ -271,9 +273,9 @@ def _take_back_once(
         raise NothingToRollBack(f"task {task.id} is answered by {name} already")
     if which == "to":
         assert name is not None
-        _check_target(connection, name, past, task.id)
+        _check_target(connection, name, past, task)
         target = name
-    elif which == "adapter":
+    elif which == "adapter" or merged_into(task.details) is not None:
         target = TEACHER
     else:
         target = next((one for one in past if _may_answer(connection, one)), TEACHER)
@@ -310,13 +312,18 @@ def _end_open(
     return read_route(connection, task.id)
 
 
-def _check_target(connection: Connection, target: str, past: Sequence[str], task_id: str) -> None:
+def _check_target(connection: Connection, target: str, past: Sequence[str], task: Task) -> None:
     if target == TEACHER:
         return
+    if (into := merged_into(task.details)) is not None:
+        raise RouteInvalid(
+            f"{task.id} is merged into {into}, whose adapters answer its calls: name {into}, or "
+            f"`nightschool tasks merge --undo {task.id}` first"
+        )
     if target not in past:
         known = ", ".join([*(one for one in past if one != TEACHER), TEACHER])
         raise RouteInvalid(
-            f"{target} was never the champion of {task_id}; a rollback goes to one of: {known}"
+            f"{target} was never the champion of {task.id}; a rollback goes to one of: {known}"
         )
     if not _may_answer(connection, target):
         raise RouteInvalid(

@@ -263,6 +263,20 @@ class TestPolicies:
         with pytest.raises(ValueError, match="in keep_kinds"):
             AnonymizerSettings(kinds={"EMAIL": "hash"}, keep_kinds=("EMAIL",))
 
+    def test_no_policy_for_names_that_nobody_looks_for(self) -> None:
+        for policy in ("replace", "hash", "drop", "drop_record"):
+            with pytest.raises(ValueError, match="set names to ingest or everywhere"):
+                AnonymizerSettings(kinds={"PERSON": policy})
+        with pytest.raises(ValueError, match=r"drop_record for PLACE.*set names to everywhere"):
+            AnonymizerSettings(kinds={"place": "drop_record", "PERSON": "drop"}, names="ingest")
+        for good in (
+            {"names": "ingest", "kinds": {"PERSON": "drop"}},
+            {"names": "everywhere", "kinds": {"PERSON": "drop_record"}},
+            {"kinds": {"ORGANIZATION": "keep"}},
+            {"enabled": False, "kinds": {"PERSON": "drop"}},
+        ):
+            assert AnonymizerSettings.model_validate(good).kinds
+
     def test_disabled_changes_nothing(self) -> None:
         record = call()
         assert scope(enabled=False).record(record) == record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -100,6 +101,40 @@ def test_a_walk_finds_nothing_in_what_is_quiet(
         seen += 1
         assert not found(anonymizer, value), value
     assert seen > 500
+
+
+def spelled(draw: random.Random, value: Any) -> str:
+    """JSON as any writer may spell it."""
+    blank = draw.choice(("", " "))
+    text = json.dumps(
+        value, ensure_ascii=draw.random() < 0.5, separators=("," + blank, ":" + blank)
+    )
+    return text.replace("/", "\\/") if draw.random() < 0.5 else text
+
+
+@pytest.mark.parametrize("number", ["+33 1/23/45/67/89", "536/90/4399", "+1/415/555/2671"])
+def test_a_number_in_json_that_escapes_its_slashes_is_loud(number: str) -> None:
+    text = json.dumps({"tel": number}).replace("/", "\\/")
+    assert loud({"content": text}) and loud({"content": json.dumps({"inner": text})})
+
+
+def test_what_is_quiet_holds_nothing_however_the_json_in_it_is_spelt(
+    anonymizer: Anonymizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anonymizer, "quiet", lambda data: False)
+    draw, seen = random.Random(11), 0
+    signs = ("/", "-", ".", " ", "", "\n", "\t", "\\", '"', "é", "+", "(", ":")
+    for _ in range(6000):
+        groups = ["".join(draw.choices("0123456789", k=draw.randint(1, 4))) for _ in range(5)]
+        text = draw.choice(signs).join(groups[: draw.randint(1, 5)])
+        text = draw.choice(("", "+", "tel ", *PIECES)) + text + draw.choice(("", *PIECES))
+        for _ in range(draw.randint(1, 3)):
+            text = spelled(draw, {draw.choice(("a", "phone")): text})
+        if loud({"content": text}):
+            continue
+        seen += 1
+        assert not found(anonymizer, {"content": text}), text
+    assert seen > 300
 
 
 def test_who_is_not_asked_would_have_found_nothing() -> None:

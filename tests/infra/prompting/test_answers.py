@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from infra.prompting import answers
 from infra.prompting.answers import TOO_DEAR, check_answer, too_dear
+from infra.prompting.schema_cost import expanded
 
 
 def problem(value: Any, schema: Any) -> str:
@@ -131,6 +132,34 @@ def test_what_is_remembered_of_schemas_is_bounded_in_bytes_and_number() -> None:
     for number in range(answers.MAX_KNOWN_SCHEMAS + 10):
         assert problem({}, {"maxProperties": number}) == ""
     assert answers._known.cache_info().currsize == answers.MAX_KNOWN_SCHEMAS
+
+
+def test_what_a_long_schema_costs_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+
+    def counted(schema: Any) -> int:
+        said.append(schema)
+        return expanded(schema)
+
+    monkeypatch.setattr(answers, "expanded", counted)
+    long = "x" * answers.MAX_KNOWN_SCHEMA_BYTES
+    recursive = {"properties": {"next": {"$ref": "#"}}, "type": "object", "description": long}
+    for number, (schema, dear, reason) in enumerate(
+        (
+            ({"type": "object", "title": "cost", "description": long}, False, "breaks type at top"),
+            (doubling(60) | {"description": long}, True, TOO_DEAR),
+            (recursive, False, "breaks type at top"),
+        ),
+        1,
+    ):
+        for _ in range(3):
+            form = {
+                "type": "json_schema",
+                "json_schema": {"schema": json.loads(json.dumps(schema))},
+            }
+            assert too_dear({"response_format": form}) is dear
+            assert problem([], schema) == reason
+        assert len(said) == number
 
 
 REQUEST = {"tools": [{"type": "function", "function": {"name": "go", "parameters": {}}}]}

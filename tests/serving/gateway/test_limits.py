@@ -296,6 +296,17 @@ async def test_a_call_that_may_not_be_stored_is_answered_and_counted(
     assert "<EMAIL_1>" in record.model_dump_json()
 
 
+async def test_with_the_anonymizer_off_what_was_said_is_stored_as_it_was(
+    start: Start, store: ObjectStore
+) -> None:
+    async with start(anonymizer={"enabled": False}) as running:
+        asked = chat("write to ann@example.com")
+        assert (await running.ask(asked))[0] == 200
+    (record,) = read_log(store)
+    assert record.request["messages"] == asked["messages"]
+    assert record.anonymization.policy == "none"
+
+
 async def test_metrics_tell_who_answered(start: Start) -> None:
     async with start() as running:
         await running.ask(chat("x"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from infra.calls.record import AnsweredBy, CallRecord, OtherAnswer, utc_now
 from infra.objects.directory import DirectoryStore
 from infra.objects.store import ObjectInfo, ObjectStoreError
 from serving.gateway import spool_files
-from serving.gateway.pressing import AT_ONCE
+from serving.gateway.pressing import AT_ONCE, MAX_FAILED
 from serving.gateway.shipper import Shipper, ship_file
 from serving.gateway.spool import Spool, SpoolError
 from serving.gateway.spool_files import object_key, ready_files
@@ -88,6 +90,57 @@ def test_a_long_file_is_pressed_by_a_child_that_may_die_and_holds_the_lock(tmp_p
     presser.alone()
     assert Spool(tmp_path / "spool").writer == spool.writer
     assert set(calls(store)) == {"a", "b", "c"}
+
+
+@pytest.fixture
+def high_descriptors() -> Iterator[None]:
+    """Whatever is opened from now on has a number beyond 1023, as where many calls are open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("no more than a few descriptors here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while taken[-1] < 1024:
+            taken.append(os.dup(taken[0]))
+        yield
+    finally:
+        for one in taken:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_child_presses_for_a_gateway_with_many_open_calls(
+    tmp_path: Path, high_descriptors: None
+) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool._presser._short_bytes = 0
+    spool.append(stored(record("a")))
+    ship_all(spool, DirectoryStore(tmp_path / "objects"))
+    assert spool._presser.pid is not None
+    spool.close()
+
+
+def test_a_disk_that_refuses_is_no_fault_of_the_child(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "objects")
+    spool = Spool(tmp_path / "spool")
+    presser = spool._presser
+    presser._short_bytes, presser._failed = 0, MAX_FAILED - 1
+    spool.append(stored(record("a")))
+    hour = spool_files.entry_of(stored(record("a")), spool_files.FINAL).hour.decode()
+    blocked = (spool.folder / spool_files.ready_name(0, hour)).with_suffix(".part")
+    blocked.mkdir()
+    with pytest.raises(SpoolError, match=blocked.name):
+        spool.seal()
+    child = presser.pid
+    assert child is not None and presser._failed == 0
+    for _ in range(MAX_FAILED):
+        with pytest.raises(SpoolError, match=blocked.name):
+            spool.seal()
+    blocked.rmdir()
+    ship_all(spool, store)
+    assert presser.pid == child and set(calls(store)) == {"a"}
+    spool.close()
 
 
 def test_records_come_out_as_they_went_in(tmp_path: Path) -> None:

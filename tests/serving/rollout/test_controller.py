@@ -18,6 +18,7 @@ from infra.database.leases import acquire
 from infra.database.open import Database
 from infra.database.tables import outbox
 from serving.registry.errors import (
+    CannotJoin,
     NothingToRollBack,
     RolloutRefused,
     RouteInvalid,
@@ -361,6 +362,36 @@ def test_rolling_back_to_a_named_target(registry: Registry) -> None:
         rollback(registry, "mail", first.adapter, now=later(4), **BY)
     assert rollback(registry, "mail", TEACHER, now=later(5), **BY).champion == TEACHER
     chain_is_whole(registry)
+
+
+def test_a_merged_task_is_given_no_champion(registry: Registry) -> None:
+    first = bring_to(registry, "promoted", 1)
+    add_task(registry.database, "post")
+    registry.merge_task("post", "mail", **BY)
+    with pytest.raises(RouteInvalid, match="merged into post"):
+        rollback(registry, "mail", first.adapter, now=later(1), **BY)
+    with pytest.raises(NothingToRollBack):
+        rollback(registry, "mail", now=later(1), **BY)
+    assert registry.route("mail").champion == TEACHER
+    registry.separate_task("mail", **BY)
+    assert rollback(registry, "mail", first.adapter, now=later(2), **BY).champion == first.adapter
+
+
+def test_a_merge_into_a_merged_task_stands_while_its_home_tries_an_adapter(
+    registry: Registry,
+) -> None:
+    for name in ("post", "letters"):
+        add_task(registry.database, name)
+    registry.merge_task("post", "letters", **BY)
+    registry.merge_task("mail", "post", **BY)
+    rollout = bring_to(registry, "canary")
+    for name in ("letters", "post"):
+        with pytest.raises(CannotJoin, match=rf"mail has an open rollout.*abort {rollout.id}"):
+            registry.separate_task(name, **BY)
+    rollback(registry, "mail", now=later(1), **BY)
+    assert registry.separate_task("letters", **BY).details == {"kind": "label"}
+    with pytest.raises(CannotJoin, match="not merged"):
+        registry.separate_task("letters", **BY)
 
 
 def test_naming_the_champion_takes_only_the_candidate_off(registry: Registry) -> None:
