@@ -235,3 +235,25 @@ def test_what_discovery_itself_takes_apart_is_an_event(world: World):
         (event,) = list_events(connection, what="task.split")
     assert (event.subject, event.actor) == (task.id, "discovery")
     assert event.evidence["calls"] == 20
+
+
+def test_a_merge_ends_where_its_tasks_become_two_tenants(world: World):
+    store, database = world
+    share = SETTINGS.discovery.model_copy(update={"share_between_tenants": True})
+    shared = SETTINGS.model_copy(update={"discovery": share})
+    records = [home(n, tenant="acme") for n in range(40)]
+    theirs = [translation(n, tenant="globex") for n in range(100, 130)]
+    put_log(store, [*records, *theirs], 0)
+    ingest(store, database, SETTINGS, holder="night", now=START)
+    kept, gone = (task.id for task in discover(store, database, shared, START))
+    Registry(database).merge_task(kept, gone, actor="ann", why="t")
+    (one,) = discover(store, database, shared, START)
+    assert one.size == 70
+    found = {task.id: task for task in discover(store, database, SETTINGS, START)}
+    assert set(found[kept].members) == {record.id for record in records}
+    assert set(found[gone].members) == {record.id for record in theirs}
+    put_log(store, [home(n, tenant="acme") for n in range(200, 210)], 1)
+    ingest(store, database, SETTINGS, holder="night", now=START)
+    found = {task.id: task for task in discover(store, database, SETTINGS, START)}
+    assert (found[kept].size, found[gone].size) == (50, 30)
+    assert events(database, gone).count(("task.merge_ended", "discovery")) == 1
