@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import select, update
 
 from flows.cli import main
 from infra.database.events import list_events
 from infra.database.open import Database
+from infra.database.tables import tasks
 from serving.gateway.routing import Router
 from serving.gateway.snapshot_file import SnapshotFile, load_snapshot
 from serving.gateway.snapshot_rows import read_snapshot
@@ -30,6 +32,7 @@ from tests.trainers.recorded import (
     translation,
 )
 from trainers.data_sets.freeze import freeze
+from trainers.data_sets.golden import judged_cases, make_case, pin, untaught_cases
 from trainers.discover.discover import TaskSummary, discover
 from trainers.ingest.ingest import ingest
 
@@ -257,3 +260,30 @@ def test_a_merge_ends_where_its_tasks_become_two_tenants(world: World):
     found = {task.id: task for task in discover(store, database, SETTINGS, START)}
     assert (found[kept].size, found[gone].size) == (50, 30)
     assert events(database, gone).count(("task.merge_ended", "discovery")) == 1
+
+
+def test_golden_cases_are_kept_through_merge_and_split(world: World):
+    store, database = world
+    of = ids(night(world, some(0), 0))
+    kept, gone = of["translation"], of["summary"]
+    logged = {kind_of(record.id): record for record in some(0, 1)}
+    cases = {
+        kind: pin(
+            store,
+            database,
+            make_case(of[kind], record.request, record.answer, why="", by="ann"),
+        )
+        for kind, record in logged.items()
+    }
+    Registry(database).merge_task(kept, gone, actor="ann", why="t")
+    night(world, some(1000), 1)
+    version = freeze(store, database, SETTINGS, kept, START)
+    assert version.manifest["dropped"]["golden"] == 2
+    assert judged_cases(store, version) == [cases["translation"], cases["summary"]]
+    with database.begin() as connection:
+        part = {"part": {"of": of["home"], "by": "cluster"}}
+        row = connection.execute(select(tasks).where(tasks.c.id == of["ticket"])).mappings().one()
+        details = {**row["details"], **part}
+        connection.execute(update(tasks).where(tasks.c.id == of["ticket"]).values(details=details))
+    assert untaught_cases(store, database, of["ticket"]) == [cases["ticket"], cases["home"]]
+    assert untaught_cases(store, database, of["home"]) == [cases["home"]]
