@@ -19,6 +19,7 @@ from pathlib import Path
 
 import trainers
 from infra.objects.store import ObjectStoreError
+from infra.settings.sources import SettingsError
 from trainers.executors.protocol import RunOutcome, TrainJob
 from trainers.run_folder import RunFolder, append_line, now
 from trainers.run_storage import storage_of
@@ -73,12 +74,11 @@ def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> R
 
 def _take_up(run: RunFolder, job: TrainJob) -> None:
     """Bring the run's inputs, or what was asked of it last, to a machine that has a disk of its own."""
-    storage = storage_of(job.storage, job.run_id)
-    if storage is None:
-        return
     try:
-        storage.pull_inputs(run)
-    except ObjectStoreError as error:
+        storage = storage_of(job.storage, job.run_id)
+        if storage is not None:
+            storage.pull_inputs(run)
+    except (ObjectStoreError, SettingsError) as error:
         if not run.spec_file.exists():
             raise
         run.note(f"looking for what was asked last failed: {error}"[:500])

@@ -22,12 +22,13 @@ from tests.tiny_run import (
     wait_until,
 )
 from trainers.executors.local import LocalExecutor
-from trainers.executors.on_ray import RayExecutor
+from trainers.executors.on_ray import RayExecutor, RayRun
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import supervise
 from trainers.failures import TrainingError, classify
 from trainers.run import train_here
 from trainers.run_folder import RunFolder, StoragePlace, read_tail
+from trainers.run_report import reporting
 from trainers.run_storage import RunStorage
 from trainers.run_team import failure_in
 
@@ -170,3 +171,17 @@ def test_what_ended_a_process_of_a_team_is_read_from_rays_message() -> None:
     assert failure_in(text) == failure
     assert failure_in("[Rank 0] the actor died") is None
     assert failure_in("night-school-failure:{broken}:end") is None
+
+
+def test_a_store_that_cannot_be_opened_ends_no_run_and_no_following(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    job = TrainJob(
+        tmp_path / "run", storage=StoragePlace(url="ftp://nowhere"), run_id="lights", max_retries=0
+    )
+    run = tiny_run(job.run_dir, tiny_base)
+    assert RayRun(job, None).report().progress.steps == 12
+    with reporting(run, job.storage, job.run_id):
+        run.request_cancel()
+        assert supervise(job).state == "cancelled"
+    assert "begins with ftp://" in run.notes()[0]
