@@ -36,6 +36,8 @@ class Report:
     """The end of what its processes printed; what is no UTF-8 as surrogate escapes."""
     log_bytes: int = 0
     """Length of the whole log."""
+    submitted: float = 0
+    """Of the request that it tells of (``RunRequest``); what earlier ones printed and noted is left out."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -50,21 +52,30 @@ class Report:
             tuple((float(time), str(text)) for time, text in value["notes"]),
             str(value["log"]),
             int(value["log_bytes"]),
+            float(value.get("submitted", 0)),
         )
 
 
 def report_of(run: RunFolder) -> Report:
     """The report of a run whose folder is on this machine."""
-    events = read_tail(run.events_file)
-    notes = tuple((float(e["time"]), str(e["note"])[:500]) for e in events if "note" in e)
+    events, attempts, submitted = (
+        read_tail(run.events_file),
+        run.attempts(),
+        run.request().submitted,
+    )
+    notes = tuple(
+        (float(e["time"]), str(e["note"])[:500])
+        for e in events
+        if "note" in e and float(e["time"]) >= submitted
+    )
     log, size = "", 0
     with suppress(FileNotFoundError), run.log_file.open("rb") as stream:
         size = stream.seek(0, 2)
-        stream.seek(max(0, size - LOG_BYTES))
+        before = int(attempts[0].get("log_bytes", 0)) if attempts else size
+        stream.seek(max(before, size - LOG_BYTES))
         log = stream.read(LOG_BYTES).decode(errors="surrogateescape")
-    return Report(
-        progress_of(events, run.spec().steps), len(run.attempts()), notes[-EVENTS:], log, size
-    )
+    progress = progress_of(events, run.spec().steps)
+    return Report(progress, len(attempts), notes[-EVENTS:], log, size, submitted)
 
 
 @contextmanager

@@ -80,7 +80,9 @@ class RayRun:
         if not self._run.attempts() and time.monotonic() >= self._next_look:
             # Nobody has begun in the folder here: its worker may have a disk of its own.
             self._next_look = time.monotonic() + REPORT_SECONDS
-            self._far = report_from_afar(self.job.storage, self.job.run_id)
+            far = report_from_afar(self.job.storage, self.job.run_id)
+            if far is not None and far.submitted >= self._run.request().submitted:
+                self._far = far
         return report_of(self._run) if self._run.attempts() or not self._far else self._far
 
 

@@ -104,6 +104,7 @@ def _attempt(run: RunFolder, job: TrainJob, number: int, abandoned: Callable[[],
     """One process from start to end; its exit code, negative for a signal."""
     started = now()
     with run.log_file.open("ab") as log:
+        logged = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "trainers.run", str(run.path), "--supervised"],
             stdin=subprocess.PIPE,
@@ -114,7 +115,8 @@ def _attempt(run: RunFolder, job: TrainJob, number: int, abandoned: Callable[[],
             start_new_session=True,
         )
     try:
-        append_line(run.attempts_file, {"attempt": number, "pid": process.pid, "time": started})
+        entry = {"attempt": number, "pid": process.pid, "time": started, "log_bytes": logged}
+        append_line(run.attempts_file, entry)
         while True:
             try:
                 return process.wait(_POLL_SECONDS)
