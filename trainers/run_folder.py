@@ -139,6 +139,7 @@ class RunFolder:
         self.error_file = self.path / "error.json"
         self.log_file = self.path / "output.log"
         self.lock_file = self.path / "lock"
+        self.leader_lock_file = self.path / "leader-lock"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.adapter = self.path / "adapter"

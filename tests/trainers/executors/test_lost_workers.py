@@ -30,7 +30,7 @@ from trainers.run import train_here
 from trainers.run_folder import RunFolder, StoragePlace, read_tail
 from trainers.run_report import reporting
 from trainers.run_storage import RunStorage
-from trainers.run_team import failure_in
+from trainers.run_team import MemberFailed, _leading, _member, failure_in
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +185,15 @@ def test_a_store_that_cannot_be_opened_ends_no_run_and_no_following(
         run.request_cancel()
         assert supervise(job).state == "cancelled"
     assert "begins with ftp://" in run.notes()[0]
+
+
+def test_a_teams_leader_writes_nothing_while_the_one_of_a_killed_driver_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.run._LOCK_WAIT_SECONDS", 0)
+    run = RunFolder(tmp_path)
+    with _leading(run), pytest.raises(MemberFailed) as ended:
+        _member({"run": str(run.path)})
+    failure = failure_in(str(ended.value))
+    assert failure is not None and failure.again and "another team" in failure.message
+    assert not run.events_file.exists() and not (run.path / "begun").exists()
