@@ -28,7 +28,7 @@ from flows.compared_pairs import Pair
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.settings.judging import JUDGE
-from trainers.data_sets.golden import golden_cases
+from trainers.data_sets.golden import judged_cases
 from trainers.data_sets.opinions import opinions
 from trainers.data_sets.versions import DatasetVersion
 
@@ -166,7 +166,7 @@ def _labelled(context: Context, dataset: DatasetVersion) -> list[Labelled]:
         dataset.task_id,
         context.settings.judge.max_labelled,
     )
-    golden = golden_cases(context.store, dataset.task_id)
+    golden = judged_cases(context.store, dataset)
     return [
         *(Labelled(row.id, row.request, row.answer, row.good, row.better) for row in found),
         *(Labelled(case.id, case.request, case.answer, True) for case in golden),

@@ -46,7 +46,7 @@ from infra.prompting.confidence import MEAN
 from infra.prompting.template import FULL, PromptFormat
 from serving.engines.protocol import Engine, EngineUnavailable
 from serving.small_model import SmallAnswer, SmallModel
-from trainers.data_sets.golden import golden_cases
+from trainers.data_sets.golden import judged_cases
 from trainers.data_sets.labels import prompt_key
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
@@ -95,7 +95,7 @@ async def ask_and_decide(
     # First of all: where it is away, a whole replay would be for nothing.
     people = await meet_people(context, dataset, say)
     earlier = earlier_tests(context, dataset, test, say)
-    golden = golden_cases(context.store, manifest.task_id)
+    golden = judged_cases(context.store, dataset)
     pinned = [case.example() for case in golden]
     async with context.engine() as engine:
         name = manifest.name

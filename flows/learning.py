@@ -24,7 +24,7 @@ from serving.registry.retention.forgetting import forgotten
 from trainers.artifact import package
 from trainers.backends.preparing import context_tokens
 from trainers.base_model import BaseModel, prepare_base
-from trainers.data_sets.golden import golden_cases
+from trainers.data_sets.golden import untaught_cases
 from trainers.data_sets.labels import Example
 from trainers.data_sets.near_copies import repeating
 from trainers.data_sets.splits import SPLITS, SplitName
@@ -335,7 +335,8 @@ def _old_rows(context: Context, digest: str, dataset: DatasetVersion) -> list[Ma
         for example in read_split(context.store, dataset_of(context, digest), "train")
         if example.call_id not in known
     ]
-    golden = [case.example() for case in golden_cases(context.store, dataset.task_id)]
+    cases = untaught_cases(context.store, context.database, dataset.task_id)
+    golden = [case.example() for case in cases]
     judged = [*golden, *splits["validation"], *splits["test"]]
     left_out = repeating(old, judged, context.settings.ingest.near_duplicate_similarity)
     return [

@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 
 from infra.settings.learning import Night
 from infra.settings.model import Settings
+from infra.tasks.joined import merged_into
 from trainers.defaults import batch_size
 from trainers.packing import launch_order, lay_out, makespan
 from trainers.search import CURVE_SHARES, CURVE_STEPS, share_of_steps
@@ -334,6 +335,8 @@ def _obstacle(
         return "the task is retired"
     if task.policy == "teacher":
         return "its policy leaves the task to the teacher"
+    if (into := merged_into(task.details)) is not None:
+        return f"merged into {into}, whose calls are another tenant's"
     if task.state == "observed":
         return f"fewer than {settings.discovery.min_calls} calls seen"
     if dataset is None:

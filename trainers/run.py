@@ -196,14 +196,14 @@ def main(arguments: list[str]) -> int:
     if "--supervised" in arguments[1:]:
         _end_with_parent()
     with run.lock_file.open("a") as lock:
-        if not _acquire(lock):
+        if not acquire(lock):
             print("another process is training in this folder", file=sys.stderr)
             return EXIT_AGAIN
         return _run(run)
 
 
-def _acquire(lock: IO[str]) -> bool:
-    """Take the folder for this process; the kernel gives it back however the process ends."""
+def acquire(lock: IO[str]) -> bool:
+    """Take the locked file for this process; the kernel gives it back however the process ends."""
     give_up = time.monotonic() + _LOCK_WAIT_SECONDS
     while True:
         try:

@@ -94,7 +94,7 @@ class TrainResult(BaseModel):
     """Over the steps of the last attempt, checkpoints and validation included."""
     peak_memory_bytes: int | None = None
     micro_batch: int | None = None
-    """Examples computed at once, where memory did not hold a whole step's."""
+    """Examples that each process computed at once, where memory did not hold its whole part of a step."""
     processes: int = 1
     """That trained together."""
     answer_bytes_per_token: float | None = None
@@ -139,6 +139,7 @@ class RunFolder:
         self.error_file = self.path / "error.json"
         self.log_file = self.path / "output.log"
         self.lock_file = self.path / "lock"
+        self.leader_lock_file = self.path / "leader-lock"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.adapter = self.path / "adapter"
@@ -238,7 +239,8 @@ class RunFolder:
         return failure.message if failure else None
 
     def micro_batch(self) -> int | None:
-        """Examples computed at once where memory did not hold a whole step's; None: all of them."""
+        """Examples that each process computes at once, where memory did not hold its whole part of a
+        step; None: all of them."""
         try:
             return int(json.loads(self.micro_batch_file.read_text())["examples"])
         except FileNotFoundError:
@@ -249,14 +251,16 @@ class RunFolder:
 
         The optimizer still steps over ``spec.batch_size`` examples, by adding up gradients.
         """
-        each = self.spec().batch_size
-        present = self.micro_batch() or each
-        smaller = next((n for n in range(present // 2, 0, -1) if each % n == 0), None)
+        spec = self.spec()
+        share = spec.batch_size // spec.processes
+        present = min(self.micro_batch() or share, share)
+        smaller = next((n for n in range(present // 2, 0, -1) if share % n == 0), None)
         if smaller is None:
             return None
         text = json.dumps({"examples": smaller, "why": why, "time": now()})
         write_atomically(self.micro_batch_file, text)
-        self.note(f"{why}: {smaller} examples at once instead of {present} from here on")
+        where = " in each process" if spec.processes > 1 else ""
+        self.note(f"{why}: {smaller} examples at once instead of {present}{where} from here on")
         return smaller
 
     def note(self, text: str) -> None:

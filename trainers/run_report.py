@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from infra.objects.store import ObjectStoreError
-from trainers.run_folder import Progress, RunFolder, progress_of, read_tail
-from trainers.run_storage import RunStorage
+from trainers.run_folder import Progress, RunFolder, StoragePlace, progress_of, read_tail
+from trainers.run_storage import storage_of
 
 REPORT_SECONDS = 10.0
 """Between two reports of a worker that has a disk of its own, and between two looks at them."""
@@ -36,6 +36,8 @@ class Report:
     """The end of what its processes printed; what is no UTF-8 as surrogate escapes."""
     log_bytes: int = 0
     """Length of the whole log."""
+    submitted: float = 0
+    """Of the request that it tells of (``RunRequest``); what earlier ones printed and noted is left out."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -50,38 +52,50 @@ class Report:
             tuple((float(time), str(text)) for time, text in value["notes"]),
             str(value["log"]),
             int(value["log_bytes"]),
+            float(value.get("submitted", 0)),
         )
 
 
 def report_of(run: RunFolder) -> Report:
     """The report of a run whose folder is on this machine."""
-    events = read_tail(run.events_file)
-    notes = tuple((float(e["time"]), str(e["note"])[:500]) for e in events if "note" in e)
+    events, attempts, submitted = (
+        read_tail(run.events_file),
+        run.attempts(),
+        run.request().submitted,
+    )
+    notes = tuple(
+        (float(e["time"]), str(e["note"])[:500])
+        for e in events
+        if "note" in e and float(e["time"]) >= submitted
+    )
     log, size = "", 0
     with suppress(FileNotFoundError), run.log_file.open("rb") as stream:
         size = stream.seek(0, 2)
-        stream.seek(max(0, size - LOG_BYTES))
+        before = int(attempts[0].get("log_bytes", 0)) if attempts else size
+        stream.seek(max(before, size - LOG_BYTES))
         log = stream.read(LOG_BYTES).decode(errors="surrogateescape")
-    return Report(
-        progress_of(events, run.spec().steps), len(run.attempts()), notes[-EVENTS:], log, size
-    )
+    progress = progress_of(events, run.spec().steps)
+    return Report(progress, len(attempts), notes[-EVENTS:], log, size, submitted)
 
 
 @contextmanager
-def reporting(run: RunFolder, storage: RunStorage | None) -> Iterator[None]:
+def reporting(run: RunFolder, place: StoragePlace | None, run_id: str | None) -> Iterator[None]:
     """Leave the run's reports in its storage while the block runs, and once at its end.
 
     For a worker that may be elsewhere. A store that refuses them stops nothing.
     """
-    if storage is None:
+    if place is None or run_id is None:
         yield
         return
-    done = threading.Event()
+    done, storage = threading.Event(), None
 
     def leave() -> None:
+        nonlocal storage
         # The folder may not be there yet, or have gone with its disk.
         with suppress(OSError, ValueError, ObjectStoreError):
-            storage.push_report(report_of(run).to_json())
+            storage = storage or storage_of(place, run_id)
+            if storage is not None:
+                storage.push_report(report_of(run).to_json())
 
     def repeat() -> None:
         while not done.wait(REPORT_SECONDS):
@@ -97,12 +111,11 @@ def reporting(run: RunFolder, storage: RunStorage | None) -> Iterator[None]:
         leave()
 
 
-def report_from_afar(storage: RunStorage | None) -> Report | None:
+def report_from_afar(place: StoragePlace | None, run_id: str | None) -> Report | None:
     """The last report of a worker that has a disk of its own; None where there is none to be had."""
-    if storage is None:
-        return None
     try:
-        found = storage.report()
+        storage = storage_of(place, run_id)
+        found = storage.report() if storage is not None else None
         return Report.from_json(found) if found else None
-    except (ObjectStoreError, ValueError, KeyError, TypeError):
+    except (ObjectStoreError, OSError, ValueError, KeyError, TypeError):
         return None

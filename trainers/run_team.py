@@ -11,6 +11,8 @@ import json
 import os
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +143,28 @@ def _member(config: dict[str, Any]) -> None:
 
     run = RunFolder(Path(config["run"]))
     limit_threads()
-    if this_team().leads:
-        run.note(f"{this_team().size} processes train together")
-        write_atomically(run.path / "begun", json.dumps({"pid": os.getpid()}))
+    team = this_team()
     try:
-        train_here(run)
+        with _leading(run) if team.leads else nullcontext():
+            if team.leads:
+                run.note(f"{team.size} processes train together")
+                write_atomically(run.path / "begun", json.dumps({"pid": os.getpid()}))
+            train_here(run)
     except Exception as error:
         if _left_alone(error):
             raise  # the one that went away has the reason, if there is one to tell
         raise MemberFailed(f"{_MARK}{classify(error).to_json()}:end") from error
+
+
+@contextmanager
+def _leading(run: RunFolder) -> Iterator[None]:
+    """Be the only one that writes: the team of a killed driver may live on for a while.
+
+    Raises TeamLost when it does not go away.
+    """
+    from trainers.run import acquire
+
+    with run.leader_lock_file.open("a") as lock:
+        if not acquire(lock):
+            raise TeamLost(f"another team still trains in {run.path}")
+        yield

@@ -29,6 +29,13 @@ def part_by(details: Mapping[str, Any] | None) -> str | None:
     return str(found.get("by")) if isinstance(found, Mapping) else None
 
 
+def part_of(details: Mapping[str, Any] | None) -> str | None:
+    """The task that it was split off; None: it was not."""
+    found = (details or {}).get(PART)
+    whole = found.get("of") if isinstance(found, Mapping) else None
+    return whole if isinstance(whole, str) else None
+
+
 def home(task_id: str, into: Mapping[str, str]) -> str:
     """The task whose calls those of ``task_id`` are in the end: itself, where nobody merged it.
 

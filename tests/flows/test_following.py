@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
@@ -17,9 +19,11 @@ from tests.prefect_server import PrefectServer
 from tests.tiny_model import make_tiny_model
 from tests.tiny_run import tiny_run
 from trainers.executors.local import LocalExecutor
+from trainers.executors.on_ray import RayRun
 from trainers.executors.protocol import RunHandle, TrainJob
-from trainers.run_folder import Progress
-from trainers.run_report import Report
+from trainers.run_folder import Progress, StoragePlace, append_line
+from trainers.run_report import Report, report_of
+from trainers.run_storage import storage_of
 
 
 def watched(server: PrefectServer, handle: RunHandle, task_id: str) -> tuple[list[str], list[str]]:
@@ -52,7 +56,10 @@ def watched(server: PrefectServer, handle: RunHandle, task_id: str) -> tuple[lis
         return asyncio.run(read(state.state_details.flow_run_id))
 
 
-def test_a_local_runs_steps_are_in_prefect(prefect_server: PrefectServer, tmp_path: Path) -> None:
+def test_a_local_runs_steps_are_in_prefect(
+    prefect_server: PrefectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "loud")
     run = tiny_run(tmp_path / "run", make_tiny_model(tmp_path / "base"), steps=8)
     run.note("half as many examples at once")
     run.log_file.write_bytes(b"a library warns\nLoading: 10%|#  |\nno line\xff yet")
@@ -65,7 +72,8 @@ def test_a_local_runs_steps_are_in_prefect(prefect_server: PrefectServer, tmp_pa
     assert "loss" in last and "tokens a second" in last
     assert bars == [f"training Lights_local: {last.removeprefix('training lights: ')}"]
     assert "training lights: half as many examples at once" in lines
-    assert "training lights: a library warns" in lines
+    assert "training lights: a library warns" not in lines, "printed before it was submitted"
+    assert [line for line in lines if "Invalid -W option" in line]
     assert not [line for line in lines if "%|" in line]
 
 
@@ -97,3 +105,29 @@ def test_nothing_is_said_twice_and_what_is_left_out_is_counted() -> None:
     assert lines[0] == "n: process 2 goes on, since the one before was lost"
     assert lines[1:3] == ["n: (12 lines are only in its log)", "n: c"]
     assert len(lines) == 22
+
+
+def test_what_an_earlier_submission_noted_and_printed_is_no_news(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", make_tiny_model(tmp_path / "base"))
+    old = b"printed last night\n"
+    run.log_file.write_bytes(old)
+    run.note("lost last night")
+    run.ask(run.request().model_copy(update={"submitted": time.time()}))
+    run.renew()
+    news = News("n")
+    assert news.of(report_of(run), 0) == ([], False)
+    append_line(run.attempts_file, {"attempt": 1, "pid": 1, "time": 1, "log_bytes": len(old)})
+    run.log_file.write_bytes(old + b"printed now\n")
+    run.note("lost now")
+    for told in (news, News("n")):
+        assert told.of(report_of(run), 0)[0] == ["n: lost now", "n: printed now"]
+
+
+def test_a_far_workers_report_of_an_earlier_submission_is_not_told(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", make_tiny_model(tmp_path / "base"), request={"submitted": 2.0})
+    job = TrainJob(run.path, storage=StoragePlace(url=str(tmp_path / "far")), run_id="lights")
+    storage = storage_of(job.storage, job.run_id)
+    assert storage is not None
+    for submitted, step in ((1.0, 0), (2.0, 7)):
+        storage.push_report(report(7, submitted=submitted).to_json())
+        assert RayRun(job, None).progress().step == step

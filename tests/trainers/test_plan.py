@@ -27,10 +27,11 @@ class Task:
     tokens: float = 1e6
     state: str = "candidate"
     policy: str = "specialize"
+    into: str | None = None
 
     @property
     def details(self):
-        return {"volume": {"tokens_per_day": self.tokens}}
+        return {"volume": {"tokens_per_day": self.tokens}, "merged_into": self.into}
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def test_a_good_task_is_planned_with_its_estimate():
     [
         (Task("a", state="retired"), Dataset(), "retired"),
         (Task("a", policy="teacher"), Dataset(), "policy"),
+        (Task("a", into="b"), Dataset(), "another tenant"),
         (Task("a", state="observed"), Dataset(), "fewer than 40 calls"),
         (Task("a"), None, "no data set"),
         (Task("a"), Dataset(train=2, validation=1, test=1), "2 training examples"),

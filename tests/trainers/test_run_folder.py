@@ -71,3 +71,16 @@ def test_a_run_is_found_again_when_only_its_steps_differ(tiny_base: Path, tmp_pa
     (torn / "spec.json").write_text('{"task_id": 1}')
     assert begun_before(tmp_path, wanted) == longer
     assert begun_before(tmp_path, tiny_spec(tiny_base, dataset_digest="e" * 64)) is None
+
+
+def test_out_of_memory_a_team_halves_what_each_of_its_processes_computes(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", tiny_base, batch_size=8, processes=2)
+    found = [run.halve_micro_batch("out of memory") for _ in range(3)]
+    assert (found, run.micro_batch()) == ([2, 1, None], 1)
+    assert run.notes()[0] == (
+        "out of memory: 2 examples at once instead of 4 in each process from here on"
+    )
+    wide = tiny_run(tmp_path / "wide", tiny_base, batch_size=4, processes=4)
+    assert wide.halve_micro_batch("out of memory") is None

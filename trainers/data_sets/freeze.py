@@ -27,7 +27,7 @@ from infra.settings.model import Settings
 from infra.tasks.joined import PLACES
 from infra.tasks.signature import items, role_of, signature
 from trainers.data_sets.consistency import consistency
-from trainers.data_sets.golden import golden_cases
+from trainers.data_sets.golden import untaught_cases
 from trainers.data_sets.labels import Example, Label, label_of, prompt_key
 from trainers.data_sets.near_copies import repeating
 from trainers.data_sets.splits import (
@@ -77,7 +77,7 @@ def freeze(
     # The assignments are in order of time; calls without a label make room for older ones.
     examples, parents, dropped = _examples(store, database, settings, members)
     similarity = settings.ingest.near_duplicate_similarity
-    examples = _without_golden(store, task_id, examples, dropped, similarity)
+    examples = _without_golden(store, database, task_id, examples, dropped, similarity)
     if not examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         raise EmptyDataset(f"no call of {task_id} has a usable answer ({reasons or 'no calls'})")
@@ -167,13 +167,14 @@ def _failed(record: CallRecord) -> Iterator[str]:
 
 def _without_golden(
     store: ObjectStore,
+    database: Database,
     task_id: str,
     examples: list[Example],
     dropped: Counter[str],
     similarity: float,
 ) -> list[Example]:
     """A golden case tells something of an adapter only if nothing nearly like it was shown to it."""
-    cases = [case.example() for case in golden_cases(store, task_id)]
+    cases = [case.example() for case in untaught_cases(store, database, task_id)]
     pinned = repeating(examples, cases, similarity) if cases else set()
     if pinned:
         dropped["golden"] += len(pinned)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from infra.tasks.signature import signature
 from trainers.data_sets.labels import Example, prompt_key
-from trainers.ingest.duplicates import exchange, group
+from trainers.ingest.duplicates import exchange, repeated
 
 
 def repeating(examples: Sequence[Example], of: Sequence[Example], similarity: float) -> set[str]:
@@ -20,13 +20,5 @@ def repeating(examples: Sequence[Example], of: Sequence[Example], similarity: fl
     found = {e.call_id for e in examples if prompt_key(e.request) in exact}
     asked = [exchange(e.request, None, signature(e.request).digest) for e in examples]
     kept = [exchange(e.request, None, signature(e.request).digest) for e in of]
-    while kept:
-        leaders = group([*kept, *asked], similarity)
-        found |= {
-            example.call_id
-            for example, leader in zip(examples, leaders[len(kept) :], strict=True)
-            if leader < len(kept)
-        }
-        # One that nearly repeats another of them led no group: what is like it is found by itself.
-        kept = [item for index, item in enumerate(kept) if leaders[index] != index]
-    return found
+    near = repeated(asked, kept, similarity)
+    return found | {e.call_id for e, repeats in zip(examples, near, strict=True) if repeats}

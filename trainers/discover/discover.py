@@ -32,6 +32,7 @@ from trainers.discover.moves import Move, moves
 from trainers.discover.rows import (
     ACTOR,
     known_task,
+    record_apart,
     record_move,
     said_of,
     task_values,
@@ -40,7 +41,7 @@ from trainers.discover.rows import (
 from trainers.ingest.features import FEATURE_COLUMNS, from_row
 from trainers.ingest.reading import CallFile, call_files, read_columns
 
-DISCOVERY_VERSION = 3
+DISCOVERY_VERSION = 4
 MAX_ATTEMPTS = 5
 
 
@@ -89,13 +90,14 @@ def discover(
         if rows is None:
             rows = read_rows(store, files, settings.discovery.max_calls)
         groups = form_groups(rows, [known_task(row) for row in found.values()], settings.discovery)
-        into = _into(found)
+        into, apart = _into(found, groups, settings.discovery.share_between_tenants)
         by_call = {
             rows[index].id: home(group.id, into) for group in groups for index in group.members
         }
         moved = _moves(store, latest, by_call, found, into)
         pointer = replace(assignments.write(store, by_call, source), places=_places(groups, into))
-        if _commit(database, settings, rows, groups, found, counted, pointer, moved, now):
+        decided = _Decided(rows, groups, into, apart, moved, pointer)
+        if _commit(database, settings, decided, found, counted, now):
             return _summaries(database, by_call)
     raise DiscoveryContended(
         f"the tasks changed {MAX_ATTEMPTS} times while they were being decided: run discovery again"
@@ -141,9 +143,27 @@ def _snapshot(database: Database, now: datetime) -> tuple[int, dict[str, dict[st
     return counted, {row["id"]: dict(row) for row in rows}
 
 
-def _into(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    merged = {name: merged_into(row["details"]) for name, row in found.items()}
-    return {name: task for name, task in merged.items() if task is not None and task in found}
+def _into(
+    found: Mapping[str, Mapping[str, Any]], groups: Sequence[Group], shared: bool
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Merged task to its home: the merges that hold, and those that tonight's calls end.
+
+    What two tenants called when a merge was said may have been everybody's: once it is theirs, each keeps
+    its own calls, whatever was said.
+    """
+    said = {name: merged_into(row["details"]) for name, row in found.items()}
+    merged = {name: task for name, task in said.items() if task is not None and task in found}
+    if shared:
+        return merged, {}
+    before = {name: row["details"].get("tenant") for name, row in found.items()}
+    tenants = {**before, **{group.id: group.tenant for group in groups}}
+    held = {name: task for name, task in merged.items() if tenants[name] == tenants[task]}
+    ended = {
+        name: task
+        for name, task in merged.items()
+        if name not in held and before[name] == before[task]
+    }
+    return held, ended
 
 
 def _places(groups: Sequence[Group], into: Mapping[str, str]) -> dict[str, dict[str, int]]:
@@ -176,35 +196,44 @@ def _moves(
     return [move for move in moves(before, by_call) if (move.task, move.to) not in parts]
 
 
+@dataclass(frozen=True)
+class _Decided:
+    rows: Sequence[Row]
+    groups: Sequence[Group]
+    into: Mapping[str, str]
+    apart: Mapping[str, str]
+    moved: Sequence[Move]
+    pointer: assignments.Assignments
+
+
 def _commit(
     database: Database,
     settings: Settings,
-    rows: Sequence[Row],
-    groups: Sequence[Group],
+    decided: _Decided,
     found: Mapping[str, Mapping[str, Any]],
     counted: int,
-    pointer: assignments.Assignments,
-    moved: Sequence[Move],
     now: datetime,
 ) -> bool:
     """One transaction; False (and no effect) when a row is no longer what it was."""
-    into = _into(found)
+    rows, into = decided.rows, decided.into
     guests: defaultdict[str, list[int]] = defaultdict(list)
-    for group in groups:
+    for group in decided.groups:
         if group.id in into:
             guests[home(group.id, into)] += group.members
     try:
         with database.begin() as connection:
             if not advance(connection, TASKS, now, counted):
                 raise _Stale
-            for group in groups:
+            for group in decided.groups:
                 members = sorted([*group.members, *guests[group.id]])
                 values = task_values(group, members, rows, settings, found.get(group.id))
                 if not write_task(connection, group, values, found, now):
                     raise _Stale
-            for move in moved:
+            for name, task in decided.apart.items():
+                record_apart(connection, name, task, now)
+            for move in decided.moved:
                 record_move(connection, move, now)
-            assignments.point(connection, pointer, ACTOR, len(rows), now)
+            assignments.point(connection, decided.pointer, ACTOR, len(rows), now)
     except _Stale:
         return False
     return True

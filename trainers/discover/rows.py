@@ -146,6 +146,20 @@ def record_move(connection: Connection, move: Move, now: datetime) -> None:
     )
 
 
+def record_apart(connection: Connection, task: str, into: str, now: datetime) -> None:
+    """A merge that no longer holds: the two are made of different tenants' calls now."""
+    record_event(
+        connection,
+        actor=ACTOR,
+        what="task.merge_ended",
+        subject=task,
+        why=f"its calls and those of {into} are different tenants', so none is learned from for the other: "
+        f"`nightschool tasks merge --undo {task}` lets it learn by itself",
+        evidence={"into": into},
+        time=now,
+    )
+
+
 def _event(
     connection: Connection,
     task: str,

@@ -19,7 +19,6 @@ from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import outcome_to_json, supervise
 from trainers.run_folder import Progress, RunFolder, StoragePlace, TrainResult
 from trainers.run_report import REPORT_SECONDS, Report, report_from_afar, report_of, reporting
-from trainers.run_storage import storage_of
 
 _CANCELLED_WAIT_SECONDS = 30
 _FLAG_SECONDS = 10
@@ -81,7 +80,9 @@ class RayRun:
         if not self._run.attempts() and time.monotonic() >= self._next_look:
             # Nobody has begun in the folder here: its worker may have a disk of its own.
             self._next_look = time.monotonic() + REPORT_SECONDS
-            self._far = report_from_afar(storage_of(self.job.storage, self.job.run_id))
+            far = report_from_afar(self.job.storage, self.job.run_id)
+            if far is not None and far.submitted >= self._run.request().submitted:
+                self._far = far
         return report_of(self._run) if self._run.attempts() or not self._far else self._far
 
 
@@ -151,7 +152,7 @@ def _supervise(job: dict[str, Any]) -> str:
         import ray
 
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    with reporting(RunFolder(made.run_dir), storage_of(made.storage, made.run_id)):
+    with reporting(RunFolder(made.run_dir), made.storage, made.run_id):
         return outcome_to_json(supervise(made))
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import trainers
 from infra.objects.store import ObjectStoreError
+from infra.settings.sources import SettingsError
 from trainers.executors.protocol import RunOutcome, TrainJob
 from trainers.run_folder import RunFolder, append_line, now
 from trainers.run_storage import storage_of
@@ -73,12 +74,11 @@ def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> R
 
 def _take_up(run: RunFolder, job: TrainJob) -> None:
     """Bring the run's inputs, or what was asked of it last, to a machine that has a disk of its own."""
-    storage = storage_of(job.storage, job.run_id)
-    if storage is None:
-        return
     try:
-        storage.pull_inputs(run)
-    except ObjectStoreError as error:
+        storage = storage_of(job.storage, job.run_id)
+        if storage is not None:
+            storage.pull_inputs(run)
+    except (ObjectStoreError, SettingsError) as error:
         if not run.spec_file.exists():
             raise
         run.note(f"looking for what was asked last failed: {error}"[:500])
@@ -104,6 +104,7 @@ def _attempt(run: RunFolder, job: TrainJob, number: int, abandoned: Callable[[],
     """One process from start to end; its exit code, negative for a signal."""
     started = now()
     with run.log_file.open("ab") as log:
+        logged = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "trainers.run", str(run.path), "--supervised"],
             stdin=subprocess.PIPE,
@@ -114,7 +115,8 @@ def _attempt(run: RunFolder, job: TrainJob, number: int, abandoned: Callable[[],
             start_new_session=True,
         )
     try:
-        append_line(run.attempts_file, {"attempt": number, "pid": process.pid, "time": started})
+        entry = {"attempt": number, "pid": process.pid, "time": started, "log_bytes": logged}
+        append_line(run.attempts_file, entry)
         while True:
             try:
                 return process.wait(_POLL_SECONDS)

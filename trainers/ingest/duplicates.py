@@ -84,6 +84,41 @@ def weights(leaders: Sequence[int]) -> list[float]:
     return [1 / sizes[leader] for leader in leaders]
 
 
+def repeated(asked: Sequence[Exchange], of: Sequence[Exchange], similarity: float) -> list[bool]:
+    """For each of ``asked`` whether it repeats one of the others, exactly or nearly; each is hashed once."""
+    from datasketch import MinHash
+
+    exact = {item.digest for item in of}
+    found = [item.digest in exact for item in asked]
+    kept: defaultdict[str, set[str]] = defaultdict(set)
+    for item in of:
+        kept[item.structure].add(item.text)
+    left: defaultdict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(asked):
+        if not found[index] and item.structure in kept:
+            left[item.structure].append(index)
+    bands, rows = _bands(similarity)
+    for structure, indices in left.items():
+        texts = [*sorted(kept[structure]), *(asked[index].text for index in indices)]
+        hashes = MinHash.bulk([_shingles(text) for text in texts], num_perm=PERMUTATIONS)
+        first = len(kept[structure])
+        buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
+        for position in range(first):
+            for key in _keys(hashes[position].hashvalues, bands, rows):
+                buckets[key].append(position)
+        for position, index in enumerate(indices, first):
+            keys = _keys(hashes[position].hashvalues, bands, rows)
+            candidates = {c for key in keys for c in buckets.get(key, ())}
+            found[index] = any(
+                hashes[position].jaccard(hashes[c]) >= similarity for c in candidates
+            )
+    return found
+
+
+def _keys(values: Any, bands: int, rows: int) -> list[tuple[int, bytes]]:
+    return [(b, values[b * rows : (b + 1) * rows].tobytes()) for b in range(bands)]
+
+
 def _near(texts: Sequence[tuple[int, str]], similarity: float) -> dict[int, int]:
     from datasketch import MinHash
 
@@ -92,8 +127,7 @@ def _near(texts: Sequence[tuple[int, str]], similarity: float) -> dict[int, int]
     buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
     found: dict[int, int] = {}
     for position, (index, _) in enumerate(texts):
-        values = hashes[position].hashvalues
-        keys = [(b, values[b * rows : (b + 1) * rows].tobytes()) for b in range(bands)]
+        keys = _keys(hashes[position].hashvalues, bands, rows)
         # Compared with leaders only: chains of ever so slightly different texts do not join up.
         candidates = sorted({c for key in keys for c in buckets.get(key, ())})[:MAX_BUCKET]
         match = next(

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import select, update
 
 from flows.cli import main
 from infra.database.events import list_events
 from infra.database.open import Database
+from infra.database.tables import tasks
 from serving.gateway.routing import Router
 from serving.gateway.snapshot_file import SnapshotFile, load_snapshot
 from serving.gateway.snapshot_rows import read_snapshot
@@ -30,6 +32,7 @@ from tests.trainers.recorded import (
     translation,
 )
 from trainers.data_sets.freeze import freeze
+from trainers.data_sets.golden import judged_cases, make_case, pin, untaught_cases
 from trainers.discover.discover import TaskSummary, discover
 from trainers.ingest.ingest import ingest
 
@@ -235,3 +238,52 @@ def test_what_discovery_itself_takes_apart_is_an_event(world: World):
         (event,) = list_events(connection, what="task.split")
     assert (event.subject, event.actor) == (task.id, "discovery")
     assert event.evidence["calls"] == 20
+
+
+def test_a_merge_ends_where_its_tasks_become_two_tenants(world: World):
+    store, database = world
+    share = SETTINGS.discovery.model_copy(update={"share_between_tenants": True})
+    shared = SETTINGS.model_copy(update={"discovery": share})
+    records = [home(n, tenant="acme") for n in range(40)]
+    theirs = [translation(n, tenant="globex") for n in range(100, 130)]
+    put_log(store, [*records, *theirs], 0)
+    ingest(store, database, SETTINGS, holder="night", now=START)
+    kept, gone = (task.id for task in discover(store, database, shared, START))
+    Registry(database).merge_task(kept, gone, actor="ann", why="t")
+    (one,) = discover(store, database, shared, START)
+    assert one.size == 70
+    found = {task.id: task for task in discover(store, database, SETTINGS, START)}
+    assert set(found[kept].members) == {record.id for record in records}
+    assert set(found[gone].members) == {record.id for record in theirs}
+    put_log(store, [home(n, tenant="acme") for n in range(200, 210)], 1)
+    ingest(store, database, SETTINGS, holder="night", now=START)
+    found = {task.id: task for task in discover(store, database, SETTINGS, START)}
+    assert (found[kept].size, found[gone].size) == (50, 30)
+    assert events(database, gone).count(("task.merge_ended", "discovery")) == 1
+
+
+def test_golden_cases_are_kept_through_merge_and_split(world: World):
+    store, database = world
+    of = ids(night(world, some(0), 0))
+    kept, gone = of["translation"], of["summary"]
+    logged = {kind_of(record.id): record for record in some(0, 1)}
+    cases = {
+        kind: pin(
+            store,
+            database,
+            make_case(of[kind], record.request, record.answer, why="", by="ann"),
+        )
+        for kind, record in logged.items()
+    }
+    Registry(database).merge_task(kept, gone, actor="ann", why="t")
+    night(world, some(1000), 1)
+    version = freeze(store, database, SETTINGS, kept, START)
+    assert version.manifest["dropped"]["golden"] == 2
+    assert judged_cases(store, version) == [cases["translation"], cases["summary"]]
+    with database.begin() as connection:
+        part = {"part": {"of": of["home"], "by": "cluster"}}
+        row = connection.execute(select(tasks).where(tasks.c.id == of["ticket"])).mappings().one()
+        details = {**row["details"], **part}
+        connection.execute(update(tasks).where(tasks.c.id == of["ticket"]).values(details=details))
+    assert untaught_cases(store, database, of["ticket"]) == [cases["ticket"], cases["home"]]
+    assert untaught_cases(store, database, of["home"]) == [cases["home"]]

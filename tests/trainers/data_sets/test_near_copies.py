@@ -1,3 +1,6 @@
+import datasketch
+import pytest
+
 from tests.trainers.recorded import START, call
 from trainers.data_sets.golden import make_case
 from trainers.data_sets.labels import Example
@@ -32,3 +35,20 @@ def test_a_golden_case_is_not_trained_on_in_another_wording_nor_with_another_ans
     other = example("structure", LONG)
     other.request["tools"] = [{"type": "function", "function": {"name": "look"}}]
     assert repeating([other], [case], 0.95) == set()
+
+
+def test_each_prompt_is_hashed_once_however_many_like_cases_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    hashed = []
+    bulk = datasketch.MinHash.bulk
+
+    def counted(texts, **more):
+        hashed.append(len(texts))
+        return bulk(texts, **more)
+
+    monkeypatch.setattr(datasketch.MinHash, "bulk", counted)
+    cases = [example(f"case-{n}", f"{LONG} {n}") for n in range(20)]
+    rows = [example("near", f"{LONG} and so on"), example("other", " ".join("abcdefg" * 9))]
+    assert repeating(rows, cases, 0.9) == {"near"}
+    assert sum(hashed) == len(cases) + len(rows)

@@ -22,14 +22,15 @@ from tests.tiny_run import (
     wait_until,
 )
 from trainers.executors.local import LocalExecutor
-from trainers.executors.on_ray import RayExecutor
+from trainers.executors.on_ray import RayExecutor, RayRun
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
 from trainers.executors.supervisor import supervise
 from trainers.failures import TrainingError, classify
 from trainers.run import train_here
 from trainers.run_folder import RunFolder, StoragePlace, read_tail
+from trainers.run_report import reporting
 from trainers.run_storage import RunStorage
-from trainers.run_team import failure_in
+from trainers.run_team import MemberFailed, _leading, _member, failure_in
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +171,29 @@ def test_what_ended_a_process_of_a_team_is_read_from_rays_message() -> None:
     assert failure_in(text) == failure
     assert failure_in("[Rank 0] the actor died") is None
     assert failure_in("night-school-failure:{broken}:end") is None
+
+
+def test_a_store_that_cannot_be_opened_ends_no_run_and_no_following(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    job = TrainJob(
+        tmp_path / "run", storage=StoragePlace(url="ftp://nowhere"), run_id="lights", max_retries=0
+    )
+    run = tiny_run(job.run_dir, tiny_base)
+    assert RayRun(job, None).report().progress.steps == 12
+    with reporting(run, job.storage, job.run_id):
+        run.request_cancel()
+        assert supervise(job).state == "cancelled"
+    assert "begins with ftp://" in run.notes()[0]
+
+
+def test_a_teams_leader_writes_nothing_while_the_one_of_a_killed_driver_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.run._LOCK_WAIT_SECONDS", 0)
+    run = RunFolder(tmp_path)
+    with _leading(run), pytest.raises(MemberFailed) as ended:
+        _member({"run": str(run.path)})
+    failure = failure_in(str(ended.value))
+    assert failure is not None and failure.again and "another team" in failure.message
+    assert not run.events_file.exists() and not (run.path / "begun").exists()
