@@ -1,13 +1,14 @@
 """Does the certified threshold keep its risk, and which score of confidence shows most? On real answers.
 
-The answers are those of ``bench/gate.py`` (two adapters, asked what they never saw; the first run makes
-them, long). They are the population: a resample draws validation rows from them with replacement,
+The answers are those of ``bench/gate.py``'s adapters to what they never saw (the first run makes
+them, which is long). They are the population: a resample draws validation rows from them with replacement,
 certifies a threshold, and what it would show is counted over all of them. Beside each score alone: the
 best of several at a divided level, as the judge does it; the score chosen on one half of the rows and
 certified on the other; and the plain softmax threshold, an answer shown when its own probability
 promises the risk.
 
     python bench/calibration.py [--quick] [--json FILE] [--resamples 1000] [--rows 300] [--answers N]
+        [--adapter longer]...
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.support.real_answers import ROWS, real_answers
+from bench.support.real_answers import ADAPTERS, ROWS, real_answers
 from evaluators.calibration import calibrate, calibrate_best
 from infra.prompting.confidence import SCORES, all_confidences
 
@@ -120,8 +121,12 @@ def main() -> None:
     parser.add_argument(
         "--answers", type=int, default=ROWS, help="held-out requests that are asked of each adapter"
     )
+    parser.add_argument(
+        "--adapter", action="append", choices=list(ADAPTERS), help="asked for; default: each"
+    )
     parser.add_argument("--seed", type=int, default=17)
     options = parser.parse_args()
+    population_of = real_answers(options.answers, options.adapter or tuple(ADAPTERS))
     resamples = 50 if options.quick else options.resamples
     found = {
         "level": LEVEL,
@@ -131,7 +136,7 @@ def main() -> None:
             f"{name}, risk {risk:.0%}": measure(
                 answers, risk, options.rows, resamples, options.seed
             )
-            for name, answers in real_answers(options.answers)["answers"].items()
+            for name, answers in population_of.items()
             for risk in RISKS
         },
     }

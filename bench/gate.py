@@ -1,10 +1,11 @@
-"""How often does the gate let a worse adapter pass, and an equal one? Nights resampled from real answers.
+"""How often does the gate let a worse adapter pass, and an equal one?
 
-A night draws rows with replacement from the real scores of two adapters on the same prompts. Which of the two
-a row counts for is drawn too, so that the candidate is equal to the incumbent, or worse by the margin and
-half a point. The first run trains and asks the two adapters itself (long); later ones read ``var/``.
+A night's rows are those on which two adapters differ, by their share, and the rest, which decide nothing.
+Which of the two is right where they differ is drawn, so that the candidate is equal to the incumbent, or
+worse by the margin and half a point. The share is that of two real adapters on the same prompts (the first
+run trains and asks them, which is long; later ones read ``var/``), or the one that is given.
 
-    python bench/gate.py [--quick] [--json FILE] [--nights 10000] [--seed 11]
+    python bench/gate.py [--differ 0.24] [--quick] [--json FILE] [--nights 10000] [--seed 11]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,29 +54,29 @@ def passes(
 
 
 def nights(
-    differ: NDArray[np.bool_], mean: float, rows: int, count: int, random: np.random.Generator
+    differ: float, mean: float, rows: int, count: int, random: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lost and won rows of each night, of a candidate whose mean difference is ``mean``."""
-    share = float(differ.mean())
-    worse = (1 - mean / share) / 2
-    drawn = random.binomial(rows, share, size=count)
+    """Lost and won rows of each night, of a candidate whose mean difference is ``mean``.
+
+    Args:
+        differ: share of the rows on which the two differ.
+    """
+    worse = (1 - mean / differ) / 2
+    drawn = random.binomial(rows, differ, size=count)
     lost = random.binomial(drawn, worse)
     return lost, drawn - lost
 
 
-def measure(scores: dict[str, Any], count: int, seed: int) -> dict[str, Any]:
+def differing(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> float:
+    """Share of the prompts on which exactly one of two adapters is right."""
+    first, second = (np.array([row["correct"] >= 1 for row in rows]) for rows in answers.values())
+    return float((first != second).mean())
+
+
+def measure(differ: float, count: int, seed: int) -> dict[str, Any]:
     random = np.random.default_rng(seed)
-    first, second = (
-        np.array([row["correct"] >= 1 for row in rows]) for rows in scores["answers"].values()
-    )
-    differ = first != second
     bad = -MARGIN - BEYOND
-    result: dict[str, Any] = {
-        "answers": int(first.size),
-        "right": [float(first.mean()), float(second.mean())],
-        "differ": float(differ.mean()),
-        "nights": count,
-    }
+    result: dict[str, Any] = {"differ": differ, "nights": count}
     for rows in ROWS:
         lost, won = nights(differ, bad, rows, count, random)
         even_lost, even_won = nights(differ, 0.0, rows, count, random)
@@ -106,8 +108,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--nights", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument(
+        "--differ", type=float, metavar="SHARE", help="of the rows; asks no adapters for it"
+    )
     options = parser.parse_args()
-    found = measure(real_answers(), 500 if options.quick else options.nights, options.seed)
+    differ = options.differ or differing(real_answers())
+    found = measure(differ, 500 if options.quick else options.nights, options.seed)
     print(json.dumps(found, indent=1))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))

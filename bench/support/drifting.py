@@ -134,6 +134,16 @@ def _without(source: Iterator[Session], wanted: Callable[[Row], bool]) -> Iterat
             yield kept
 
 
+def _from_now_on(name: str, drift: str, seed: int, new: Iterator[Session]) -> Stream:
+    """A fifth of the calls are of the new kind once the drift has begun."""
+    return Stream(
+        name,
+        drift,
+        stationary(name, "measured", seed),
+        _mixed(stationary(name, "measured", seed + 1), new, seed),
+    )
+
+
 def _new_tool(name: str, drift: str, seed: int) -> Stream:
     """A tool that was offered all along is used from now on, in a tenth of the calls."""
     return Stream(
@@ -161,12 +171,7 @@ def _shifted_mix(name: str, drift: str, seed: int) -> Stream:
     more = _without(
         source, lambda row: row["action" if name == "home" else "label"] not in common[name]
     )
-    return Stream(
-        name,
-        drift,
-        stationary(name, "measured", seed),
-        _mixed(stationary(name, "measured", seed + 1), more, seed),
-    )
+    return _from_now_on(name, drift, seed, more)
 
 
 def _long_talk(name: str, drift: str, seed: int) -> Stream:
@@ -174,34 +179,19 @@ def _long_talk(name: str, drift: str, seed: int) -> Stream:
     found = _conversations("measured")
     length = {id(s): sum(len(row["prompt"]) for row in s) / len(s) for s in found}
     long = sorted(found, key=lambda s: -length[id(s)])[: len(found) // 4]
-    return Stream(
-        name,
-        drift,
-        stationary(name, "measured", seed),
-        _mixed(stationary(name, "measured", seed + 1), _forever(long, seed), seed),
-    )
+    return _from_now_on(name, drift, seed, _forever(long, seed))
 
 
 def _new_language(name: str, drift: str, seed: int) -> Stream:
     """A fifth of the callers speak German: Home Assistant's German grammar, the same answers."""
     english = stationary(name, "measured", seed + 2)
-    return Stream(
-        name,
-        drift,
-        stationary(name, "measured", seed),
-        _mixed(stationary(name, "measured", seed + 1), _in_german(english, seed), seed),
-    )
+    return _from_now_on(name, drift, seed, _in_german(english, seed))
 
 
 def _new_template(name: str, drift: str, seed: int) -> Stream:
     """A fifth of the calls come through a form that puts lines around what is said."""
     plain = stationary(name, "measured", seed + 2)
-    return Stream(
-        name,
-        drift,
-        stationary(name, "measured", seed),
-        _mixed(stationary(name, "measured", seed + 1), _through_a_form(plain), seed),
-    )
+    return _from_now_on(name, drift, seed, _through_a_form(plain))
 
 
 def _mixed(usual: Iterator[Session], new: Iterator[Session], seed: int) -> Iterator[Session]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,21 @@ async def answers(url: str, adapter: Path | None, asked: Sequence[Asked]) -> lis
         return list(await asyncio.gather(*map(ask, asked)))
 
 
-def make(folder: Path, rows: int) -> dict[str, Any]:
+def real_answers(
+    rows: int = ROWS, names: Sequence[str] = tuple(ADAPTERS)
+) -> dict[str, list[dict[str, Any]]]:
+    """Adapter to its answers, made if they are not kept yet."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    parts = {
+        name: KEPT / (f"{name}.json" if rows == ROWS else f"{name}-{rows}.json") for name in names
+    }
+    missing = [name for name, part in parts.items() if not part.exists()]
+    if missing:
+        _make({name: parts[name] for name in missing}, rows)
+    return {name: json.loads(part.read_text()) for name, part in parts.items()}
+
+
+def _make(parts: Mapping[str, Path], rows: int) -> None:
     from infra.settings.serving import Engine
     from tests.serving.engines.building import start_engine
     from trainers.base_model import prepare_base
@@ -151,28 +165,9 @@ def make(folder: Path, rows: int) -> dict[str, Any]:
     seen = {prompt_of(item) for item in learned}
     fresh = {prompt_of(item): item for item in traffic(ASKED_SEED, 4 * rows)}
     asked = [item for prompt, item in fresh.items() if prompt not in seen][:rows]
-    found: dict[str, Any] = {"asked": [vars(item) for item in asked], "answers": {}}
-    for name, (steps, seed) in ADAPTERS.items():
-        part = _part(folder, name, rows)
-        if not part.exists():
-            adapter = train(folder, name, steps, seed, learned)
-            options = ("--batch-size", "32", "--max-waiting", "64", "--threads", "2")
-            with start_engine(prepare_base(Engine()).folder, *options) as engine:
-                said = asyncio.run(answers(engine.url, adapter, asked))
-            write_atomically(part, json.dumps(said))
-        found["answers"][name] = json.loads(part.read_text())
-    return found
-
-
-def real_answers(rows: int = ROWS) -> dict[str, Any]:
-    """``{"asked": [...], "answers": {adapter: [...]}}``, made if they are not kept yet."""
-    kept = _part(KEPT, "all", rows)
-    if not kept.exists():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, json.dumps(make(KEPT, rows)))
-    found: dict[str, Any] = json.loads(kept.read_text())
-    return found
-
-
-def _part(folder: Path, name: str, rows: int) -> Path:
-    return folder / (f"{name}.json" if rows == ROWS else f"{name}-{rows}.json")
+    for name, part in parts.items():
+        adapter = train(KEPT, name, *ADAPTERS[name], learned)
+        options = ("--batch-size", "32", "--max-waiting", "64", "--threads", "2")
+        with start_engine(prepare_base(Engine()).folder, *options) as engine:
+            said = asyncio.run(answers(engine.url, adapter, asked))
+        write_atomically(part, json.dumps(said))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.gate import LEVEL, MARGIN, nights, passes
+from bench.gate import LEVEL, MARGIN, differing, nights, passes
 from evaluators.gate import non_inferiority_bounds
 from evaluators.tries import level_of_try
 
@@ -22,7 +22,12 @@ def test_passing_is_the_gates_bound():
 
 
 def test_nights_have_the_mean_that_was_asked_for():
-    differ = np.arange(100) < 24
-    lost, won = nights(differ, -0.055, 1000, 2000, np.random.default_rng(1))
+    lost, won = nights(0.24, -0.055, 1000, 2000, np.random.default_rng(1))
     assert abs(float((won - lost).mean()) / 1000 + 0.055) < 0.002
     assert abs(float((won + lost).mean()) / 1000 - 0.24) < 0.002
+
+
+def test_rows_differ_where_one_alone_is_right():
+    right = {"a": (1, 1, 0, 0, 0.5), "b": (1, 0, 1, 0, 1)}
+    rows = {name: [{"correct": value} for value in values] for name, values in right.items()}
+    assert differing(rows) == 0.6

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ FINE = Observation(
 GOOD = replace(FINE, verdict="good")
 BAD = replace(FINE, verdict="bad")
 CHANNELS = ("console",)
+BY = {"actor": "ann", "why": "it answers nonsense"}
 
 
 class Killed(BaseException):
@@ -149,3 +151,25 @@ def snapshot(database: Database) -> dict[str, Any]:
 
 def later(minutes: float) -> datetime:
     return NOW + minutes * MINUTE
+
+
+def messages(registry: Registry) -> list[dict[str, Any]]:
+    with registry.database.read() as connection:
+        return list(connection.execute(select(outbox.c.body).order_by(outbox.c.id)).scalars())
+
+
+def chain_is_whole(registry: Registry, task_id: str = "mail") -> None:
+    """The route's events follow one from the other without a gap, up to the present route."""
+    changes = [
+        event
+        for event in reversed(registry.events(task_id, limit=1000))
+        if event.what.startswith("route.")
+    ]
+    for sooner, later_one in pairwise(changes):
+        assert sooner.current["version"] + 1 == later_one.current["version"]
+        assert {**later_one.previous, "fence": 0} == {**sooner.current, "fence": 0}
+    if changes:
+        assert {**changes[-1].current, "fence": 0} == {
+            **registry.route(task_id).to_json(),
+            "fence": 0,
+        }

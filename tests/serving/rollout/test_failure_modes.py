@@ -11,6 +11,11 @@ from importlib import import_module
 import pytest
 
 MACHINE, CONTROLLER = "serving.rollout.test_machine", "serving.rollout.test_controller"
+AT_ONCE, TAKING_BACK = (
+    "serving.rollout.test_controllers_at_once",
+    "serving.rollout.test_taking_back",
+)
+KILLED = "serving.rollout.test_killed_controller"
 REGISTRY, BAD_INPUT = "contracts.test_registry", "flows.test_rollout_bad_input"
 ASSIGNMENT, KILLS = "serving.rollout.test_assignment", "serving.gateway.test_kill_switch"
 RECONCILE, ROUTING = "serving.engines.test_reconcile", "serving.gateway.test_routing"
@@ -28,15 +33,15 @@ RULED_OUT: dict[str, list[tuple[str, str]]] = {
         (ORDERS, "test_a_rollback_comes_before_the_wait_for_a_person"),
     ],
     "rollback to the broken side in the middle of a promotion": [
-        (CONTROLLER, "test_never_back_to_a_broken_side"),
-        (CONTROLLER, "test_kill_and_promotion_at_once_leave_the_adapter_off"),
+        (TAKING_BACK, "test_never_back_to_a_broken_side"),
+        (AT_ONCE, "test_kill_and_promotion_at_once_leave_the_adapter_off"),
         (MACHINE, "test_nothing_is_exposed_before_the_engine_answers_a_probe"),
         (REGISTRY, "test_engines_keep_an_adapter_until_it_is_drained"),
     ],
     "two controllers, double promotion": [
-        (CONTROLLER, "test_many_controllers_at_once_act_once"),
-        (CONTROLLER, "test_a_late_controller_with_an_old_fence_writes_nothing"),
-        (CONTROLLER, "test_killed_before_any_statement_and_run_again_ends_in_the_same_state"),
+        (AT_ONCE, "test_many_controllers_at_once_act_once"),
+        (AT_ONCE, "test_a_late_controller_with_an_old_fence_writes_nothing"),
+        (KILLED, "test_killed_before_any_statement_and_run_again_ends_in_the_same_state"),
     ],
     "inconclusive was promoted": [
         (MACHINE, "test_no_path_leads_from_inconclusive_to_promoted"),
