@@ -75,13 +75,13 @@ def found_at(reference: Rows, current: Rows, seed: int) -> dict[float, tuple[str
 class Watch:
     """One champion and its days."""
 
-    def __init__(self, source: Iterator[Session], seed: int, peer: bool = False) -> None:
-        self._seed, self._peer = seed, peer
+    def __init__(self, source: Iterator[Session], seed: int) -> None:
+        self._seed = seed
         self._training = take(source, TRAINING)
         self._days: list[Rows] = []
 
-    def day(self, source: Iterator[Session], peer: bool | None = None) -> dict[str, Any]:
-        """What a day's look says at each level, and the preset."""
+    def day(self, source: Iterator[Session], peer: bool) -> dict[str, Any]:
+        """What a day's look says at each level, and the preset where it is asked."""
         now = take(source, DAY)
         self._seed += 1
         looks = [found_at(self._training, now, self._seed)]
@@ -92,7 +92,7 @@ class Watch:
         said: dict[str, Any] = {
             "ours": {level: sorted({n for look in looks for n in look[level]}) for level in LEVELS}
         }
-        if self._peer if peer is None else peer:
+        if peer:
             random = np.random.default_rng(self._seed)
             windows = windows_of(self._training, now, random, remembered)
             said["preset"] = preset_share(windows)
@@ -126,7 +126,7 @@ def alarms(part: str, champions: int, days: int, seed: int, peer: bool) -> dict[
         rows = []
         for champion in range(champions):
             source = stationary(name, part, seed + 100 * champion)
-            watch = Watch(source, seed + 1000 * champion, peer)
+            watch = Watch(source, seed + 1000 * champion)
             rows += [watch.day(source, peer and not n % PRESET_EVERY) for n in range(days)]
         result[name] = {
             "days": len(rows),
@@ -160,12 +160,12 @@ def delays(name: str, drift: str, runs: int, level: float, seed: int) -> dict[st
     columns: dict[str, int] = {}
     for run in range(runs):
         stream = planted(name, drift, seed + 31 * run)
-        watch = Watch(stream.before, seed + 7 * run, peer=True)
+        watch = Watch(stream.before, seed + 7 * run)
         first = dict.fromkeys(RULES, 0)
         for _ in range(2):
             watch.day(stream.before, peer=False)  # so that there are days before
         for day in range(1, LONGEST_DAYS + 1):
-            said = watch.day(stream.after)
+            said = watch.day(stream.after, peer=True)
             named = said["ours"][level]
             told = {
                 "ours": bool(named),
@@ -176,8 +176,7 @@ def delays(name: str, drift: str, runs: int, level: float, seed: int) -> dict[st
                 for column in named:
                     columns[column] = columns.get(column, 0) + 1
             first = {rule: first[rule] or (day if told[rule] else 0) for rule in RULES}
-            # A rule that needs half of the columns may never find what moves three of them.
-            if first["ours"] and first["any column"] and day >= 3:
+            if all(first.values()):
                 break
         for rule in RULES:
             waited[rule].append(first[rule] or LONGEST_DAYS)

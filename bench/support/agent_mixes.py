@@ -1,6 +1,6 @@
 """Labelled traffic of many kinds of agents, from public task lists, databases and grammars.
 
-``FIRST`` is the mix that discovery was looked at with; ``HELD_OUT`` has other kinds, and was only measured.
+``FIRST`` is the mix that discovery was tuned on; ``HELD_OUT`` has other kinds, looked at but not tuned on.
 Several kinds of each mix share one structure (a plain system prompt, no tools), so that only what is asked
 tells them apart. ``other`` is what belongs nowhere.
 """
