@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.support.random_adapters import packaged_base, small_base
 from bench.support.real_answers import FORMAT, Asked, answers, prompt_of, traffic
+from evaluators.intervals import clopper_pearson
 from infra.artifacts.base import fingerprint
 from infra.files import write_atomically
 from infra.prompting.template import PromptFormat
@@ -184,6 +185,7 @@ def train(
 
 def report(base: str, measured: list[dict[str, Any]]) -> dict[str, Any]:
     last = measured[-1]
+    right = round(last["exact"] * last["rows"])
     spent = 0.0
     curve = []
     for found in measured:
@@ -194,7 +196,7 @@ def report(base: str, measured: list[dict[str, Any]]) -> dict[str, Any]:
         "base": base,
         "base_exact": measured[0]["exact"],
         "exact": last["exact"],
-        "exact_interval": interval(last["exact"], last["rows"]),
+        "exact_interval": [round(end, 3) for end in clopper_pearson(right, last["rows"], 0.05)],
         "teacher_exact": 1.0,
         "of_teacher": last["exact"],
         "goal": GOAL,
@@ -232,16 +234,6 @@ def child_seconds() -> float:
     """Processor seconds of all processes that this one started and that ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def interval(share: float, rows: int) -> list[float]:
-    """Where a share of so many rows lies with 95 % confidence (Clopper and Pearson 1934)."""
-    from scipy.stats import beta
-
-    right = round(share * rows)
-    low = beta.ppf(0.025, right, rows - right + 1) if right else 0.0
-    high = beta.ppf(0.975, right + 1, rows - right) if right < rows else 1.0
-    return [round(float(low), 3), round(float(high), 3)]
 
 
 def mean(values: Any) -> float:
