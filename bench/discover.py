@@ -28,7 +28,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.support.agent_mixes import FIRST, HELD_OUT, OTHER, START, Maker, mix
+from bench.support.agent_mixes import FIRST, HELD_OUT, OTHER, Maker, mix
+from bench.support.call_logs import START
 from infra.calls.codec import encode_lines, log_key
 from infra.calls.record import CallRecord
 from infra.database.open import Database

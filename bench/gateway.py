@@ -244,11 +244,7 @@ def client(target: Target, calls: Sequence[TrafficCall], *, streamed: bool) -> C
 def body_of(call: TrafficCall, model: str, streamed: bool) -> bytes:
     *before, last = call.messages
     marked = {**last, "content": f"{last['content']} ({CALL_MARK.decode()})"}
-    body: dict[str, Any] = {"model": model, "messages": [*before, marked]}
-    if call.tools:
-        body["tools"] = call.tools
-    if call.response_format:
-        body["response_format"] = call.response_format
+    body: dict[str, Any] = {"model": model, **call.request, "messages": [*before, marked]}
     if streamed:
         body["stream"] = True
     return orjson.dumps(body)

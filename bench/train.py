@@ -80,14 +80,7 @@ def examples() -> list[dict[str, Any]]:
     from flows.demo.traffic import sessions
 
     calls = [
-        {
-            "request": {
-                "messages": call.messages,
-                "tools": call.tools,
-                "response_format": call.response_format,
-            },
-            "answer": call.answer,
-        }
+        {"request": call.request, "answer": call.answer}
         for session in sessions(3, EXAMPLES, ("home", "triage", "extract"))
         for call in session.calls
     ]

@@ -10,21 +10,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cache
 from random import Random
 from typing import Any
 
+from bench.support.call_logs import START, record_of
 from flows.demo import intents, people, traffic
 from flows.demo.handbook import sample_question
 from flows.demo.packaged import package_folder, support_database, support_policy, support_tasks
-from infra.calls.record import AnsweredBy, CallRecord, Usage
+from infra.calls.record import CallRecord
 
 Json = dict[str, Any]
 Exchange = tuple[Json, Json]
 """(request, answer message)."""
 OTHER = "other"
-START = datetime(2026, 3, 2, tzinfo=UTC)
 PLAIN = "You are a helpful assistant."
 DOMAINS = ("airline", "retail", "telecom")
 MAX_STEPS = 5
@@ -44,24 +44,10 @@ def mix(
         label = OTHER if kind == "rare" else kind
         for request, answer in kinds[kind](random)[: count - made]:
             number = first + made
-            yield (
-                label,
-                _record(f"{seed}-{number:08d}", f"{seed}-{session}", number, request, answer),
-            )
+            name, time = f"{seed}-{number:08d}", START + timedelta(seconds=number)
+            yield label, record_of(request, answer, name, f"{seed}-{session}", time)
             made += 1
         session += 1
-
-
-def _record(name: str, session: str, number: int, request: Json, answer: Json) -> CallRecord:
-    return CallRecord(
-        id=f"call-{name}",
-        time=START + timedelta(seconds=number),
-        session=session,
-        request={"model": "teacher", **request},
-        response={"choices": [{"index": 0, "message": answer, "finish_reason": "stop"}]},
-        usage=Usage(prompt_tokens=200, completion_tokens=20),
-        answered_by=AnsweredBy(model="teacher"),
-    )
 
 
 Maker = Callable[[Random], list[Exchange]]
@@ -70,14 +56,9 @@ Maker = Callable[[Random], list[Exchange]]
 def _demo(kind: str) -> Maker:
     def make(random: Random) -> list[Exchange]:
         (session,) = traffic.sessions(random.randrange(1 << 40), 1, [kind])
-        return [(_request(call), call.answer) for call in session.calls]
+        return [(call.request, call.answer) for call in session.calls]
 
     return make
-
-
-def _request(call: traffic.TrafficCall) -> Json:
-    more = {"tools": call.tools, "response_format": call.response_format}
-    return {"messages": call.messages, **{name: value for name, value in more.items() if value}}
 
 
 def _agent(domain: str) -> Maker:

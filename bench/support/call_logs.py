@@ -6,9 +6,10 @@ of the sessions is said again by another caller, so that there are copies to fin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from random import Random
+from typing import Any
 
 from flows.demo.traffic import TrafficCall, TrafficSession, sessions
 from infra.calls.codec import encode_lines, log_key
@@ -38,23 +39,27 @@ def object_of(seed: int, first: int, count: int) -> list[CallRecord]:
         session, call = next(spoken)
         number = first + len(records)
         records.append(
-            record_of(call, f"{number:012d}", session, START + timedelta(seconds=number))
+            record_of(
+                call.request,
+                call.answer,
+                f"{number:012d}",
+                session,
+                START + timedelta(seconds=number),
+            )
         )
     return records
 
 
-def record_of(call: TrafficCall, name: str, session: str, time: datetime) -> CallRecord:
-    request = {"model": "teacher", "messages": call.messages}
-    if call.tools:
-        request["tools"] = call.tools
-    if call.response_format:
-        request["response_format"] = call.response_format
-    choice = {"index": 0, "message": call.answer, "finish_reason": "stop"}
+def record_of(
+    request: Mapping[str, Any], answer: Mapping[str, Any], name: str, session: str, time: datetime
+) -> CallRecord:
+    """The record of an exchange with the teacher; the id is ``call-`` and the name."""
+    choice = {"index": 0, "message": answer, "finish_reason": "stop"}
     return CallRecord(
         id=f"call-{name}",
         time=time,
         session=session,
-        request=request,
+        request={"model": "teacher", **request},
         response={"id": f"chatcmpl-{name}", "object": "chat.completion", "choices": [choice]},
         usage=Usage(prompt_tokens=200, completion_tokens=20),
         answered_by=AnsweredBy(model="teacher"),

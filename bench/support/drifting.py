@@ -86,11 +86,7 @@ def _played(kind: str, seed: int, count: int = 400) -> Iterator[Session]:
     for session in sessions(seed, count, [kind]):
         yield [
             row_of_exchange(
-                {
-                    "messages": call.messages,
-                    "tools": call.tools,
-                    "response_format": call.response_format,
-                },
+                call.request,
                 call.answer,
                 f"{session.session_id}-{number}",
                 session.session_id,

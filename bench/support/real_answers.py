@@ -44,7 +44,7 @@ def traffic(seed: int, calls: int) -> list[Asked]:
         Asked(
             f"{session.session_id}-{place}",
             session.session_id,
-            {"messages": call.messages, "tools": call.tools},
+            call.request,
             call.answer,
         )
         for session in sessions(seed, calls, ["home"])

@@ -106,11 +106,7 @@ async def _ask(
     *,
     stream: bool,
 ) -> None:
-    request: dict[str, Any] = {"model": "teacher", "messages": call.messages}
-    if call.tools:
-        request["tools"] = call.tools
-    if call.response_format:
-        request["response_format"] = call.response_format
+    request: dict[str, Any] = {"model": "teacher", **call.request}
     headers = {"x-session-id": session.session_id}
     for client in clients:
         try:

@@ -50,6 +50,12 @@ class TrafficCall:
     """An OpenAI assistant message: role, content and, for a tool call, tool_calls."""
 
     @property
+    def request(self) -> Json:
+        """What is asked, without the model's name: a field that says nothing is left out."""
+        more = {"tools": self.tools, "response_format": self.response_format}
+        return {"messages": self.messages, **{name: value for name, value in more.items() if value}}
+
+    @property
     def key(self) -> str:
         return request_key(self.messages, self.tools, self.response_format)
 
