@@ -23,7 +23,8 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.support.random_adapters import packaged_base, small_base
-from bench.support.real_answers import FORMAT, Asked, answers, prompt_of, traffic
+from bench.support.real_answers import BATCH, Asked, answers, traffic, train, unseen
 from evaluators.intervals import clopper_pearson
 from infra.artifacts.base import fingerprint
 from infra.files import write_atomically
-from infra.prompting.template import PromptFormat
-from trainers.artifact import package
+from trainers.base_model import BaseModel
 from trainers.curve import Line, draw_lines
-from trainers.executors.local import LocalExecutor
-from trainers.executors.protocol import TrainJob
-from trainers.run_folder import RunFolder, RunRequest
-from trainers.spec import LoraSpec, TrainSpec
 
 TRAIN_SEED, ASKED_SEED = 21, 22
-BATCH = 8
 GOAL = 0.95
-LAST_LAYERS = 12
-"""Of 30: a step takes half as long as with all of them."""
 POINTS = (40, 120, 240)
 """Optimizer steps at which the adapter is asked."""
 QUICK = (4, 8)
@@ -73,11 +66,8 @@ def main() -> None:
     learned, asked = data(points[-1] * BATCH, rows)
     measured: list[dict[str, Any]] = []
     for step in (0, *points):
-        part = folder / f"step-{step:05d}.json"
-        if not part.exists():
-            found = point(folder, base, step, points[-1], learned, asked)
-            write_atomically(part, json.dumps(found, indent=1))
-        measured.append(json.loads(part.read_text()))
+        make = partial(point, folder, base, step, points[-1], learned, asked)
+        measured.append(kept(folder / f"step-{step:05d}.json", make))
         print(f"step {step}: {summary(measured[-1])}", file=sys.stderr)
     result = report(base.name, measured)
     text = json.dumps(result, indent=2)
@@ -98,9 +88,7 @@ def roomy(base: Path) -> Path:
 def data(examples: int, rows: int) -> tuple[list[Asked], list[Asked]]:
     """Calls to learn from, with some to validate on, and held-out ones with prompts never seen."""
     learned = traffic(TRAIN_SEED, examples + VALIDATION)
-    seen = {prompt_of(item) for item in learned}
-    fresh = {prompt_of(item): item for item in traffic(ASKED_SEED, 8 * rows)}
-    return learned, [item for prompt, item in fresh.items() if prompt not in seen][:rows]
+    return learned, unseen(traffic(ASKED_SEED, 8 * rows), learned)[:rows]
 
 
 def point(
@@ -109,9 +97,12 @@ def point(
     """Train up to ``step`` (0: the base alone) and ask for the held-out calls."""
     from tests.serving.engines.building import start_engine
 
-    adapter, done = None, {"training_seconds": 0.0, "validation_loss": None}
+    adapter: Path | None = None
+    done: dict[str, Any] = {"training_seconds": 0.0, "validation_loss": None}
     if step:
-        adapter, done = trained(folder, base, step, steps, learned)
+        make = partial(trained, folder, base, step, steps, learned)
+        found = kept(folder / f"step-{step:05d}.trained.json", make)
+        adapter, done = Path(found["adapter"]), found["done"]
     rows = asked if step == steps else asked[: ROWS if step else BASE_ROWS]
     before = child_seconds()
     with start_engine(
@@ -131,56 +122,32 @@ def point(
     }
 
 
+def kept(part: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the file holds; made if it is not there, and said if it is: its name tells only the step."""
+    if part.exists():
+        print(f"{part} is kept from before", file=sys.stderr)
+    else:
+        write_atomically(part, json.dumps(make(), indent=1))
+    found: dict[str, Any] = json.loads(part.read_text())
+    return found
+
+
 def trained(
     folder: Path, base: Path, step: int, steps: int, learned: Sequence[Asked]
-) -> tuple[Path, dict[str, Any]]:
-    """The adapter of a step, and what it took from the point before; found again when it is there."""
-    part = folder / f"step-{step:05d}.trained.json"
-    if not part.exists():
-        before = child_seconds()
-        adapter, loss = train(folder / "run", base, step, steps, learned)
-        spent = round(child_seconds() - before, 1)
-        done = {"training_seconds": spent, "validation_loss": loss}
-        write_atomically(part, json.dumps({"adapter": str(adapter), "done": done}))
-    found = json.loads(part.read_text())
-    return Path(found["adapter"]), found["done"]
-
-
-def train(
-    path: Path, base: Path, step: int, steps: int, learned: Sequence[Asked]
-) -> tuple[Path, float | None]:
-    """The packaged adapter of one run that is paused at ``step``, and its validation loss."""
-    spec = TrainSpec(
-        task_id="home",
-        base_model=base.name,
-        base_digest=fingerprint(base),
-        dataset_digest="0" * 64,
-        lora=LoraSpec(rank=16, alpha=32, last_layers=LAST_LAYERS),
-        format=PromptFormat(**FORMAT).to_dict(),
-        batch_size=BATCH,
-        steps=steps,
-        checkpoint_steps=25,
+) -> dict[str, Any]:
+    """The adapter of a run that is paused at ``step``, and what it took from the point before."""
+    before = child_seconds()
+    adapter, loss = train(
+        folder / "run",
+        BaseModel(base.absolute(), fingerprint(base), base.name),
+        steps,
+        learned[:-VALIDATION],
+        learned[-VALIDATION:],
+        pause_step=step if step < steps else None,
     )
-    rows = [{"request": item.request, "answer": item.answer} for item in learned]
-    run = RunFolder.create(
-        path,
-        spec,
-        RunRequest(
-            base_folder=base.absolute(),
-            backend="peft",
-            pause_step=step if step < steps else None,
-        ),
-        rows[:-VALIDATION],
-        rows[-VALIDATION:],
-    )
-    executor = LocalExecutor()
-    try:
-        outcome = executor.submit(TrainJob(run.path)).wait()
-    finally:
-        executor.close()
-    if outcome.state != "done" or outcome.result is None:
-        raise SystemExit(f"training ended {outcome.state}: {outcome.error}")
-    return package(run.path).folder, outcome.result.validation_loss
+    spent = round(child_seconds() - before, 1)
+    done = {"training_seconds": spent, "validation_loss": loss}
+    return {"adapter": str(adapter), "done": done}
 
 
 def report(base: str, measured: list[dict[str, Any]]) -> dict[str, Any]:

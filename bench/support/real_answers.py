@@ -13,15 +13,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.files import write_atomically
+
+if TYPE_CHECKING:
+    from trainers.base_model import BaseModel
 
 KEPT = Path("var/real-answers")
 FORMAT = {"drop_system": True, "drop_tools": True}
 ROWS = 1200
 TRAIN_SEED, ASKED_SEED = 11, 12
 BATCH = 8
+LAST_LAYERS = 12
+"""Of 30: a step takes half as long as with all of them."""
 ADAPTERS = {"longer": (240, 7), "shorter": (110, 8)}
 """Name to optimizer steps and seed."""
 
@@ -57,42 +62,63 @@ def prompt_of(asked: Asked) -> str:
     return str(asked.request["messages"][-1]["content"])
 
 
-def train(folder: Path, name: str, steps: int, seed: int, examples: Sequence[Asked]) -> Path:
-    """A packaged adapter; one that was trained before is found again."""
+def unseen(asked: Sequence[Asked], learned: Sequence[Asked]) -> list[Asked]:
+    """Those whose prompts nobody learned, each prompt once."""
+    seen = {prompt_of(item) for item in learned}
+    fresh = {prompt_of(item): item for item in asked}
+    return [item for prompt, item in fresh.items() if prompt not in seen]
+
+
+def train(
+    folder: Path,
+    base: BaseModel,
+    steps: int,
+    learned: Sequence[Asked],
+    validation: Sequence[Asked],
+    *,
+    pause_step: int | None = None,
+    **more: Any,
+) -> tuple[Path, float | None]:
+    """The packaged adapter of the run in ``folder``, and its validation loss; gone on with if begun.
+
+    Args:
+        pause_step: package what there is at this step of ``steps``.
+        more: other fields of the spec.
+
+    Raises SystemExit where the training fails.
+    """
     from infra.prompting.template import PromptFormat
-    from infra.settings.serving import Engine
     from trainers.artifact import package
-    from trainers.base_model import prepare_base
     from trainers.executors.local import LocalExecutor
     from trainers.executors.protocol import TrainJob
     from trainers.run_folder import RunFolder, RunRequest
     from trainers.spec import LoraSpec, TrainSpec
 
-    base = prepare_base(Engine())
     spec = TrainSpec(
         task_id="home",
         base_model=base.name,
         base_digest=base.digest,
         dataset_digest="0" * 64,
-        lora=LoraSpec(rank=16, alpha=32, last_layers=12),
+        lora=LoraSpec(rank=16, alpha=32, last_layers=LAST_LAYERS),
         format=PromptFormat(**FORMAT).to_dict(),
         batch_size=BATCH,
         steps=steps,
-        checkpoint_steps=max(25, steps // 3),
-        seed=seed,
+        **more,
     )
-    rows = [{"request": item.request, "answer": item.answer} for item in examples]
-    run = RunFolder.create(
-        folder / name, spec, RunRequest(base_folder=base.folder, backend="peft"), rows, rows[:24]
-    )
+    request = RunRequest(base_folder=base.folder, backend="peft", pause_step=pause_step)
+    rows = [
+        [{"request": item.request, "answer": item.answer} for item in part]
+        for part in (learned, validation)
+    ]
+    run = RunFolder.create(folder, spec, request, *rows)
     executor = LocalExecutor()
     try:
         outcome = executor.submit(TrainJob(run.path)).wait()
     finally:
         executor.close()
-    if outcome.state != "done":
-        raise SystemExit(f"training {name} ended {outcome.state}: {outcome.error}")
-    return package(run.path).folder
+    if outcome.state != "done" or outcome.result is None:
+        raise SystemExit(f"training in {folder} ended {outcome.state}: {outcome.error}")
+    return package(run.path).folder, outcome.result.validation_loss
 
 
 async def answers(url: str, adapter: Path | None, asked: Sequence[Asked]) -> list[dict[str, Any]]:
@@ -161,13 +187,16 @@ def _make(parts: Mapping[str, Path], rows: int) -> None:
     from tests.serving.engines.building import start_engine
     from trainers.base_model import prepare_base
 
+    base = prepare_base(Engine())
     learned = traffic(TRAIN_SEED, 2000)
-    seen = {prompt_of(item) for item in learned}
-    fresh = {prompt_of(item): item for item in traffic(ASKED_SEED, 4 * rows)}
-    asked = [item for prompt, item in fresh.items() if prompt not in seen][:rows]
+    asked = unseen(traffic(ASKED_SEED, 4 * rows), learned)[:rows]
     for name, part in parts.items():
-        adapter = train(KEPT, name, *ADAPTERS[name], learned)
+        steps, seed = ADAPTERS[name]
+        every = max(25, steps // 3)
+        adapter, _ = train(
+            KEPT / name, base, steps, learned, learned[:24], checkpoint_steps=every, seed=seed
+        )
         options = ("--batch-size", "32", "--max-waiting", "64", "--threads", "2")
-        with start_engine(prepare_base(Engine()).folder, *options) as engine:
+        with start_engine(base.folder, *options) as engine:
             said = asyncio.run(answers(engine.url, adapter, asked))
         write_atomically(part, json.dumps(said))
