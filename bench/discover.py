@@ -28,7 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.support.agent_mixes import FIRST, HELD_OUT, OTHER, Maker, mix
+from bench.support.agent_mixes import FIRST, HELD_OUT, Maker, mix
 from bench.support.call_logs import START
 from infra.calls.codec import encode_lines, log_key
 from infra.calls.record import CallRecord
@@ -65,7 +65,7 @@ def two_nights(kinds: dict[str, Maker], calls: int) -> dict[str, Any]:
     stayed = sum(after.get(call) == task for call, task in before.items())
     first = [call for call in labels if call.startswith("call-0-")]
     return {
-        "kinds": len(kinds) - (OTHER not in kinds and "rare" in kinds),
+        "kinds": len(kinds) - 1,  # the rare ones belong nowhere
         "calls": calls,
         "tasks": len(set(before.values())),
         "adjusted_rand_index": index(labels, before, first),

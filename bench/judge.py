@@ -71,6 +71,7 @@ async def replayed(
 
 def measure(base: Path, rows: int, tokens: int, batch: int, scratch: Path) -> dict[str, Any]:
     from tests.serving.engines.building import start_engine
+    from trainers.data_sets.labels import answer_key
 
     adapter = make_adapters(base, scratch / "adapters", 1)
     asked = traffic(SEED, rows)
@@ -85,14 +86,11 @@ def measure(base: Path, rows: int, tokens: int, batch: int, scratch: Path) -> di
     alone, full = result["one by one"], result["full batch"]
     for unit in ("examples per second", "examples per processor second"):
         result[f"times, {unit}"] = round(full[unit] / alone[unit], 2)
-    same = sum(_text(one) == _text(other) for one, other in zip(*said.values(), strict=True))
+    same = sum(
+        answer_key(one) == answer_key(other) for one, other in zip(*said.values(), strict=True)
+    )
     result["same answers"] = f"{same} of {len(asked)}"
     return result
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    calls = [call["function"] for call in message.get("tool_calls") or ()]
-    return json.dumps([message.get("content"), calls], sort_keys=True)
 
 
 def main() -> None:

@@ -21,10 +21,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
@@ -37,11 +38,11 @@ from flows.stack.services import prefect_api_url
 from flows.takeover import PREFIX
 from infra.database.open import Database, open_database
 from infra.settings.sources import load_settings
-from tests.prefect_server import process_of, start_prefect
+from tests.prefect_server import eventually, process_of, start_prefect
 
-T = TypeVar("T")
 PARAMETERS = {"reason": "the bench", "by_hand": True, "within_hours": 0.5}
 START_SECONDS, END_SECONDS = 300.0, 600.0
+until = partial(eventually, seconds=START_SECONDS, every=0.2)
 BIN = Path(sys.executable).parent
 
 
@@ -77,12 +78,16 @@ def measure(way: Way, server: Program, api: Orchestrator, database: Database) ->
             process.kill()
         killed = time.monotonic()
         server.start()
-        until(lambda: api.run(first).state == "CRASHED", "nobody noticed the death", END_SECONDS)
+        until(
+            lambda: api.run(first).state == "CRASHED",
+            "nobody noticed the death",
+            seconds=END_SECONDS,
+        )
         known = time.monotonic()
         key = f"{PREFIX}:1:{first}"
-        second = until(lambda: ids(api, key), "nobody took it over", END_SECONDS)
+        second = until(lambda: ids(api, key), "nobody took it over", seconds=END_SECONDS)
         taken = time.monotonic()
-    until(lambda: api.run(second[0]).ended, "the second night does not end", END_SECONDS)
+    until(lambda: api.run(second[0]).ended, "the second night does not end", seconds=END_SECONDS)
     return {
         "noticed_seconds": round(known - killed, 1),
         "taken_over_seconds": round(taken - killed, 1),
@@ -110,16 +115,6 @@ def ids(api: Orchestrator, key: str | None) -> list[str]:
         if run["parameters"].get("reason") == PARAMETERS["reason"]
         and key in (None, run.get("idempotency_key"))
     ]
-
-
-def until(what: Callable[[], T], said: str, seconds: float = START_SECONDS) -> T:
-    """What ``what`` says as soon as it says something. Raises RuntimeError when it never does."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        if time.monotonic() > deadline:
-            raise RuntimeError(said)
-        time.sleep(0.2)
-    return found
 
 
 @contextlib.contextmanager

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from flows.stack.processes import Stack
 from flows.stack.services import prefect_api_url, prefect_environment, services
 from infra.settings.model import Settings
+
+T = TypeVar("T")
 
 SLOT_WAIT = "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS"
 """How long a run waits before it asks again whether it is its turn: 30 by default."""
@@ -42,6 +46,17 @@ def process_of(run_id: str) -> psutil.Process | None:
             if process.environ().get("PREFECT__FLOW_RUN_ID") == run_id:
                 return process
     return None
+
+
+def eventually(
+    what: Callable[[], T | None], said: str, seconds: float = 150, every: float = 0.5
+) -> T:
+    """What ``what`` says as soon as it says something. Raises AssertionError when it never does."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, said
+        time.sleep(every)
+    return found
 
 
 @contextmanager

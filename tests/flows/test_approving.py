@@ -33,7 +33,7 @@ from serving.rollout.machine import Observation
 from serving.rollout.orders import give_order
 from serving.rollout.policy import RolloutPolicy
 from tests.flows.conftest import PrefectWorld
-from tests.flows.test_takeover import eventually
+from tests.prefect_server import eventually
 from tests.serving.registry.world import add_adapter, add_task
 
 POLICY = RolloutPolicy(

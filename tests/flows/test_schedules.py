@@ -18,8 +18,7 @@ from flows.schedules import edited
 from flows.serve import STILLBORN, ZOMBIES, register, watch_for_zombies
 from infra.settings.learning import Night
 from infra.settings.model import Settings
-from tests.flows.test_takeover import eventually
-from tests.prefect_server import start_prefect
+from tests.prefect_server import eventually, start_prefect
 
 
 @pytest.fixture(scope="module")

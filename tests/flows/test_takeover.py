@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,17 +12,9 @@ from flows.takeover import MOST, PREFIX, successor, take_over
 from infra.calls.record import new_id, utc_now
 from infra.database.open import open_database
 from tests.flows.conftest import PrefectWorld
-from tests.prefect_server import process_of
+from tests.prefect_server import eventually, process_of
 
 DAY = {"by_hand": True, "within_hours": 0.5}
-
-
-def eventually(what: Callable[[], Any], said: str, seconds: float = 150) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, said
-        time.sleep(0.5)
-    return found
 
 
 def nights(orchestrator: Orchestrator, reason: str) -> list[dict[str, Any]]:
