@@ -13,7 +13,7 @@ from evaluators.watched import row_of_call, row_of_exchange
 from flows.wiring import Context
 from infra.calls.record import CallRecord
 from infra.objects.store import ObjectMissing
-from trainers.data_sets.labels import Example
+from trainers.data_sets.labels import Example, own
 from trainers.discover import assignments
 from trainers.ingest.reading import (
     CallFile,
@@ -67,10 +67,7 @@ class LiveCalls:
             context.store, feedback_files(context.database, MAX_FEEDBACK_ROWS), ids
         )
         return [
-            row_of_call(
-                record,
-                [one for one in said.get(record.id, ()) if one.tenant == record.tenant],
-            )
+            row_of_call(record, own(record, said.get(record.id, ())))
             for record in sorted(records, key=lambda record: (record.time, record.id))
             if record.answered_by.arm != "canary"
         ]

@@ -28,7 +28,7 @@ from infra.tasks.joined import PLACES
 from infra.tasks.signature import items, role_of, signature
 from trainers.data_sets.consistency import consistency
 from trainers.data_sets.golden import untaught_cases
-from trainers.data_sets.labels import Example, Label, label_of, prompt_key
+from trainers.data_sets.labels import Example, Label, label_of, own, prompt_key
 from trainers.data_sets.near_copies import repeating
 from trainers.data_sets.splits import (
     SPLITS,
@@ -43,7 +43,6 @@ from trainers.ingest.duplicates import exchange, group
 from trainers.ingest.reading import call_files, feedback_files, read_calls, read_feedback
 
 ACTOR = "datasets"
-MAX_FEEDBACK_ROWS = 500_000
 
 
 class EmptyDataset(Exception):
@@ -129,7 +128,7 @@ def _examples(
 ) -> tuple[list[Example], list[str], Counter[str]]:
     """Labelled calls, oldest first; the log objects they came from; why the others were left out."""
     files = call_files(database, settings.discovery.max_calls)
-    said = read_feedback(store, feedback_files(database, MAX_FEEDBACK_ROWS), members)
+    said = read_feedback(store, feedback_files(database), members)
     found: dict[str, tuple[Example, str]] = {}
     dropped: Counter[str] = Counter()
     failed: dict[tuple[str, str], datetime] = {}
@@ -137,9 +136,7 @@ def _examples(
         for name in _failed(record):
             place = f"{record.tenant}/{record.session}", name
             failed[place] = max(record.time, failed.get(place, record.time))
-        # Whoever knows a call's id may report on it, but only its own tenant teaches from it.
-        reports = [item for item in said.get(record.id, ()) if item.tenant == record.tenant]
-        label = label_of(record, reports)
+        label = label_of(record, own(record, said.get(record.id, ())))
         if not isinstance(label, Label):
             dropped[label] += 1
             continue

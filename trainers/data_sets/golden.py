@@ -27,13 +27,12 @@ from infra.prompting.answers import check_answer
 from infra.prompting.template import render_answer, render_prompt
 from infra.settings.model import Settings
 from infra.tasks.joined import PLACES, merged_into, part_of
-from trainers.data_sets.labels import Example, Label, answer_key, label_of, prompt_key
+from trainers.data_sets.labels import Example, Label, answer_key, label_of, own, prompt_key
 from trainers.data_sets.versions import DatasetVersion
 from trainers.ingest.reading import feedback_files, read_feedback
 
 MAX_CASES = 200
 MAX_BYTES = 1 << 20
-MAX_FEEDBACK_ROWS = 500_000
 ADDED, REMOVED = "golden.added", "golden.removed"
 
 
@@ -99,9 +98,8 @@ def case_from_call(
     """
     record = find_call(store, call_id).record
     if answer is None:
-        said = read_feedback(store, feedback_files(database, MAX_FEEDBACK_ROWS), [record.id])
-        reports = [item for item in said.get(record.id, ()) if item.tenant == record.tenant]
-        label = label_of(record, reports)
+        said = read_feedback(store, feedback_files(database), [record.id])
+        label = label_of(record, own(record, said.get(record.id, ())))
         if not isinstance(label, Label):
             raise GoldenError(
                 f"call {record.id} has no right answer ({label}): give one with --answer FILE"

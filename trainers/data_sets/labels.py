@@ -22,6 +22,7 @@ from infra.tasks.signature import items
 from trainers.ingest.features import answer_of, tool_calls
 
 Source = Literal["teacher", "audit", "correction"]
+Word = Literal["correction", "score"]
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,27 @@ class Label:
     source: Source
 
 
+def own(record: CallRecord, feedback: Iterable[FeedbackRecord]) -> list[FeedbackRecord]:
+    """What its own tenant reported: whoever knows a call's id may report on it, but nobody else counts."""
+    return [item for item in feedback if item.tenant == record.tenant]
+
+
+def latest(feedback: Sequence[FeedbackRecord], word: Word) -> Any:
+    """The newest correction or score of reports, oldest first; None: there is none."""
+    said = (getattr(item, word) for item in reversed(feedback))
+    return next((value for value in said if value not in (None, {})), None)
+
+
 def label_of(record: CallRecord, feedback: Sequence[FeedbackRecord]) -> Label | str:
     """The label of a call, or in a word why it has none.
 
     Args:
         feedback: all that was reported for the call, oldest first; the newest of each sort counts.
     """
-    correction = next((item.correction for item in reversed(feedback) if item.correction), None)
+    correction = latest(feedback, "correction")
     if correction is not None:
         return _usable(correction, record, "correction")
-    score = next((item.score for item in reversed(feedback) if item.score is not None), None)
+    score = latest(feedback, "score")
     if record.answered_by.adapter is None:
         if any(item.label == TOOL_ERROR for item in feedback):
             return "tool-error"

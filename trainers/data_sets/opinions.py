@@ -10,11 +10,10 @@ from infra.calls.record import CallRecord, FeedbackRecord
 from infra.database.open import Database
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
-from trainers.data_sets.labels import answer_key
+from trainers.data_sets.labels import answer_key, latest, own
 from trainers.discover import assignments
 from trainers.ingest.reading import call_files, feedback_files, read_calls, read_feedback
 
-MAX_FEEDBACK_ROWS = 500_000
 GOOD_FROM = 0.5
 """Feedback of this score and more calls an answer good."""
 
@@ -42,7 +41,7 @@ def opinions(
     if pointer is None or limit < 1:
         return []
     members = [call for call, owner in assignments.read(store, pointer).items() if owner == task_id]
-    said = read_feedback(store, feedback_files(database, MAX_FEEDBACK_ROWS), members)
+    said = read_feedback(store, feedback_files(database), members)
     # Assignments are in order of time.
     newest = [call for call in reversed(members) if any(map(_tells, said.get(call, ())))][:limit]
     files = call_files(database, settings.discovery.max_calls)
@@ -55,11 +54,10 @@ def opinions(
 def opinions_of(record: CallRecord, feedback: list[FeedbackRecord]) -> list[Opinion]:
     """Of one call, by its own tenant's latest word of each sort; a correction is a good answer. Pure."""
     answer = record.answer
-    reports = [item for item in feedback if item.tenant == record.tenant]
+    reports = own(record, feedback)
     if answer is None:
         return []
-    corrected = next((item.correction for item in reversed(reports) if item.correction), None)
-    score = next((item.score for item in reversed(reports) if item.score is not None), None)
+    corrected, score = latest(reports, "correction"), latest(reports, "score")
     if corrected is not None and answer_key(corrected) != answer_key(answer):
         better = {"role": "assistant", **corrected}
         return [

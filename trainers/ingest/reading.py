@@ -11,6 +11,8 @@ from infra.database.open import Database
 from infra.objects.store import ObjectStore
 from trainers.ingest import claims
 
+MAX_FEEDBACK_ROWS = 500_000
+
 
 @dataclass(frozen=True)
 class CallFile:
@@ -25,7 +27,7 @@ def call_files(database: Database, max_rows: int) -> list[CallFile]:
     return _files(database, "call_files", max_rows)
 
 
-def feedback_files(database: Database, max_rows: int) -> list[CallFile]:
+def feedback_files(database: Database, max_rows: int = MAX_FEEDBACK_ROWS) -> list[CallFile]:
     return _files(database, "feedback_files", max_rows)
 
 
