@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -29,8 +29,8 @@ class Assignments:
     source: str
     """Digest of the input: files read, settings, versions."""
     calls: int
-    places: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Task id to the tasks merged into it, and how many of its calls are theirs."""
+    places: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Task id to the tasks merged into it that have calls (in older events a mapping from them)."""
 
 
 def write(store: ObjectStore, by_call: Mapping[str, str], source: str) -> Assignments:
@@ -94,7 +94,7 @@ def point(
             "digest": pointer.digest,
             "source": pointer.source,
             "calls": pointer.calls,
-            "places": {task: dict(places) for task, places in pointer.places.items()},
+            "places": {task: list(places) for task, places in pointer.places.items()},
         },
         time=now,
     )

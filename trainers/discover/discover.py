@@ -24,7 +24,7 @@ from infra.database.open import Database
 from infra.database.tables import tasks
 from infra.objects.store import ObjectMissing, ObjectStore
 from infra.settings.model import Settings
-from infra.tasks.joined import PART, home, merged_into, part_by
+from infra.tasks.joined import home, merged_into, part_of
 from infra.tasks.signature import SIGNATURE_VERSION
 from trainers.discover import assignments
 from trainers.discover.grouping import Group, Row, form_groups
@@ -166,12 +166,12 @@ def _into(
     return held, ended
 
 
-def _places(groups: Sequence[Group], into: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """Task id to the tasks merged into it that have calls, and how many."""
-    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+def _places(groups: Sequence[Group], into: Mapping[str, str]) -> dict[str, list[str]]:
+    """Task id to the tasks merged into it that have calls."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
     for group in groups:
         if group.id in into and group.members:
-            found[home(group.id, into)][group.id] = len(group.members)
+            found[home(group.id, into)].append(group.id)
     return dict(found)
 
 
@@ -189,9 +189,7 @@ def _moves(
         before = assignments.read(store, latest)
     except (assignments.AssignmentsCorrupt, ObjectMissing):
         return []
-    parts = {
-        (row["details"][PART]["of"], name) for name, row in found.items() if part_by(row["details"])
-    }
+    parts = {(part_of(row["details"]), name) for name, row in found.items()}
     before = {call: home(task, into) for call, task in before.items()}
     return [move for move in moves(before, by_call) if (move.task, move.to) not in parts]
 
