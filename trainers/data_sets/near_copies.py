@@ -16,6 +16,7 @@ def repeating(examples: Sequence[Example], of: Sequence[Example], similarity: fl
         of: what must not be repeated.
         similarity: least Jaccard similarity (0 to 1] of word 3-shingles, as MinHash estimates it.
     """
+    # Copies are compared within one structure: a prompt may be the same though `functions` differ.
     exact = {prompt_key(example.request) for example in of}
     found = {e.call_id for e in examples if prompt_key(e.request) in exact}
     asked = [exchange(e.request, None, signature(e.request).digest) for e in examples]

@@ -37,6 +37,12 @@ def test_a_golden_case_is_not_trained_on_in_another_wording_nor_with_another_ans
     assert repeating([other], [case], 0.95) == set()
 
 
+def test_a_golden_prompt_is_known_though_the_request_has_more_that_no_prompt_shows():
+    asked, pinned = example("same", LONG), example("case", LONG)
+    asked.request["functions"] = [{"name": "look"}]
+    assert repeating([asked], [pinned], 0.95) == {"same"}
+
+
 def test_each_prompt_is_hashed_once_however_many_like_cases_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ):
