@@ -87,9 +87,7 @@ def separate_groups(
     none = np.full(len(prompts), -1, dtype=np.int64)
     if int(sizes.sum()) < min_size or len(prompts) < 5:
         return none
-    chosen = np.arange(len(prompts))
-    if len(chosen) > MAX_POINTS:
-        chosen = np.unique(np.linspace(0, len(prompts) - 1, MAX_POINTS).astype(np.int64))
+    chosen = _sample(len(prompts))
     proposed = _propose(prompts[chosen], actions[chosen])
     said = [phrases[int(index)] for index in chosen] if phrases else []
     groups = _merge(
@@ -138,6 +136,13 @@ def separate_groups(
     kept.sort(key=lambda k: (-int(sizes[labels == k].sum()), int(np.flatnonzero(labels == k)[0])))
     renamed = {k: position for position, k in enumerate(kept)}
     return np.array([renamed.get(int(k), -1) for k in labels], dtype=np.int64)
+
+
+def _sample(count: int) -> NDArray[np.int64]:
+    """Indices of the points that are clustered: all of them, or some evenly spread."""
+    if count <= MAX_POINTS:
+        return np.arange(count)
+    return np.unique(np.linspace(0, count - 1, MAX_POINTS).astype(np.int64))
 
 
 def _propose(prompts: Vector, actions: Vector) -> Labels:
@@ -210,9 +215,7 @@ def apart(
     labels = np.zeros(len(prompts), dtype=np.int64)
     if len(prompts) < 2:
         return labels
-    chosen = np.arange(len(prompts))
-    if len(chosen) > MAX_POINTS:
-        chosen = np.unique(np.linspace(0, len(prompts) - 1, MAX_POINTS).astype(np.int64))
+    chosen = _sample(len(prompts))
     found = np.zeros(len(chosen), dtype=np.int64)
     if parts is None and len(chosen) >= 5:
         found = _propose(prompts[chosen], actions[chosen])

@@ -17,9 +17,10 @@ import numpy as np
 from infra.settings.learning import Discovery
 from infra.tasks.embedding import Vector, embed, nearest
 from infra.tasks.joined import BY_SIGNATURE
-from trainers.discover.clusters import Centre, Rival, centre, separate_groups
-from trainers.discover.naming import describe, task_id
+from trainers.discover.clusters import Centre, Rival, separate_groups
+from trainers.discover.naming import task_id
 from trainers.discover.phrases import Phrases, ends_of, instruction, told_by_the_prompt
+from trainers.discover.typical import typical_of
 from trainers.ingest.features import Features
 
 DEFAULT_TENANT = "default"
@@ -229,35 +230,35 @@ def _inside_signature(
 def _group(
     item: _Open, rows: Sequence[Row], space: _Space, settings: Discovery, tenant: str | None
 ) -> Group:
-    vectors = space.vectors(item.members)
     floor = settings.radius if item.lone else SPLIT_FLOOR
     ceiling = LONE_CEILING if item.lone else SPLIT_CEILING
     structured = _structured(rows[item.members[0]].features)
     if item.known is not None and not (structured and item.lone):
         # Its members were chosen by this radius: to calibrate on them would let it creep.
         floor = ceiling = item.known.radius
-    found = centre(vectors, min(floor, ceiling), ceiling)
-    closest = int(np.argmax(vectors.astype(np.float64) @ np.asarray(found.centroid)))
-    medoid = rows[item.members[closest]].features.prompt
-    features = [rows[index].features for index in item.members]
-    # A tag may cover several structures; the commonest stands for it.
-    signature = Counter(feature.signature for feature in features).most_common(1)[0][0]
-    typical = [feature for feature in features if feature.signature == signature]
-    words, name = describe(typical, medoid, item.tag, split=not item.lone)
+    typical = typical_of(
+        [rows[index].features for index in item.members],
+        space.vectors(item.members),
+        floor=floor,
+        ceiling=ceiling,
+        tag=item.tag,
+        split=not item.lone,
+    )
     if item.known is not None:
         identity = item.known.id
     else:
         # The tenant's name before it, but for the one that every installation has.
         whose = f"{tenant}\0" if tenant not in (None, DEFAULT_TENANT) else ""
-        what = f"tag:{item.tag}" if item.tag else f"{signature}:{'' if item.lone else medoid}"
-        identity = task_id(words, whose + what)
+        told = "" if item.lone else typical.prompt
+        what = f"tag:{item.tag}" if item.tag else f"{typical.signature}:{told}"
+        identity = task_id(typical.words, whose + what)
     return Group(
         id=identity,
-        name=name,
+        name=typical.name,
         tag=item.tag,
-        signature=signature,
-        centre=found,
-        medoid=" ".join(medoid.split()[:40]),
+        signature=typical.signature,
+        centre=typical.centre,
+        medoid=typical.medoid,
         members=tuple(item.members),
         known=item.known is not None,
         tenant=tenant,

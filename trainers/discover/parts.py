@@ -7,7 +7,7 @@ split put them, so that no later night moves the border.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,7 @@ from infra.settings.model import Settings
 from infra.tasks.embedding import embed
 from infra.tasks.joined import BY_CLUSTER, BY_SIGNATURE, PART
 from trainers.discover import assignments
-from trainers.discover.clusters import apart, centre
+from trainers.discover.clusters import apart
 from trainers.discover.discover import read_rows
 from trainers.discover.grouping import (
     LONE_CEILING,
@@ -35,8 +35,9 @@ from trainers.discover.grouping import (
     Row,
     common_action,
 )
-from trainers.discover.naming import describe, task_id
+from trainers.discover.naming import task_id
 from trainers.discover.rows import task_values, write_task
+from trainers.discover.typical import typical_of
 from trainers.ingest.reading import call_files
 
 By = Literal["signature", "cluster"]
@@ -215,22 +216,16 @@ def _group(
     floor, ceiling = SPLIT_FLOOR, SPLIT_CEILING
     if by == BY_SIGNATURE:
         floor, ceiling = settings.discovery.radius, LONE_CEILING
-    found = centre(vectors, min(floor, ceiling), ceiling)
-    closest = int(np.argmax(vectors.astype(np.float64) @ np.asarray(found.centroid)))
-    medoid = features[closest].prompt
-    signature = Counter(feature.signature for feature in features).most_common(1)[0][0]
-    typical = [feature for feature in features if feature.signature == signature]
-    words, name = describe(typical, medoid, None, split=True)
-    if task["tag"]:
-        name = f"{task['tag']}: {name}"[:200]
-    what = signature if by == BY_SIGNATURE else medoid
+    typical = typical_of(features, vectors, floor=floor, ceiling=ceiling, tag=None, split=True)
+    name = f"{task['tag']}: {typical.name}"[:200] if task["tag"] else typical.name
+    what = typical.signature if by == BY_SIGNATURE else typical.prompt
     return Group(
-        id=task["id"] if keeps else task_id(words, f"part of {task['id']}:{what}"),
+        id=task["id"] if keeps else task_id(typical.words, f"part of {task['id']}:{what}"),
         name=task["name"] if keeps else name,
         tag=task["tag"],
-        signature=task["signature"] if keeps else signature,
-        centre=found,
-        medoid=" ".join(medoid.split()[:40]),
+        signature=task["signature"] if keeps else typical.signature,
+        centre=typical.centre,
+        medoid=typical.medoid,
         members=tuple(members),
         known=keeps,
         tenant=task["details"].get("tenant"),
