@@ -145,6 +145,7 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.mark = self.path / ".nightschool-run"
         self.micro_batch_file = self.path / "micro-batch.json"
+        self.begun = self.path / "begun"
         self._stop = self.path / "stop"
         self._cancel = self.path / "cancel"
 

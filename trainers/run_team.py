@@ -7,7 +7,6 @@ machines ``training.runs`` must be on a disk that all of them see.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -16,7 +15,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from infra.files import write_atomically
 from trainers.failures import Failure, TrainingError, classify
 from trainers.run_folder import RunFolder, TrainResult
 
@@ -62,10 +60,9 @@ def train_together(run: RunFolder) -> TrainResult:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
     gpus = request.gpus_per_process
-    begun = run.path / "begun"
-    begun.unlink(missing_ok=True)
+    run.begun.unlink(missing_ok=True)
     done = threading.Event()
-    threading.Thread(target=_stay_awake, args=(run, begun, done), daemon=True).start()
+    threading.Thread(target=_stay_awake, args=(run, done), daemon=True).start()
     trainer = TorchTrainer(
         _member,
         train_loop_config={"run": str(run.path)},
@@ -122,9 +119,9 @@ def failure_in(text: str) -> Failure | None:
         return None
 
 
-def _stay_awake(run: RunFolder, begun: Path, done: threading.Event) -> None:
+def _stay_awake(run: RunFolder, done: threading.Event) -> None:
     """A run that waits for places in the cluster is not stuck."""
-    while not done.wait(_PLACES_SECONDS) and not begun.exists():
+    while not done.wait(_PLACES_SECONDS) and not run.begun.exists():
         run.events_file.touch()
 
 
@@ -148,7 +145,7 @@ def _member(config: dict[str, Any]) -> None:
         with _leading(run) if team.leads else nullcontext():
             if team.leads:
                 run.note(f"{team.size} processes train together")
-                write_atomically(run.path / "begun", json.dumps({"pid": os.getpid()}))
+                run.begun.touch()
             train_here(run)
     except Exception as error:
         if _left_alone(error):

@@ -196,4 +196,4 @@ def test_a_teams_leader_writes_nothing_while_the_one_of_a_killed_driver_lives(
         _member({"run": str(run.path)})
     failure = failure_in(str(ended.value))
     assert failure is not None and failure.again and "another team" in failure.message
-    assert not run.events_file.exists() and not (run.path / "begun").exists()
+    assert not run.events_file.exists() and not run.begun.exists()
