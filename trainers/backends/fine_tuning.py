@@ -91,7 +91,7 @@ def fine_tune(
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except Exception as error:
-            if not is_out_of_memory(error) or team.size > 1:
+            if start is None or not is_out_of_memory(error):
                 raise  # of a team, whoever started it halves and starts it anew
             # What the error holds is the memory that the next try needs.
             error.__traceback__ = None
@@ -304,12 +304,10 @@ def _keep_start(model: Any, path: Path) -> Path:
     return path
 
 
-def _restore(model: Any, start: Path | None) -> None:
+def _restore(model: Any, start: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    if start is None:
-        return
     kept = load_file(str(start))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
