@@ -90,7 +90,13 @@ class AcceleratedBackend:
             options={"loss_type": "nll", "bf16": bf16, "fp16": False},
             answers_only=False,
             on_checkpoint=on_checkpoint,
+            before_probes=_return_logits,
         )
+
+
+def _return_logits() -> None:
+    """The library leaves them out otherwise; reads this at every call."""
+    os.environ["UNSLOTH_RETURN_LOGITS"] = "1"
 
 
 def _load_library() -> Any:

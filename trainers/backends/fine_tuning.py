@@ -47,6 +47,7 @@ def fine_tune(
     options: dict[str, Any],
     answers_only: bool,
     on_checkpoint: Callable[[Path, int], None] = lambda folder, step: None,
+    before_probes: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Train ``model`` (a PEFT model) and write the kept weights to ``run.adapter``.
 
@@ -57,6 +58,7 @@ def fine_tune(
         options: further SFTConfig arguments of the backend.
         answers_only: compute logits for the answers alone (``answer_loss``).
         on_checkpoint: called with each sealed checkpoint.
+        before_probes: called once trained, before the model is asked for logits.
 
     Raises TrainingError when the loss stops being a finite number, or one example needs more memory
     than there is.
@@ -117,6 +119,7 @@ def fine_tune(
         if best.loss is None:
             best.keep(model, spec, trainer.state.global_step, None)
         publish(run.best, run.adapter)
+    before_probes()
     probes = _probed(model, run, data) if team.leads else ()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     recent = losses[-_RECENT_STEPS:]
@@ -145,7 +148,6 @@ def fine_tune(
 
 
 def _probed(model: Any, run: RunFolder, data: Prepared) -> tuple[Probe, ...]:
-    os.environ["UNSLOTH_RETURN_LOGITS"] = "1"  # it leaves them out otherwise
     try:
         return probe(model, run.best, data.tokenizer, data.probes)
     except Exception as error:  # noqa: BLE001  the adapter is whole without them
