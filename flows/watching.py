@@ -39,6 +39,7 @@ from infra.notify.message import Message
 from infra.notify.outbox import enqueue
 from infra.objects.store import ObjectMissing
 from serving.registry.records import TEACHER
+from serving.registry.routes import MAX_HISTORY, ROUTE_EVENTS
 from trainers.data_sets.versions import DatasetVersion, read_split
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,6 @@ SENDER = "drift:watch"
 DRIFTED, ASKING = "task.drifted", "task.drift"
 EARLY_SECONDS = 300.0
 """A look may come so much before its time: the hourly run of the next day is a little early or late."""
-MAX_ROUTES = 1000
 MAX_TOLD = 6
 
 Against = Literal["training", "before"]
@@ -281,11 +281,11 @@ def last_told(connection: Connection, task_id: str) -> Event | None:
 def champion_since(context: Context, task_id: str, champion: str) -> datetime:
     """Since when it is the champion, as far as events tell; its calls before are another's."""
     with context.database.read() as connection:
-        changes = list_events(
-            connection, subject=task_id, what="route.changed", limit=MAX_ROUTES, newest_first=True
-        )
+        changes = list_events(connection, subject=task_id, limit=MAX_HISTORY, newest_first=True)
     since = datetime.fromtimestamp(0, tz=utc_now().tzinfo)
     for change in changes:
+        if not change.what.startswith(ROUTE_EVENTS):
+            continue
         if (change.current or {}).get("champion") != champion:
             break
         since = change.time

@@ -16,7 +16,7 @@ from flows.drift_reports import clear_old, drift_report, every_look, looks, pref
 from flows.forgetting import forget
 from flows.hooks.receipts import Receipt, Receipts
 from flows.live_calls import LiveCalls
-from flows.watching import SENDER, Look, set_asking, tell, watch_tasks
+from flows.watching import SENDER, Look, champion_since, set_asking, tell, watch_tasks
 from flows.wiring import Context
 from infra.calls.codec import encode_lines, log_key
 from infra.calls.record import AnsweredBy, CallRecord, FeedbackRecord
@@ -29,6 +29,8 @@ from infra.settings.model import Settings
 from infra.settings.operating import Watch
 from serving.registry.registry import Registry
 from tests.prefect_server import free_port
+from tests.serving.registry.world import NOW
+from tests.serving.rollout.stage import bring_to
 from tests.trainers.recorded import SETTINGS, START, home, put_log
 from trainers.data_sets.freeze import freeze
 from trainers.data_sets.versions import DatasetVersion
@@ -241,6 +243,18 @@ def test_quality_is_compared_with_the_champions_own_days_before(world: World):
     assert not {"prompt_language", "action"} & set(before.report.summary.drifted)
     told = {finding.column: finding.told() for finding in before.report.summary.findings}
     assert "confidence 0%" in told["escalated"] and "mean 1, now 0." in told["feedback"]
+
+
+def test_a_champion_answers_since_its_own_promotion(world: World):
+    context, task, later = world.context, world.task, NOW + timedelta(hours=10)
+    assert champion_since(context, task, world.champion) == START + DAY
+    bring_to(context.registry, "promoted", 1, task_id=task)
+    second = bring_to(context.registry, "promoted", 2, task_id=task, now=later)
+    promoted = context.registry.route(task).updated
+    assert promoted is not None and promoted >= later
+    bring_to(context.registry, "canary", 3, task_id=task, now=later + DAY)
+    assert context.registry.route(task).champion == second.adapter
+    assert champion_since(context, task, second.adapter) == promoted
 
 
 def test_who_asks_is_shown_what_drifted_with_examples_until_they_are_forgotten(world: World):
