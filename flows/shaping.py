@@ -13,11 +13,12 @@ from sqlalchemy import Connection, select
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.database.tables import tasks
+from infra.tasks.joined import merged_into
 from serving.registry import joining
 from serving.registry.errors import CannotJoin
 from serving.registry.records import TEACHER, Task
 from serving.registry.task_rows import read_task
-from trainers.discover.parts import By, CannotSplit, Proposal, apply, propose, task_rows
+from trainers.discover.parts import CannotSplit, Proposal, apply, propose, task_rows
 
 SplitBy = Literal["tag", "signature", "cluster"]
 
@@ -49,30 +50,27 @@ def merge(
 
     Raises UnknownTask, CannotJoin.
     """
-    if not dry_run:
-        for name in gone:
-            context.registry.merge_task(kept, name, actor=actor, why=why)
     with context.database.read() as connection:
         task = read_task(connection, kept)
+        others = [read_task(connection, name) for name in dict.fromkeys(gone)]
+        for other in others:
+            joining.check_joinable(connection, task, other)
         places = joining.places_of(connection, kept)
-        if dry_run:
-            more = [read_task(connection, name) for name in gone]
-            for other in more:
-                joining.check_joinable(connection, task, other)
-            known = {place.id for place in places}
-            for other in more:
-                inside = [other, *joining.places_of(connection, other.id)]
-                places += [place for place in inside if place.id not in known]
+        known = {place.id for place in places}
+        more = [other for other in others if other.id not in known]
+        for other in more:
+            places += [other, *joining.places_of(connection, other.id)]
+    if not dry_run:
+        for other in others:
+            context.registry.merge_task(kept, other.id, actor=actor, why=why)
     champion = context.registry.route(kept).champion
     waiting = f"{TEACHER}, until {kept} has learned from them"
     if champion == TEACHER:
         waiting = TEACHER
     # A task's size counts the places it already has.
-    before = task.size if dry_run else task.size + sum(place.size for place in places)
-    if dry_run:
-        before += sum(place.size for place in places if place.id in gone)
+    calls = task.size + sum(other.size for other in more)
     return [
-        Part(kept, before, None, champion, _typical(task)),
+        Part(kept, calls, None, champion, _typical(task)),
         *(Part(f"  {place.id}", place.size, None, waiting, _typical(place)) for place in places),
     ]
 
@@ -137,15 +135,14 @@ def _along_places(
     why: str,
     dry_run: bool,
 ) -> list[Part]:
-    by_what: By | Literal["tag"] = by
     apart = [
         place
         for place in places
-        if place.details.get("merged_into") == task.id
+        if merged_into(place.details) == task.id
         and (
-            (by_what == "tag" and place.tag != task.tag)
-            or (by_what == "signature" and place.signature != task.signature)
-            or by_what == "cluster"
+            (by == "tag" and place.tag != task.tag)
+            or (by == "signature" and place.signature != task.signature)
+            or by == "cluster"
         )
     ]
     if not apart:

@@ -143,6 +143,28 @@ def test_merged_tasks_are_one_at_the_gateway_and_night_after_night(world: World,
     assert ids(night(world, some(2000), 2)) == of
 
 
+def test_a_dry_run_counts_as_the_merge_does_and_no_call_twice(world: World):
+    of = ids(night(world, some(0), 0))
+    kept, gone, third = of["translation"], of["summary"], of["ticket"]
+    run("tasks", "merge", kept, gone)
+    sizes = {task.id: task.size for task in night(world, some(1000), 1)}
+    assert (sizes[kept], sizes[third]) == (120, 60), "its size has the merged task's calls in it"
+
+    def said(*others: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(
+            run("tasks", "merge", kept, *others, "--json").stdout
+        )
+        return rows
+
+    assert said(gone, "--dry-run")[0]["calls"] == 120, "they are its own already"
+    assert said(third, third, "--dry-run")[0]["calls"] == 180
+    planned = said(third, gone, "--dry-run")
+    assert [row["task"].strip() for row in planned] == [kept, gone, third]
+    assert said(third, gone) == planned and planned[0]["calls"] == 180
+    third_night = {task.id: task.size for task in night(world, some(2000), 2)}
+    assert third_night == {kept: 270, of["home"]: 90}
+
+
 def test_what_cannot_be_merged_is_refused(world: World):
     _, database = world
     of = ids(night(world, some(0), 0))
