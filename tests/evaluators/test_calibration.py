@@ -165,7 +165,7 @@ def test_the_best_of_several_scores_keeps_the_risk():
         right = (random.random(400) > 0.06).astype(float)
         scores = {f"score {place}": list(random.random(400)) for place in range(16)}
         wrong += calibrate_best(scores, list(right), 0.05, 0.05).certified
-    assert wrong <= 20  # 10 at the declared level; over 20 has a chance below 0.2 %
+    assert wrong <= 8
 
 
 def test_outcomes_choose_among_the_scores_that_all_of_them_have():

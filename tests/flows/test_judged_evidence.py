@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -176,7 +177,13 @@ def test_the_day_has_a_budget_and_a_look_has_an_end(
     with judged_world(settings, database, server, calls_per_day=6) as world:
         to_the_end(world, right=False, batches=3)
         assert len(server.asked) == 6
-        assert 0 < judging_seconds(world.context) <= settings.rollout.tend_seconds / 2
+        for tend, dead_man, wait in ((60, 300, 30), (60, 80, 10)):
+            value = world.context.settings.model_dump()
+            value["rollout"]["tend_seconds"] = tend
+            value["gateway"]["dead_man_seconds"] = dead_man
+            context = replace(world.context, settings=Settings.model_validate(value))
+            assert judging_seconds(context) == wait
+            assert tend + judging_seconds(context) < dead_man, "gateways hear of the next look"
 
 
 def test_answers_without_a_verdict_are_not_asked_about_at_each_look(
