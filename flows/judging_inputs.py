@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from evaluators.guards import slices_of
 from evaluators.honesty import Honesty, check_honesty
@@ -14,7 +14,7 @@ from evaluators.scoring import CallScore
 from evaluators.served import Served
 from flows.wiring import Context
 from infra.objects.store import ObjectMissing
-from infra.prompting.template import content_text
+from infra.tasks.embedding import prompt_text
 from trainers.data_sets.golden import GoldenCase
 from trainers.data_sets.labels import answer_key, prompt_key
 from trainers.data_sets.versions import (
@@ -83,17 +83,10 @@ def slices_by_example(examples: Sequence[Example]) -> dict[str, dict[str, str]]:
     return {
         row.call_id: {
             **slices_of(row.request, row.answer, row.session.partition("/")[0]),
-            "language": language_of(_last_words(row.request)),
+            "language": language_of(prompt_text(row.request)),
         }
         for row in examples
     }
-
-
-def _last_words(request: Mapping[str, Any]) -> str:
-    """What the user said last: the prompts of a task share the rest, whatever the caller speaks."""
-    said = (m for m in reversed(request["messages"]) if m.get("role") == "user")
-    nothing: Mapping[str, Any] = {}
-    return content_text(next(said, nothing).get("content"))
 
 
 def golden_seen(trained: Set[str], cases: Sequence[GoldenCase]) -> int:

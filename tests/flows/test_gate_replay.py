@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -146,6 +147,10 @@ def test_what_a_judgement_rests_on_beside_the_answers(context: Context):
         "tenant": "acme",
         "language": "short",
     }
+    words = "schalte bitte das Licht in der Küche ein", "bitte"
+    asked = {"messages": [{"role": "user", "content": said} for said in words]}
+    german = slices_by_example([replace(test[0], request=asked)])["c"]
+    assert german["language"] == "de", "all that the user said last, as drift reads it"
     cases = [
         make_case(TASK, row.request, {"content": "x"}, least=0.5, why="", by="ann") for row in test
     ]
