@@ -19,7 +19,7 @@ from infra.tasks.signature import signature
 Row = Mapping[str, Any]
 
 TEXTS = ("prompt", "answer")
-NUMBERS = ("feedback", "latency_seconds", "confidence")
+NUMBERS = ("feedback",)
 CATEGORIES = (
     "prompt_language",
     "template",

@@ -28,7 +28,7 @@ def rows(n: int, seed: int, *, words: int = 6, tools: tuple[str, ...] = ("on", "
             "prompt": " ".join(random.choice(WORDS, 2 + int(random.integers(words)))),
             "answer": "ok " * int(random.integers(1, 4)),
             "action": str(random.choice(tools)),
-            "latency_seconds": float(random.gamma(2.0, 0.1)),
+            "feedback": float(random.gamma(2.0, 0.1)),
             "ignored": object(),
             "call_id": f"{seed}-{number}",
         }
@@ -40,9 +40,9 @@ def test_changed_prompts_and_tools_drift_and_the_rest_does_not(tmp_path: Path):
     moved = rows(150, 2, words=30, tools=("off", "dim", "dim"))
     found = report(rows(200, 1), moved, tmp_path / "report")
     assert {"prompt_length", "prompt_words", "action"} <= set(found.drifted)
-    assert not {name for name in found.drifted if name.startswith(("answer", "latency"))}
+    assert not {name for name in found.drifted if name.startswith(("answer", "feedback"))}
     assert found.share == len(found.drifted) / len(found.columns)
-    assert "latency_seconds" in found.columns and "ignored" not in found.columns
+    assert "feedback" in found.columns and "ignored" not in found.columns
     first = {finding.column: finding for finding in found.findings}
     assert first["prompt_length"].now["mean"] > 2 * first["prompt_length"].before["mean"]
     longest = max(moved, key=lambda row: len(row["prompt"]))
