@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
@@ -12,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from flows.approving import Settling
-from flows.artifacts import described
+from flows.artifacts import described, showing
 from flows.drift_artifacts import show_looks
 from flows.holding import Busy, hold
 from flows.housekeeping import housekeep
@@ -68,7 +67,8 @@ def rollout() -> int:
             return 0
         finally:
             # The lease is free again: a picture is no reason for a rollback to wait.
-            _show_all(context, moves.values())
+            for moved in moves.values():
+                _show(context, moved)
 
 
 def rest_seconds(every: float, took: float) -> float:
@@ -104,12 +104,7 @@ def housekeeping(dry_run: bool = False) -> dict[str, int]:
     with open_context() as context:
         found = housekeep(context, dry_run=dry_run)
     kept = found.counts()
-    rows = [vars(entry) for entry in found.done if entry.outcome != "kept"]
-    create_table_artifact(
-        key="housekeeping",
-        table=rows[:MAX_ROWS],
-        description=f"What goes, and why: {kept}",
-    )
+    _show_cleared([vars(entry) for entry in found.done if entry.outcome != "kept"], kept)
     return kept
 
 
@@ -159,15 +154,16 @@ def rollback(
     return route.champion
 
 
-def _show_all(context: Context, moves: Iterable[Rollout]) -> None:
-    """Never raises: nothing is lost but a picture."""
-    for moved in moves:
-        try:
-            _show(context, moved)
-        except Exception as error:  # noqa: BLE001
-            logging.getLogger(__name__).warning("%s cannot be shown: %s", moved.id, error)
+@showing
+def _show_cleared(rows: Sequence[dict[str, Any]], kept: Mapping[str, int]) -> None:
+    create_table_artifact(
+        key="housekeeping",
+        table=list(rows[:MAX_ROWS]),
+        description=f"What goes, and why: {kept}",
+    )
 
 
+@showing
 def _show(context: Context, moved: Rollout) -> None:
     """Where it stands, as an artifact of the run: in words, and as a picture that is kept."""
     try:

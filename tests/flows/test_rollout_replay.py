@@ -202,12 +202,14 @@ def test_kept_evidence_goes_when_its_time_is_over(world: World) -> None:
     assert list(store.list(PREFIX)) == []
 
 
-def test_a_picture_that_cannot_be_drawn_is_only_said(
+def test_what_cannot_be_shown_is_only_said(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*_: object) -> str:
+    def broken(*_: object, **__: object) -> str:
         raise ValueError("no colours")
 
     monkeypatch.setattr(upkeep, "keep_picture", broken)
-    upkeep._show_all(world.context, [world.open()])
-    assert "no colours" in caplog.text
+    monkeypatch.setattr(upkeep, "create_table_artifact", broken)
+    upkeep._show(world.context, world.open())
+    upkeep._show_cleared([], {})
+    assert caplog.text.count("no colours") == 2
