@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
@@ -160,9 +159,9 @@ class TrainingBar:
         percent = 100.0 * min(1.0, progress.step / max(1, progress.steps))
         said = f"training {self._task_id}: {told(progress)}"
         if self._artifact is None:
-            # Prefect takes lower-case letters, digits and dashes.
-            key = re.sub(r"[^a-z0-9]+", "-", f"training-{self._task_id}".lower()).strip("-")
-            made: Any = create_progress_artifact(key=key, progress=percent, description=said)
+            made: Any = create_progress_artifact(
+                key=f"training-{self._task_id}", progress=percent, description=said
+            )
             self._artifact = made
         else:
             update_progress_artifact(self._artifact, percent, said)

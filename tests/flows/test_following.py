@@ -65,12 +65,12 @@ def test_a_local_runs_steps_are_in_prefect(
     run.log_file.write_bytes(b"a library warns\nLoading: 10%|#  |\nno line\xff yet")
     executor = LocalExecutor(1)
     try:
-        lines, bars = watched(prefect_server, executor.submit(TrainJob(run.path)), "Lights_local")
+        lines, bars = watched(prefect_server, executor.submit(TrainJob(run.path)), "lights-local")
     finally:
         executor.close()
     (last,) = [line for line in lines if "step 8 of 8" in line]
     assert "loss" in last and "tokens a second" in last
-    assert bars == [f"training Lights_local: {last.removeprefix('training lights: ')}"]
+    assert bars == [f"training lights-local: {last.removeprefix('training lights: ')}"]
     assert "training lights: half as many examples at once" in lines
     assert "training lights: a library warns" not in lines, "printed before it was submitted"
     assert [line for line in lines if "Invalid -W option" in line]
