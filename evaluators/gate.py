@@ -178,7 +178,7 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
             differences,
             level,
             incumbent=evidence.incumbent,
-            margin=margin if policy.paired == "exact" and margin > 0 else None,
+            margin=policy.exact_margin(margin),
         )[0],
         numbers=numbers,
     )
@@ -272,7 +272,7 @@ def _judge_difference(
         differences,
         level,
         incumbent=evidence.incumbent,
-        margin=policy.margin if policy.paired == "exact" and policy.margin > 0 else None,
+        margin=policy.exact_margin(policy.margin),
     )
     high = difference_bounds(differences, policy.level)[1]
     sessions = [row.session for row in rows]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from evaluators.further import MetricTerms
+from infra.settings.judging import is_for
 from infra.settings.learning import Gate as GateSettings
 
 
@@ -30,10 +31,14 @@ class GatePolicy:
     def from_settings(cls, settings: GateSettings, task: Collection[str] = ()) -> GatePolicy:
         """``task``: the id and the name of the task that is judged."""
         names = {item.name for item in fields(cls)} - {"paired", "metrics"}
-        named = (item for item in settings.metrics if not item.tasks or set(item.tasks) & set(task))
+        named = (item for item in settings.metrics if is_for(item, task))
         terms = {item.name: MetricTerms(item.name, item.margin) for item in named}
         values = {name: getattr(settings, name) for name in names}
         return cls(**values, metrics=tuple(terms.values()))
+
+    def exact_margin(self, margin: float) -> float | None:
+        """The margin where the exact paired test is to be used; None: where it is not."""
+        return margin if self.paired == "exact" and margin > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

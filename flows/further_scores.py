@@ -20,7 +20,7 @@ from evaluators.served import Served
 from flows.compared_pairs import Message, Pair
 from flows.judge_metric import by_judge, named_metrics, task_names
 from flows.wiring import Context
-from infra.settings.judging import JUDGE, ScorerUse
+from infra.settings.judging import JUDGE, ScorerUse, is_for
 from trainers.data_sets.versions import DatasetVersion, Example
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ async def further_scores(
     evidence: dict[str, MetricEvidence] = {}
     rows = list(outcomes)
     named = named_metrics(context, dataset.task_id)
-    scorers = {use.name: use for use in gate.scorers if not use.tasks or task & set(use.tasks)}
+    scorers = {use.name: use for use in gate.scorers if is_for(use, task)}
     for name in sorted(named - set(scorers) - {JUDGE}):
         evidence[name] = _by_stage(name, pairs)
     for name, use in sorted(scorers.items()):

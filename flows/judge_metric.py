@@ -27,7 +27,7 @@ from evaluators.judge.opinions import (
 from flows.compared_pairs import Pair
 from flows.wiring import Context
 from infra.calls.record import utc_now
-from infra.settings.judging import JUDGE
+from infra.settings.judging import JUDGE, is_for
 from trainers.data_sets.golden import judged_cases
 from trainers.data_sets.opinions import opinions
 from trainers.data_sets.versions import DatasetVersion
@@ -109,8 +109,7 @@ async def by_judge(
 def named_metrics(context: Context, task_id: str) -> set[str]:
     """The metrics that the gate asks for of a task."""
     task = task_names(context, task_id)
-    metrics = context.settings.gate.metrics
-    return {item.name for item in metrics if not item.tasks or task & set(item.tasks)}
+    return {item.name for item in context.settings.gate.metrics if is_for(item, task)}
 
 
 def task_names(context: Context, task_id: str) -> set[str]:

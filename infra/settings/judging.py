@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -38,6 +39,11 @@ class GateMetric(Section):
     name: MetricName = Field(description="`judge`, a scorer's name, or a stage such as `fields`")
     margin: float = Field(0.05, ge=0, le=0.5, description="Tolerated loss against the incumbent")
     tasks: tuple[Text, ...] = Field((), max_length=1000, description=TASKS)
+
+
+def is_for(item: ScorerUse | GateMetric, task: Collection[str]) -> bool:
+    """``task``: the id and the name of a task."""
+    return not item.tasks or bool(set(item.tasks) & set(task))
 
 
 class Judge(Section):
