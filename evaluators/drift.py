@@ -104,8 +104,7 @@ class Windows:
             for name in self.numbers
         }
         for name in self.categories:
-            codes, _ = _codes(self.frame[name])
-            made[name] = Column("category", codes, sensitivity.least_mix)
+            made[name] = Column("category", _codes(self.frame[name]), sensitivity.least_mix)
         return made
 
 
@@ -326,11 +325,11 @@ def _coded(name: str, values: Sequence[Any], sessions: Sequence[str]) -> list[st
     return [None if value is None else code.get(value, _OTHERS) for value in few]
 
 
-def _codes(values: Any) -> tuple[NDArray[np.float64], list[str]]:
+def _codes(values: Any) -> NDArray[np.float64]:
     """Codes of a category's column, NaN where a row has none."""
     names = sorted({value for value in values if isinstance(value, str)})
     place = {name: float(code) for code, name in enumerate(names)}
-    return np.array([place.get(value, math.nan) for value in values], dtype=float), names
+    return np.array([place.get(value, math.nan) for value in values], dtype=float)
 
 
 def _scores(payload: dict[str, Any]) -> dict[str, float]:

@@ -58,7 +58,7 @@ class MetricEvidence:
     """What else was measured of it, such as the judge's agreement with people."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "rows": [asdict(row) for row in self.rows]}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> MetricEvidence:

@@ -59,8 +59,8 @@ def box(left: float, top: float, right: float, bottom: float, colour: str = "#99
 def svg(sheet: Sheet) -> str:
     marks = "".join(_svg_mark(mark) for mark in sheet.marks)
     return (
-        f'<svg viewBox="0 0 {sheet.width} {sheet.height}" role="img" '
-        f'aria-label="{escape(sheet.label)}">{marks}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {sheet.width} {sheet.height}" '
+        f'font-family="sans-serif" role="img" aria-label="{escape(sheet.label)}">{marks}</svg>'
     )
 
 

@@ -45,14 +45,12 @@ def judge_again(
     keep: bool = False,
     actor: str,
     why: str,
-    wait_seconds: float = 0.0,
     say: Say = lambda _: None,
 ) -> Again:
     """Replay the adapter's held-out calls through the engine, score and decide.
 
     Args:
         keep: keep page and decision, with an event.
-        wait_seconds: for another judge to be done with the engine.
 
     Raises:
         UnknownAdapter, ArtifactError, EngineError; Busy: another judge is at the engine.
@@ -60,7 +58,7 @@ def judge_again(
     registered = context.registry.adapter(name)
     dataset = dataset_of(context, registered.dataset_digest)
     folder = pull(context.store, registered.location, context.settings.gateway.adapters)
-    with hold(context.database, "judge", context.holder, wait_seconds=wait_seconds):
+    with hold(context.database, "judge", context.holder):
         judgement, rows = asyncio.run(ask_and_decide(context, folder, dataset, "", say))
     test = {example.call_id: example for example in read_split(context.store, dataset, "test")}
     page = _keep(context, judgement, actor, why) if keep else None

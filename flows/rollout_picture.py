@@ -74,7 +74,7 @@ class Drawn:
         """``.html``, ``.svg`` or ``.png``. Raises NoPng; KeyError for any other form."""
         forms: dict[str, Callable[[], bytes]] = {
             ".html": self.page.encode,
-            ".svg": lambda: _standing_alone(svg(self.sheet)).encode(),
+            ".svg": lambda: svg(self.sheet).encode(),
             ".png": lambda: png(_titled(self.rollout, self.sheet)),
         }
         return forms[suffix]()
@@ -127,12 +127,6 @@ def page(
         f"{', '.join(f'{step:.0%}' for step in terms.steps)}.</p>"
         f"{svg(drawn)}"
         f"<table><tr><th>time (UTC)<th>what<th>who<th>why</tr>{rows}</table></html>"
-    )
-
-
-def _standing_alone(drawn: str) -> str:
-    return drawn.replace(
-        "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1
     )
 
 

@@ -77,8 +77,6 @@ def judge(
     No route and no rollout is changed by it. Where [judge] names a large model, it is asked too, and
     takes from the night's budget. The engine has to run; minutes, by the number of test examples.
     """
-    from dataclasses import asdict
-
     from evaluators.pages import markdown
     from evaluators.scorecard_page import scorecard_page
     from flows.judging_again import judge_again
