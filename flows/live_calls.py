@@ -33,6 +33,7 @@ class LiveCalls:
     """Which calls there are, by task; the newest of what ``discovery.max_calls`` lets in."""
 
     files: Sequence[CallFile]
+    feedback: Sequence[CallFile]
     by_task: dict[str, list[tuple[datetime, str]]]
     """Time and id of each call."""
 
@@ -46,7 +47,8 @@ class LiveCalls:
             task = row["task"] or owners.get(row["id"])
             if task:
                 by_task.setdefault(task, []).append((row["time"].astimezone(UTC), row["id"]))
-        return cls(files, by_task)
+        feedback = feedback_files(context.database, MAX_FEEDBACK_ROWS)
+        return cls(files, feedback, by_task)
 
     def rows(
         self, context: Context, task_id: str, since: datetime, until: datetime, most: int
@@ -63,9 +65,7 @@ class LiveCalls:
             drawn = np.random.default_rng(len(ids)).choice(len(ids), most, replace=False)
             ids = [ids[place] for place in sorted(drawn)]
         records = [record for record, _ in read_calls(context.store, self.files, ids)]
-        said = read_feedback(
-            context.store, feedback_files(context.database, MAX_FEEDBACK_ROWS), ids
-        )
+        said = read_feedback(context.store, self.feedback, ids)
         return [
             row_of_call(record, own(record, said.get(record.id, ())))
             for record in sorted(records, key=lambda record: (record.time, record.id))

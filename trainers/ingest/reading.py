@@ -72,14 +72,18 @@ def read_feedback(
     store: ObjectStore, files: Sequence[CallFile], ids: Collection[str]
 ) -> Mapping[str, list[FeedbackRecord]]:
     """Call id to what was reported for it, in order of time."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from infra.calls.arrow import table_to_records
 
-    wanted = set(ids)
+    wanted = pa.array(sorted(set(ids)), pa.string())
     found: dict[str, dict[str, FeedbackRecord]] = {}
     for file in files:
-        for record in table_to_records(_table(store, file.key, None), FeedbackRecord):
-            if record.call_id in wanted:
-                found.setdefault(record.call_id, {})[record.id] = record
+        table = _table(store, file.key, None)
+        table = table.filter(pc.is_in(table.column("call_id"), value_set=wanted))
+        for record in table_to_records(table, FeedbackRecord):
+            found.setdefault(record.call_id, {})[record.id] = record
     return {
         call_id: sorted(records.values(), key=lambda record: (record.time, record.id))
         for call_id, records in found.items()

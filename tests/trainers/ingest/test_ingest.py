@@ -63,9 +63,10 @@ def test_calls_and_feedback_are_kept_whole(tmp_path):
     store, database = opened(tmp_path)
     records = [home(n) for n in range(5)]
     feedback = FeedbackRecord(call_id=records[0].id, score=0.0, time=START)
-    key = put_log(store, [*records, feedback])
+    other = FeedbackRecord(call_id=records[1].id, score=1.0, time=START)
+    key = put_log(store, [*records, other, feedback])
     report = run(store, database)
-    assert (report.objects, report.calls, report.feedback, report.lines) == (1, 5, 1, 6)
+    assert (report.objects, report.calls, report.feedback, report.lines) == (1, 5, 2, 7)
     assert (report.quarantined, report.lost, report.repeated, report.busy) == (0, 0, 0, 0)
     files = call_files(database, 100)
     ids = {record.id for record in records}
@@ -75,7 +76,9 @@ def test_calls_and_feedback_are_kept_whole(tmp_path):
     }
     assert {source for _, source in read_calls(store, files, {records[0].id})} == {key}
     said = read_feedback(store, feedback_files(database, 100), {records[0].id})
-    assert [item.score for item in said[records[0].id]] == [0.0]
+    (item,) = said.pop(records[0].id)
+    assert (item.id, item.score, said) == (feedback.id, 0.0, {})
+    assert read_feedback(store, feedback_files(database, 100), []) == {}
 
 
 def test_the_second_run_finds_nothing_to_do(tmp_path):
