@@ -15,7 +15,7 @@ from infra.anonymize.anonymizer import Anonymizer, Scope
 from infra.anonymize.policy import RecordDropped
 from infra.calls.codec import StoredLine, stored_fields
 from infra.calls.record import utc_now
-from infra.prompting.answers import too_dear
+from infra.prompting.answers import uncheckable
 from infra.prompting.confidence import MEAN
 from infra.settings.model import Settings
 from serving.gateway.arms import TEACHER, Assignment, assign
@@ -265,7 +265,7 @@ class Answering:
         task = routed.task
         if beyond_small_model(body) or self._small.too_long(call.chat.size_bytes):
             return TEACHER
-        if not routed.fit() or too_dear(body):
+        if not routed.fit() or uncheckable(body):
             return TEACHER
         if self._rules.drops and not await self._restorable(call):
             return TEACHER  # what was dropped cannot be put back into an answer
