@@ -27,7 +27,7 @@ from infra.anonymize.placeholders import NOTHING, PLACEHOLDER, find_placeholders
 from infra.anonymize.policy import Policy, RecordDropped
 from infra.anonymize.quiet import quiet
 from infra.anonymize.recognizers import Structured, find
-from infra.anonymize.restoring import placeholders_in, restored
+from infra.anonymize.restoring import restored
 from infra.anonymize.rewriting import Rewriting, constant_first, is_count
 from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
 from infra.calls.record import changed_record as _with
@@ -260,12 +260,6 @@ class Scope:
         with self._lock:
             values = dict(self._values)
         return restored(value, values) if values else value
-
-    def unresolved(self, value: Any) -> list[str]:
-        """Placeholders in a value that this scope never gave out: a model made them up."""
-        found = placeholders_in(value)
-        with self._lock:
-            return sorted(found - self._values.keys())
 
     def _run(self, value: Any) -> tuple[Any, Counter[str]]:
         if not self._anonymizer.settings.enabled:

@@ -13,6 +13,7 @@ from typing import Any
 
 from infra.anonymize.anonymizer import Anonymizer, Scope
 from infra.anonymize.policy import RecordDropped
+from infra.anonymize.restoring import placeholders
 from infra.calls.codec import StoredLine, stored_fields
 from infra.calls.record import utc_now
 from infra.prompting.answers import uncheckable
@@ -21,7 +22,7 @@ from infra.settings.model import Settings
 from serving.gateway.arms import TEACHER, Assignment, assign
 from serving.gateway.background import Background
 from serving.gateway.call import Call, checked
-from serving.gateway.cascade import Small, placeholders
+from serving.gateway.cascade import Small
 from serving.gateway.early import EarlyText, TextTurnedBad, may_stream
 from serving.gateway.guard import KillSwitch, tended
 from serving.gateway.hedge import raced
