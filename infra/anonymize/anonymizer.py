@@ -30,7 +30,6 @@ from infra.anonymize.recognizers import Structured, find
 from infra.anonymize.restoring import restored
 from infra.anonymize.rewriting import Rewriting, constant_first, is_count
 from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
-from infra.calls.record import changed_record as _with
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
 MAX_VALUES = 50_000
@@ -203,7 +202,7 @@ class Scope:
             changes["session"] = self._name(record.session, "s", counts)
             reason, found = self._run(record.checks.reason)
             counts.update(found)
-            changes["checks"] = _with(record.checks, {"reason": reason})
+            changes["checks"] = record.checks.model_copy(update={"reason": reason})
             changes["other_answers"] = [
                 self._other(other, counts) for other in record.other_answers
             ]
@@ -213,7 +212,7 @@ class Scope:
         changes["anonymization"] = Anonymization(
             policy=self._anonymizer.policy, counts=dict(sorted(counts.items()))
         )
-        return _with(record, changes)
+        return record.model_copy(update=changes)
 
     def fields(self, fields: Mapping[str, Any], known: Redacted | None = None) -> dict[str, Any]:
         """What ``record`` does, for a call record in its stored form: JSON values by field name.
@@ -380,8 +379,7 @@ class Scope:
         fields = {"message": other.message, "error": other.error} | (other.model_extra or {})
         changed, found = self._run(fields)
         counts.update(found)
-        result: OtherAnswer = _with(other, changed)
-        return result
+        return other.model_copy(update=changed)
 
     def _name(self, name: str, mark: str, counts: Counter[str]) -> str:
         if not self._anonymizer.personal(name):
