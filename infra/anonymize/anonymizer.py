@@ -218,18 +218,14 @@ class Scope:
         """What ``record`` does, for a call record in its stored form: JSON values by field name.
 
         Args:
-            known: what this scope made of the record's request.
+            known: what this scope made of the record's request, which is in ``fields`` already.
 
         Raises RecordDropped.
         """
-        counts: Counter[str] = Counter()
         changed = dict(fields)
-        if known is not None:
-            changed["request"] = known.request
         if not self._anonymizer.settings.enabled:
             return changed
-        if known is not None:
-            counts.update(known.counts)
+        counts = Counter(known.counts if known is not None else ())
         for name in _OPEN_FIELDS:
             if fields[name] is not None and (name != "request" or known is None):
                 changed[name], found = self._run(fields[name])

@@ -330,14 +330,15 @@ class Answering:
         teacher, small = self.settings.teacher.model, self.settings.engine.base_model
 
         def make() -> StoredLine:
-            fields = call.fields(teacher, small)
+            redacted = call.redacted
+            fields = call.fields(teacher, small, redacted)
             try:
-                return stored_fields(scope.fields(fields, call.redacted))
+                return stored_fields(scope.fields(fields, redacted))
             except RecordDropped:
                 if not fields["other_answers"]:
                     raise
                 # What was logged already is made final as it was.
-                return stored_fields(scope.fields({**fields, "other_answers": []}, call.redacted))
+                return stored_fields(scope.fields({**fields, "other_answers": []}, redacted))
 
         held = call.chat.size_bytes + call.answer_bytes + RECORD_BYTES
         # A long request of the same session may be in a thread's hands: the loop does not wait for that.
