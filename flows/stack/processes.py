@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -12,14 +11,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from flows.stack.services import Service
+from infra.parent_death import end_with_parent
 
 STOP_SECONDS = 15.0
 MAX_RESTARTS = 5
-PR_SET_PDEATHSIG = 1
 
 
 class StackError(Exception):
@@ -124,7 +124,7 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **service.environment},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(end_with_parent, signal.SIGTERM),
             )
         return Running(service, process, log)
 
@@ -185,14 +185,6 @@ def answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _die_with_parent() -> None:
-    """Linux: be terminated when the parent dies. Elsewhere there is no such call; do without."""
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    except (AttributeError, OSError):
-        return
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:

@@ -27,10 +27,9 @@ from infra.anonymize.placeholders import NOTHING, PLACEHOLDER, find_placeholders
 from infra.anonymize.policy import Policy, RecordDropped
 from infra.anonymize.quiet import quiet
 from infra.anonymize.recognizers import Structured, find
-from infra.anonymize.restoring import placeholders_in, restored
+from infra.anonymize.restoring import restored
 from infra.anonymize.rewriting import Rewriting, constant_first, is_count
 from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
-from infra.calls.record import changed_record as _with
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
 MAX_VALUES = 50_000
@@ -203,7 +202,7 @@ class Scope:
             changes["session"] = self._name(record.session, "s", counts)
             reason, found = self._run(record.checks.reason)
             counts.update(found)
-            changes["checks"] = _with(record.checks, {"reason": reason})
+            changes["checks"] = record.checks.model_copy(update={"reason": reason})
             changes["other_answers"] = [
                 self._other(other, counts) for other in record.other_answers
             ]
@@ -213,24 +212,20 @@ class Scope:
         changes["anonymization"] = Anonymization(
             policy=self._anonymizer.policy, counts=dict(sorted(counts.items()))
         )
-        return _with(record, changes)
+        return record.model_copy(update=changes)
 
     def fields(self, fields: Mapping[str, Any], known: Redacted | None = None) -> dict[str, Any]:
         """What ``record`` does, for a call record in its stored form: JSON values by field name.
 
         Args:
-            known: what this scope made of the record's request.
+            known: what this scope made of the record's request, which is in ``fields`` already.
 
         Raises RecordDropped.
         """
-        counts: Counter[str] = Counter()
         changed = dict(fields)
-        if known is not None:
-            changed["request"] = known.request
         if not self._anonymizer.settings.enabled:
             return changed
-        if known is not None:
-            counts.update(known.counts)
+        counts = Counter(known.counts if known is not None else ())
         for name in _OPEN_FIELDS:
             if fields[name] is not None and (name != "request" or known is None):
                 changed[name], found = self._run(fields[name])
@@ -260,12 +255,6 @@ class Scope:
         with self._lock:
             values = dict(self._values)
         return restored(value, values) if values else value
-
-    def unresolved(self, value: Any) -> list[str]:
-        """Placeholders in a value that this scope never gave out: a model made them up."""
-        found = placeholders_in(value)
-        with self._lock:
-            return sorted(found - self._values.keys())
 
     def _run(self, value: Any) -> tuple[Any, Counter[str]]:
         if not self._anonymizer.settings.enabled:
@@ -386,8 +375,7 @@ class Scope:
         fields = {"message": other.message, "error": other.error} | (other.model_extra or {})
         changed, found = self._run(fields)
         counts.update(found)
-        result: OtherAnswer = _with(other, changed)
-        return result
+        return other.model_copy(update=changed)
 
     def _name(self, name: str, mark: str, counts: Counter[str]) -> str:
         if not self._anonymizer.personal(name):

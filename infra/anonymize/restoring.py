@@ -32,13 +32,17 @@ def restored(value: Any, values: Mapping[str, str]) -> Any:
     return map_strings(value, plain, lambda text: inside(text, MAX_JSON_NESTING))
 
 
-def placeholders_in(value: Any) -> set[str]:
-    """Every placeholder in a value's strings and keys."""
+def placeholders(value: Any) -> set[str]:
+    """Every placeholder in the strings of a JSON value."""
     found: set[str] = set()
-
-    def note(text: str) -> str:
-        found.update(match.group() for match in PLACEHOLDER.finditer(text))
-        return text
-
-    map_strings(value, note, note)
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, str):
+            if "<" in node:
+                found.update(match.group() for match in PLACEHOLDER.finditer(node))
+        elif isinstance(node, Mapping):
+            waiting.extend(node.values())
+        elif isinstance(node, list):
+            waiting.extend(node)
     return found

@@ -7,7 +7,6 @@ Unknown fields survive a round trip, so a newer gateway never loses data through
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -30,15 +29,6 @@ def utc_now() -> datetime:
 
 class Record(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
-
-
-def changed_record(record: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy of a record (its fields are immutable) with other values, which are not checked."""
-    return type(record).model_construct(
-        **{name: getattr(record, name) for name in type(record).model_fields}
-        | (record.model_extra or {})
-        | dict(changes)
-    )
 
 
 class Usage(Record):

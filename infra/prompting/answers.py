@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -86,19 +85,19 @@ def check_answer(message: Mapping[str, Any], request: Mapping[str, Any]) -> Chec
     return _TEXT if content else Checks(parsed=False, reason="empty answer")
 
 
-def too_dear(request: Mapping[str, Any]) -> bool:
-    """Whether a schema of the request is one that no answer is checked against, for what it costs."""
+def uncheckable(request: Mapping[str, Any]) -> bool:
+    """Whether a schema of the request is one that no answer is checked against: it costs too much, or
+    is none."""
     tools = request.get("tools")
     schemas = [_schema(request)] + [
         tool["function"].get("parameters")
         for tool in (tools if isinstance(tools, list | tuple) else ())
         if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)
     ]
-    for schema in schemas:
-        with suppress(ValueError, TypeError):
-            if schema and _is_dear(schema):
-                return True
-    return False
+    try:
+        return any(schema and _is_dear(schema) for schema in schemas)
+    except (ValueError, TypeError):
+        return True
 
 
 def _tool_calls(text: str) -> list[dict[str, Any]] | None:
@@ -178,7 +177,9 @@ def _schema(request: Mapping[str, Any]) -> Any:
     if not isinstance(form, Mapping):
         return None
     if form.get("type") == "json_schema":
-        return (form.get("json_schema") or {}).get("schema") or {}
+        named = form.get("json_schema") or {}
+        # What is no object is handed on as it is: a schema that none can be checked against.
+        return (named.get("schema") or {}) if isinstance(named, Mapping) else named
     return {"type": "object"} if form.get("type") == "json_object" else None
 
 

@@ -11,17 +11,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from infra.anonymize.anonymizer import Anonymizer, Scope
+from infra.anonymize.anonymizer import Anonymizer, Redacted, Scope
 from infra.anonymize.policy import RecordDropped
+from infra.anonymize.restoring import placeholders
 from infra.calls.codec import StoredLine, stored_fields
 from infra.calls.record import utc_now
-from infra.prompting.answers import too_dear
+from infra.prompting.answers import uncheckable
 from infra.prompting.confidence import MEAN
 from infra.settings.model import Settings
 from serving.gateway.arms import TEACHER, Assignment, assign
 from serving.gateway.background import Background
 from serving.gateway.call import Call, checked
-from serving.gateway.cascade import Small, placeholders
+from serving.gateway.cascade import Small
 from serving.gateway.early import EarlyText, TextTurnedBad, may_stream
 from serving.gateway.guard import KillSwitch, tended
 from serving.gateway.hedge import raced
@@ -225,7 +226,7 @@ class Answering:
         early: EarlyText | None,
     ) -> Small:
         growing = early.grown if early is not None else None
-        asked = self._small.ask(adapter, await self._redacted(call), growing)
+        asked = self._small.ask(adapter, (await self._redacted(call)).request, growing)
         after_seconds = self.settings.gateway.hedge_after_seconds
         if not after_seconds or early is not None:
             return await asked
@@ -238,7 +239,7 @@ class Answering:
         return small
 
     async def _ask_unseen(self, adapter: AdapterRoute, call: Call) -> Small:
-        return await self._small.ask(adapter, await self._redacted(call))
+        return await self._small.ask(adapter, (await self._redacted(call)).request)
 
     async def _early(
         self, call: Call, adapter: AdapterRoute, send: SendText | None
@@ -252,7 +253,7 @@ class Answering:
         return EarlyText(
             hold,
             adapter.threshold,
-            frozenset(placeholders(await self._redacted(call))),
+            frozenset(placeholders((await self._redacted(call)).request)),
             self._scope(call).restore,
             send,
         )
@@ -265,9 +266,9 @@ class Answering:
         task = routed.task
         if beyond_small_model(body) or self._small.too_long(call.chat.size_bytes):
             return TEACHER
-        if not routed.fit() or too_dear(body):
+        if not routed.fit() or uncheckable(body):
             return TEACHER
-        if self._rules.drops and not await self._restorable(call):
+        if self._rules.drops and not self._rules.restorable((await self._redacted(call)).counts):
             return TEACHER  # what was dropped cannot be put back into an answer
         self._holdings.called(task)
         return assign(
@@ -329,25 +330,21 @@ class Answering:
         teacher, small = self.settings.teacher.model, self.settings.engine.base_model
 
         def make() -> StoredLine:
-            fields = call.fields(teacher, small)
+            redacted = call.redacted
+            fields = call.fields(teacher, small, redacted)
             try:
-                return stored_fields(scope.fields(fields, call.redacted))
+                return stored_fields(scope.fields(fields, redacted))
             except RecordDropped:
                 if not fields["other_answers"]:
                     raise
                 # What was logged already is made final as it was.
-                return stored_fields(scope.fields({**fields, "other_answers": []}, call.redacted))
+                return stored_fields(scope.fields({**fields, "other_answers": []}, redacted))
 
         held = call.chat.size_bytes + call.answer_bytes + RECORD_BYTES
         # A long request of the same session may be in a thread's hands: the loop does not wait for that.
         return self._recorder.put(make, held, provisional=provisional, inline=not scope.busy)
 
-    async def _restorable(self, call: Call) -> bool:
-        await self._redacted(call)
-        assert call.redacted is not None
-        return self._rules.restorable(call.redacted.counts)
-
-    async def _redacted(self, call: Call) -> dict[str, Any]:
+    async def _redacted(self, call: Call) -> Redacted:
         """The request as the small model sees it. A long one in a thread."""
         if call.redacted is None:
             scope, request = self._scope(call), call.chat.logged()
@@ -356,7 +353,7 @@ class Answering:
             if call.redacted is None:
                 loop = asyncio.get_running_loop()
                 call.redacted = await loop.run_in_executor(self._redactor, scope.redacted, request)
-        return call.redacted.request
+        return call.redacted
 
     def _scope(self, call: Call) -> Scope:
         return self.scopes.of(call.tenant, call.chat.session)

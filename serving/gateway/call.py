@@ -94,8 +94,14 @@ class Call:
         message = first.get("message") if isinstance(first, dict) else None
         return message if isinstance(message, dict) else None
 
-    def fields(self, teacher_model: str, small_model: str) -> dict[str, Any]:
-        """The log record in its stored form (``infra.calls``), not anonymized yet."""
+    def fields(
+        self, teacher_model: str, small_model: str, redacted: Redacted | None
+    ) -> dict[str, Any]:
+        """The log record in its stored form (``infra.calls``); not anonymized yet but for the request.
+
+        Args:
+            redacted: the call's, read once: it may come while a thread makes the record.
+        """
         small = self.small
         shown = small if self.by_small_model else None
         others = list(self.others)
@@ -118,8 +124,7 @@ class Call:
             "session": self.chat.session,
             "task_tag": self.chat.tag,
             "task": self.task_id,
-            # Whoever has the redacted one puts that in its place.
-            "request": self.chat.logged() if self.redacted is None else {},
+            "request": self.chat.logged() if redacted is None else redacted.request,
             "response": self.response,
             "usage": usage_of(self.response),
             "latency_seconds": max(0.0, self.latency_seconds),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from infra.anonymize.placeholders import PLACEHOLDER
+from infra.anonymize.restoring import placeholders
 from infra.calls.record import Checks, Usage
 from infra.prompting.answers import CUT_OFF
 from serving.engines.protocol import (
@@ -124,19 +124,3 @@ def failed(adapter: str, error: EngineError | TimeoutError, latency_seconds: flo
     return Small(
         adapter=adapter, escalation=reason, hard_failure=hard, latency_seconds=latency_seconds
     )
-
-
-def placeholders(value: Any) -> set[str]:
-    """Every placeholder in the strings of a JSON value."""
-    found: set[str] = set()
-    waiting = [value]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, str):
-            if "<" in node:
-                found.update(match.group() for match in PLACEHOLDER.finditer(node))
-        elif isinstance(node, Mapping):
-            waiting.extend(node.values())
-        elif isinstance(node, list):
-            waiting.extend(node)
-    return found

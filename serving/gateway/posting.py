@@ -60,17 +60,14 @@ class Poster:
     """For one address and one event loop.
 
     Args:
-        session: whose connections are used; closing it closes them.
+        session: whose connections are used, and whose time to connect; closing it closes them.
         url: where to.
-        timeout: of connecting.
 
     Raises:
         aiohttp.InvalidURL: the address is none.
     """
 
-    def __init__(
-        self, session: aiohttp.ClientSession, url: str, timeout: aiohttp.ClientTimeout
-    ) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         assert session.connector is not None
         try:
             address = URL(url)
@@ -81,7 +78,7 @@ class Poster:
         except ValueError as error:
             raise aiohttp.InvalidURL(url) from error
         self._connector = session.connector
-        self._timeout = timeout
+        self._timeout = session.timeout
         self._begin = f"POST {address.raw_path_qs} HTTP/1.1\r\n"
         self._lines = {
             name.lower(): f"{name}: {value}\r\n"

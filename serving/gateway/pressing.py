@@ -13,7 +13,6 @@ still writes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import select
@@ -29,6 +28,7 @@ from urllib.parse import unquote
 
 import orjson
 
+from infra.parent_death import end_with_parent
 from serving.gateway.spool_files import (
     FINAL,
     PROVISIONAL,
@@ -51,7 +51,6 @@ NICE = 10
 CHILD_SECONDS = 120.0
 MAX_FAILED = 3
 """After so many children in a row that did not answer there are no more of them."""
-_PARENT_DEATH_SIGNAL = 1
 
 
 def press(folder: Path, number: int, carried: Set[str], *, pauses: bool) -> Path | None:
@@ -78,10 +77,10 @@ class Presser:
         guard: the folder's lock, held by the child as well.
     """
 
-    def __init__(self, folder: Path, guard: FolderLock, short_bytes: int = SHORT_BYTES) -> None:
+    def __init__(self, folder: Path, guard: FolderLock) -> None:
         self._folder = folder
         self._guard = guard
-        self._short_bytes = short_bytes
+        self._short_bytes = SHORT_BYTES
         self._lock = Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._alone = False
@@ -168,8 +167,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway ends it
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(NICE)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+    end_with_parent(signal.SIGKILL)
     for line in sys.stdin.buffer:
         folder, number, carried = orjson.loads(line)
         ready, problem = None, None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from infra.anonymize.restoring import placeholders
 from infra.calls.record import Checks
 from infra.settings.model import Settings
 from serving.breaker import CircuitBreaker
@@ -18,7 +19,6 @@ from serving.gateway.cascade import (
     Small,
     failed,
     judged,
-    placeholders,
     refused_as_unsafe,
 )
 from serving.gateway.early import TextTurnedBad

@@ -29,7 +29,6 @@ _PASSED_BACK = (
     "openai-model",
 )
 CONNECT_SECONDS = 10.0
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 CHAT = "/chat/completions"
 Answer = aiohttp.ClientResponse | Posted
 
@@ -180,7 +179,7 @@ class Teacher:
 
     def _poster(self, session: aiohttp.ClientSession) -> Poster:
         if self._chats is None:
-            self._chats = Poster(session, self._url + CHAT, _TIMEOUT)
+            self._chats = Poster(session, self._url + CHAT)
         return self._chats
 
     def _opened(self) -> aiohttp.ClientSession:
@@ -188,7 +187,7 @@ class Teacher:
             self._chats = None
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
-                timeout=_TIMEOUT,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
                 # A cookie of one caller's answer must not go along with another's request.
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=True,

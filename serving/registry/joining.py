@@ -61,16 +61,14 @@ def join(
 
     Raises UnknownTask, CannotJoin, RegistryError when a row changed meanwhile.
     """
-    for name in sorted(
-        {kept_id, gone_id}
-    ):  # always in this order: two at once cannot block each other
-        read_task(connection, name, lock=True)
-    kept, gone = read_task(connection, kept_id), read_task(connection, gone_id)
+    # Always in this order: two at once cannot block each other.
+    locked = {n: read_task(connection, n, lock=True) for n in sorted({kept_id, gone_id})}
+    kept, gone = locked[kept_id], locked[gone_id]
     check_joinable(connection, kept, gone)
     if merged_into(gone.details) == kept_id:
         return gone
     route = read_route(connection, gone_id)
-    _merged(connection, gone, kept_id, actor=actor, why=why, now=now)
+    merged = _merged(connection, gone, kept_id, actor=actor, why=why, now=now)
     if route.champion != TEACHER:
         write_route(
             connection,
@@ -91,7 +89,7 @@ def join(
         evidence={"task": gone_id, "calls": gone.size},
         time=now,
     )
-    return read_task(connection, gone_id)
+    return merged
 
 
 def separate(connection: Connection, gone_id: str, *, actor: str, why: str, now: datetime) -> Task:

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from infra.anonymize.anonymizer import Anonymizer, RecordDropped, Scope
 from infra.anonymize.finding import Finding
+from infra.anonymize.restoring import placeholders
 from infra.calls.codec import encode_line, parse_line
 from infra.calls.record import AnsweredBy, CallRecord, Checks, FeedbackRecord, OtherAnswer
 from infra.settings.serving import Anonymizer as AnonymizerSettings
@@ -192,8 +193,15 @@ class TestRestore:
         session.text(ANN)
         value = {"a": "<EMAIL_1> <EMAIL_2>", "<EMAIL_1>": 1}
         assert session.restore(value) == {"a": f"{ANN} <EMAIL_2>", ANN: 1}
-        assert session.unresolved(value) == ["<EMAIL_2>"]
+        assert placeholders(session.restore(value)) == {"<EMAIL_2>"}
         assert scope().restore(value) == value
+
+    def test_placeholders_are_found_wherever_they_stand(self) -> None:
+        value = {
+            "a": ["x <EMAIL_1>", {"b": '{"to": "<EMAIL_h0123456789abcdef>"}'}],
+            "c": "<b> <EMAIL>",
+        }
+        assert placeholders(value) == {"<EMAIL_1>", "<EMAIL_h0123456789abcdef>"}
 
     def test_what_a_value_looks_like_does_not_matter(self) -> None:
         session = scope()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.prompting import answers
-from infra.prompting.answers import TOO_DEAR, check_answer, too_dear
+from infra.prompting.answers import TOO_DEAR, check_answer, uncheckable
 from infra.prompting.schema_cost import expanded
 
 
@@ -110,16 +110,17 @@ def test_recursive_schemas_that_do_not_multiply_are_checked_in_depth_and_breadth
         (doubling(60), True),
         ({"$dynamicRef": "#/$defs/a", "$defs": {"a": {}}}, True),
         ({"properties": {"$ref": {"type": "string"}}}, False),
-        ({"$ref": "#/no"}, False),
+        ({"$ref": "#/no"}, True),
+        ({"type": "strnig"}, True),
         ({}, False),
     ],
 )
 def test_a_request_tells_what_no_answer_is_checked_against(schema: Any, dear: bool) -> None:
     form = {"type": "json_schema", "json_schema": {"schema": schema}}
-    assert too_dear({"response_format": form}) is dear
+    assert uncheckable({"response_format": form}) is dear
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
-    assert too_dear({"tools": [tool]}) is dear
-    assert not too_dear({"tools": [None, {"function": {}}], "response_format": None})
+    assert uncheckable({"tools": [tool]}) is dear
+    assert not uncheckable({"tools": [None, {"function": {}}], "response_format": None})
 
 
 def test_what_is_remembered_of_schemas_is_bounded_in_bytes_and_number() -> None:
@@ -157,7 +158,7 @@ def test_what_a_long_schema_costs_is_told_once(monkeypatch: pytest.MonkeyPatch) 
                 "type": "json_schema",
                 "json_schema": {"schema": json.loads(json.dumps(schema))},
             }
-            assert too_dear({"response_format": form}) is dear
+            assert uncheckable({"response_format": form}) is dear
             assert problem([], schema) == reason
         assert len(said) == number
 

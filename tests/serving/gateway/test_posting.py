@@ -12,7 +12,6 @@ import pytest
 from serving.gateway.posting import Poster
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5)
 
 
 class Server:
@@ -44,7 +43,7 @@ async def posting(server: Server, credentials: str = "") -> AsyncIterator[Poster
     running = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     port = running.sockets[0].getsockname()[1]
     async with aiohttp.ClientSession() as session:
-        yield Poster(session, f"http://{credentials}127.0.0.1:{port}/v1/chat?a=b", TIMEOUT)
+        yield Poster(session, f"http://{credentials}127.0.0.1:{port}/v1/chat?a=b")
     running.close()
 
 
@@ -94,7 +93,7 @@ async def test_an_answer_that_breaks_off_and_a_server_that_is_away_are_aiohttps_
             await answer.content.read()
     async with aiohttp.ClientSession() as session:
         with pytest.raises(aiohttp.ClientConnectorError):
-            await Poster(session, "http://127.0.0.1:9/v1", TIMEOUT).post(b"{}", {})
+            await Poster(session, "http://127.0.0.1:9/v1").post(b"{}", {})
 
 
 async def test_no_header_begins_another() -> None:

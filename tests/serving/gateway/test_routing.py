@@ -12,7 +12,6 @@ from infra.prompting.template import FULL, PromptFormat
 from infra.tasks.embedding import embed, prompt_text
 from infra.tasks.signature import signature
 from serving.gateway.arms import TEACHER, assign
-from serving.gateway.cascade import placeholders
 from serving.gateway.options import beyond_small_model
 from serving.gateway.routes import AdapterRoute, Snapshot, TaskRoute, frame_of
 from serving.gateway.routing import Routed, Router
@@ -191,11 +190,6 @@ def test_raising_the_weight_never_moves_a_session_back(session: str, a: float, b
         for w in (low, high)
     ]
     assert at != ["canary", "champion"]
-
-
-def test_placeholders_are_found_wherever_they_stand() -> None:
-    value = {"a": ["x <EMAIL_1>", {"b": '{"to": "<EMAIL_h0123456789abcdef>"}'}], "c": "<b> <EMAIL>"}
-    assert placeholders(value) == {"<EMAIL_1>", "<EMAIL_h0123456789abcdef>"}
 
 
 @pytest.mark.parametrize(

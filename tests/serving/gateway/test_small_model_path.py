@@ -104,6 +104,25 @@ async def test_a_schema_that_costs_too_much_to_check_is_the_teachers(
     assert len(teacher.asked) == 1 and engine.prompts == []
 
 
+@pytest.mark.parametrize(
+    "schema", [{"schema": {"type": "strnig"}}, {"schema": {"$ref": "#/no"}}, "none"]
+)
+async def test_a_schema_that_is_none_is_the_teachers_and_nobodys_failure(
+    start: Start, candidate: str, engine: EngineServer, teacher: TeacherServer, schema: Any
+) -> None:
+    form = {"type": "json_schema", "json_schema": schema}
+    engine.say = lambda *_: '"on"'
+    async with start(kill_error_burst=2) as running:
+        await ready(running.http, running.url, candidate)
+        for _ in range(3):
+            status, _, headers = await running.ask(
+                chat("on", response_format=form), headers={"x-task": "lights"}
+            )
+            assert (status, headers["x-nightschool-answered-by"]) == (200, "teacher")
+        assert not running.gateway.kills.killed("rollout-1")
+    assert len(teacher.asked) == 3 and engine.prompts == []
+
+
 async def test_a_streaming_caller_gets_the_adapters_answer_in_chunks(
     start: Start, champion: str, engine: EngineServer
 ) -> None:
