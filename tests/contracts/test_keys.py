@@ -1,4 +1,4 @@
-"""Limits and ends of API keys, on every database."""
+"""API keys, their limits and their ends, on every database."""
 
 from __future__ import annotations
 
@@ -13,9 +13,56 @@ from infra.database.open import Database
 from serving.gateway.routes import KeyRoute
 from serving.gateway.snapshot_rows import SnapshotReader
 from serving.registry import keys
-from serving.registry.errors import UnknownKey
+from serving.registry.errors import (
+    UnknownKey,
+)
+from serving.registry.registry import Registry
+from tests.contracts.registry_steps import whats
+from tests.serving.registry.world import NOW
 
 SOON = utc_now().replace(microsecond=0) + timedelta(hours=1)
+
+
+def test_a_key_is_shown_once_and_stored_as_a_hash(registry: Registry) -> None:
+    database = registry.database
+    plaintext = keys.create_key(database, "acme", "call", "agents", now=NOW)
+    (kept,) = keys.list_keys(database)
+    assert (kept.tenant, kept.role, kept.label, kept.revoked) == ("acme", "call", "agents", None)
+    assert kept.hash == keys.hash_key(plaintext)
+    assert keys.find_key(database, plaintext) == kept
+    assert keys.find_key(database, plaintext + "x") is None
+    with database.read() as connection:
+        everything = repr([vars(event) for event in list_events(connection)]) + repr(kept)
+    assert plaintext not in everything
+    assert keys.create_key(database, "acme", "call", "") != plaintext
+    assert keys.list_keys(database, "other") == []
+
+
+def test_a_revoked_key_opens_nothing(registry: Registry) -> None:
+    database = registry.database
+    plaintext = keys.create_key(database, "acme", "admin", "ops")
+    kept = keys.find_key(database, plaintext)
+    assert kept is not None
+    first = keys.revoke_key(database, kept.id, now=NOW)
+    assert first.revoked == NOW
+    assert keys.find_key(database, plaintext) is None
+    assert keys.revoke_key(database, kept.id, now=NOW + timedelta(days=1)) == first
+    assert whats(registry, kept.id) == ["key.created", "key.revoked"]
+    for wrong in ("0" * 8 if not kept.hash.startswith("0" * 8) else "1" * 8, "abc", "%" * 8):
+        with pytest.raises(UnknownKey):
+            keys.revoke_key(database, wrong)
+
+
+@pytest.mark.parametrize(
+    ("tenant", "role", "label"),
+    [("", "call", "x"), ("t", "root", "x"), ("t", "call", "x" * 101), ("t" * 101, "call", "x")],
+)
+def test_a_key_without_a_proper_owner_is_not_made(
+    registry: Registry, tenant: str, role: str, label: str
+) -> None:
+    with pytest.raises(ValueError):
+        keys.create_key(registry.database, tenant, role, label)  # type: ignore[arg-type]
+    assert keys.list_keys(registry.database) == []
 
 
 def test_a_key_is_made_with_its_limits_and_gateways_read_them(each_database: Database) -> None:

@@ -23,13 +23,16 @@ from serving.registry.records import TEACHER
 from serving.registry.registry import Registry
 from serving.registry.retention.collecting import collect
 from serving.rollout.controller import rollback
-from serving.rollout.policy import RolloutPolicy
-from tests.serving.registry.retention.shelves import AT_ONCE, require_sound, shelve, whole
+from tests.contracts.registry_steps import BY
+from tests.serving.registry.retention.shelves import (
+    AT_ANY_TIME,
+    AT_ONCE,
+    GRACE,
+    require_sound,
+    shelve,
+    whole,
+)
 from tests.serving.registry.world import NOW, add_task
-
-POLICY = RolloutPolicy(cooldown_seconds=0)
-BY = {"actor": "test", "why": "because"}
-GRACE = AT_ONCE.model_copy(update={"grace_seconds": 86400})
 
 
 class Life(RuleBasedStateMachine):
@@ -65,7 +68,7 @@ class Life(RuleBasedStateMachine):
         if names:
             try:
                 self.registry.open_rollout(
-                    "mail", names[pick % len(names)], replace(POLICY), now=self.now, **BY
+                    "mail", names[pick % len(names)], replace(AT_ANY_TIME), now=self.now, **BY
                 )
             except RolloutRefused:
                 return

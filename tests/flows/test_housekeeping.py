@@ -16,7 +16,7 @@ from infra.database.open import Database
 from infra.objects.directory import DirectoryStore
 from infra.settings.model import Settings
 from serving.registry.registry import Registry
-from tests.flows.cli.test_commands import Run, empty, folder, parsed, run  # noqa: F401
+from tests.flows.cli.conftest import Run, empty, folder, parsed, run  # noqa: F401
 from tests.serving.registry.retention.shelves import AT_ONCE, LATER, shelve, whole
 from tests.serving.registry.world import NOW, add_task
 from tests.trainers.recorded import SETTINGS, call

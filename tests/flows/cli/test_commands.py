@@ -2,106 +2,22 @@
 
 from __future__ import annotations
 
-import http.server
 import importlib
-import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from sqlalchemy import text
 
-from flows.cli import COMMANDS, main
+from flows.cli import COMMANDS
 from flows.cli.common import KNOWN_ERRORS
-from infra.calls.record import utc_now
 from infra.database.open import Database
 from infra.objects.directory import DirectoryStore
 from serving.registry.keys import find_key
 from serving.registry.registry import Registry
-from serving.rollout.policy import RolloutPolicy
-from tests.prefect_server import free_port
-from tests.serving.registry.world import add_adapter, add_task, digest
+from tests.flows.cli.conftest import Run, lines, parsed
 from tests.trainers.recorded import home, put_log
-
-SECRET = "hunter2-do-not-print"
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory without settings but those that keep this test to itself."""
-    # Commands change their own process's environment; here it is everybody's.
-    before = dict(os.environ)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{tmp_path}/ns.db")
-    monkeypatch.setenv("NIGHTSCHOOL_STORAGE__URL", str(tmp_path / "objects"))
-    # Nothing listens there.
-    for name in ("GATEWAY__PORT", "HOOKS__PORT", "PREFECT__PORT", "REGISTRY__PORT"):
-        monkeypatch.setenv(f"NIGHTSCHOOL_{name}", str(free_port()))
-    monkeypatch.setenv("NIGHTSCHOOL_ENGINE__URL", f"http://127.0.0.1:{free_port()}")
-    yield tmp_path
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture
-def run(folder: Path) -> Run:
-    def invoke(*arguments: str, status: int = 0) -> Result:
-        result = CliRunner().invoke(main, arguments)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == status, result.output
-        return result
-
-    return invoke
-
-
-@pytest.fixture
-def empty(folder: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{folder}/ns.db")
-    database.upgrade()
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def registry(empty: Database) -> Registry:
-    """Two tasks; an adapter that was promoted, one on its way, one that failed the gate."""
-    registry = Registry(empty)
-    for task in ("invoice-fields", "small-talk"):
-        add_task(empty, task)
-    champion = add_adapter(registry, "invoice-fields", 1)
-    registry.set_route(
-        "invoice-fields", 0, None, champion=champion.name, actor="ann", why="by hand"
-    )
-    candidate = add_adapter(registry, "invoice-fields", 2, now=utc_now())
-    registry.record_scorecard(
-        digest=digest("a fuller card"),
-        adapter=candidate.name,
-        dataset_digest=candidate.dataset_digest,
-        body={"scores": {"base": 0.25, "adapter": 0.875, "served": 1.0}, "coverage": 0.75},
-        gate={"verdict": "pass"},
-        now=utc_now(),
-    )
-    registry.open_rollout(
-        "invoice-fields", candidate.name, RolloutPolicy(), actor="night", why="the gate said pass"
-    )
-    add_adapter(registry, "small-talk", 3, verdict="fail")
-    return registry
-
-
-def parsed(result: Result) -> Any:
-    return json.loads(result.stdout)
-
-
-def lines(result: Result) -> list[str]:
-    return result.stdout.splitlines()
 
 
 class TestHelp:
@@ -298,178 +214,6 @@ class TestActing:
         refused = run("retrain", "small-talk", status=1)
         assert "start one with nightschool up" in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
-
-
-class Receiver(http.server.BaseHTTPRequestHandler):
-    """Takes a message, or refuses it, by its path."""
-
-    taken: list[bytes] = []
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        good = self.path.startswith("/good")
-        if good:
-            self.taken.append(body)
-        self.send_response(200 if good else 403)
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def receiver() -> Iterator[str]:
-    Receiver.taken = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-class TestNotify:
-    def test_every_channel_gets_a_message(
-        self, run: Run, empty: Database, receiver: str, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setenv("NIGHTSCHOOL_NOTIFY__SLACK_WEBHOOK_URL", f"{receiver}/good/{SECRET}")
-        result = run("notify", "test")
-        assert lines(result) == ["console: sent", "slack: sent"]
-        (body,) = Receiver.taken
-        assert "Night School: a test message" in body.decode()
-        assert SECRET not in result.output
-
-    def test_one_channel_alone_can_be_tried(
-        self, run: Run, empty: Database, receiver: str, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setenv("NIGHTSCHOOL_NOTIFY__SLACK_WEBHOOK_URL", f"{receiver}/good/{SECRET}")
-        assert lines(run("notify", "test", "--channel", "slack")) == ["slack: sent"]
-        assert len(Receiver.taken) == 1
-        assert lines(run("notify", "test", "--channel", "console")) == ["console: sent"]
-        assert len(Receiver.taken) == 1, "the other one was not asked"
-        refused = run("notify", "test", "--channel", "pigeon", status=3)
-        assert "there are console, slack" in refused.stderr
-
-    def test_a_channel_that_refuses_fails_the_command_and_keeps_its_address_secret(
-        self, run: Run, empty: Database, receiver: str, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setenv("NIGHTSCHOOL_NOTIFY__SLACK_WEBHOOK_URL", f"{receiver}/bad/{SECRET}")
-        result = run("notify", "test", status=1)
-        assert "console: sent" in result.stdout
-        assert "slack: Slack refused with status 403" in result.stdout
-        assert "1 of the channels do not work" in result.stderr
-        assert SECRET not in result.output
-
-    def test_a_channel_that_is_set_up_by_half_is_a_wrong_setting(
-        self, run: Run, empty: Database, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setenv("NIGHTSCHOOL_NOTIFY__WEBHOOK_URL", "http://127.0.0.1:9/hook")
-        refused = run("tasks", status=2)
-        assert "webhook_url is set without webhook_secret" in refused.stderr
-        assert len(refused.stderr.splitlines()) == 1
-
-
-class TestSettings:
-    def test_config_names_every_setting_and_its_origin(
-        self, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ):
-        (folder / "here.toml").write_text("[training]\nrank = 8\n")
-        monkeypatch.setenv("NIGHTSCHOOL_TRAINING__SEED", "11")
-        rows = {r["key"]: r for r in parsed(run("--config", "here.toml", "config", "--json"))}
-        assert (rows["training.rank"]["value"], rows["training.rank"]["source"]) == (
-            "8",
-            "here.toml",
-        )
-        assert rows["training.seed"]["source"] == "NIGHTSCHOOL_TRAINING__SEED"
-        assert rows["training.epochs"]["source"] == "default"
-        assert "training.rank" in run("--config", "here.toml", "config").stdout
-
-    def test_no_secret_is_ever_printed(
-        self, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ):
-        secret = {
-            "TEACHER__API_KEY": SECRET,
-            "ENGINE__API_KEY": SECRET,
-            "STORAGE__SECRET_ACCESS_KEY": SECRET,
-            "ANONYMIZER__HASH_KEY": SECRET,
-            "HOOKS__SECRETS": json.dumps({"ci": SECRET}),
-            "DATABASE__URL": f"postgresql+psycopg://me:{SECRET}@127.0.0.1:{free_port()}/ns",
-            "DATABASE__BUSY_TIMEOUT_SECONDS": "2",
-        }
-        for name, value in secret.items():
-            monkeypatch.setenv(f"NIGHTSCHOOL_{name}", value)
-        for arguments in (["config"], ["config", "--json"]):
-            assert SECRET not in run(*arguments).output
-        # Nothing listens there: what is said of it holds no password either.
-        for arguments in (["tasks"], ["db", "upgrade"], ["status"]):
-            refused = run(*arguments, status=1)
-            assert SECRET not in refused.output
-            assert "did not do what was asked" in refused.stderr
-
-    @pytest.mark.parametrize(
-        ("name", "value", "told"),
-        [
-            ("NIGHTSCHOOL_GATEWAY__PORT", SECRET, "NIGHTSCHOOL_GATEWAY__PORT: gateway.port"),
-            ("NIGHTSCHOOL_GATEWAY__PROT", SECRET, "did you mean NIGHTSCHOOL_GATEWAY__PORT"),
-            ("NIGHTSCHOOL_NIGHT__TIMEZONE", SECRET, "no time zone of that name"),
-            ("NIGHTSCHOOL_ROLLOUT__STEPS", SECRET, "written as JSON"),
-            ("NIGHTSCHOOL_DATABASE__URL", f"mysql://me:{SECRET}@x/y", "names 'mysql'"),
-            ("NIGHTSCHOOL_DATABASE__URL", SECRET, "[database] url is not a URL"),
-            ("NIGHTSCHOOL_CONFIG", "missing.toml", "missing.toml"),
-        ],
-    )
-    def test_a_wrong_setting_is_one_clear_line_without_its_value(
-        self,
-        run: Run,
-        monkeypatch: pytest.MonkeyPatch,
-        name: str,
-        value: str,
-        told: str,
-    ):
-        monkeypatch.setenv(name, value)
-        refused = run("tasks", status=2)
-        assert told in refused.stderr
-        assert refused.stderr.startswith("nightschool: ")
-        assert len(refused.stderr.splitlines()) == 1
-        assert SECRET not in refused.output
-
-    def test_a_wrong_file_is_named(self, run: Run, folder: Path):
-        (folder / "bad.toml").write_text("[engine]\nbatch_size = 70000\n")
-        assert (
-            "bad.toml: engine.batch_size" in run("--config", "bad.toml", "tasks", status=2).stderr
-        )
-        (folder / "torn.toml").write_text("[gateway\n")
-        assert "not valid TOML" in run("--config", "torn.toml", "tasks", status=2).stderr
-        assert "missing.toml" in run("--config", "missing.toml", "tasks", status=2).stderr
-
-
-class TestDatabase:
-    def test_an_outdated_database_says_what_to_run_and_that_helps(self, run: Run, folder: Path):
-        refused = run("tasks", status=1)
-        assert "nightschool db upgrade" in refused.stderr
-        assert len(refused.stderr.splitlines()) == 1
-        first = run("db", "upgrade").stdout
-        assert "revision" in first
-        assert run("db", "upgrade").stdout == first
-        assert parsed(run("tasks", "--json")) == []
-
-    def test_a_database_of_a_newer_release_is_left_alone(self, run: Run, empty: Database):
-        with empty.begin() as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        for arguments in (["tasks"], ["db", "upgrade"]):
-            assert "newer release" in run(*arguments, status=1).stderr
-
-    def test_a_place_where_no_file_can_be(
-        self, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ):
-        (folder / "file").write_text("not a folder")
-        monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{folder}/file/ns.db")
-        refused = run("db", "upgrade", status=1)
-        assert "cannot be made" in refused.stderr
-        assert len(refused.stderr.splitlines()) == 1
-
-    def test_a_file_that_is_no_database(self, run: Run, folder: Path):
-        (folder / "ns.db").write_bytes(b"this is no database, whatever its name says" * 100)
-        assert "not a database" in run("tasks", status=1).stderr
 
 
 class TestNight:

@@ -1,5 +1,4 @@
 """`nightschool lineage` and `nightschool history`, as a person and a script meet them."""
-# ruff: noqa: F811 - the fixtures are those of the other commands
 
 from __future__ import annotations
 
@@ -9,15 +8,7 @@ from infra.calls.codec import encode_lines, log_key
 from infra.calls.record import AnsweredBy, CallRecord
 from infra.objects.directory import DirectoryStore
 from serving.registry.registry import Registry
-from tests.flows.cli.test_commands import (  # noqa: F401
-    Run,
-    empty,
-    folder,
-    lines,
-    parsed,
-    registry,
-    run,
-)
+from tests.flows.cli.conftest import Run, lines, parsed
 
 
 def logged(folder: Path, adapter: str) -> tuple[str, str]:

@@ -16,10 +16,7 @@ from PIL import Image
 from serving.registry.registry import Registry
 from serving.rollout.controller import tend
 from serving.rollout.machine import Observation
-from tests.flows.cli.test_commands import Run, empty, folder, parsed, registry, run
-
-__all__ = ["empty", "folder", "registry", "run"]  # fixtures
-
+from tests.flows.cli.conftest import Run, parsed
 
 CODE = "from flows.cli import main; main()"
 

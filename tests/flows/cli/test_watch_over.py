@@ -22,11 +22,11 @@ from infra.objects.directory import DirectoryStore
 from infra.settings.model import Settings
 from serving.gateway.metrics import Metrics
 from serving.registry.registry import Registry
-from tests.flows.cli.test_commands import Run, empty, folder, parsed, registry, run  # noqa: F401
+from tests.flows.cli.conftest import Run, parsed
 from tests.prefect_server import free_port
 
 
-def test_status_tells_what_waits_and_what_is_not_known(run: Run, registry: Registry, folder: Path):  # noqa: F811
+def test_status_tells_what_waits_and_what_is_not_known(run: Run, registry: Registry, folder: Path):
     store = DirectoryStore(folder / "objects")
     store.put(f"logs/v1/dt={utc_now():%Y-%m-%d}/hh=00/a-0000000000.jsonl.zst", b"x")
     Receipts(registry.database).take("ci", "m1", "retrain", {"task": None, "reason": "x"})
@@ -79,7 +79,7 @@ def test_the_share_and_the_money_are_read_off_a_real_gateways_page():
 
 
 class TestDoctor:
-    def test_it_says_what_is_broken_and_how_to_mend_it(self, run: Run, empty: Database):  # noqa: F811
+    def test_it_says_what_is_broken_and_how_to_mend_it(self, run: Run, empty: Database):
         found = {check["name"]: check for check in parsed(run("doctor", "--json", status=1))}
         assert set(found) == set(CHECKS)
         assert found["database"]["outcome"] == found["object store"]["outcome"] == "ok"
@@ -131,7 +131,7 @@ class TestDoctor:
 
 
 class TestAudit:
-    def test_it_is_filtered_and_paged(self, run: Run, registry: Registry):  # noqa: F811
+    def test_it_is_filtered_and_paged(self, run: Run, registry: Registry):
         with registry.database.begin() as connection:
             record_event(
                 connection,
@@ -182,12 +182,12 @@ class TestAudit:
         assert paged == [row["id"] for row in everything]
         assert "more: --before" in run("audit", "--limit", "1").stderr
 
-    def test_what_it_does_not_understand(self, run: Run, registry: Registry):  # noqa: F811
+    def test_what_it_does_not_understand(self, run: Run, registry: Registry):
         for wrong in ("yesterday", "2030-01-31T12:00:00", "5w"):
             assert "time" in run("audit", "--since", wrong, status=2).stderr
         assert "no task 'nobody'" in run("audit", "--task", "nobody", status=3).stderr
 
-    def test_who_acted_is_kept(self, run: Run, registry: Registry):  # noqa: F811
+    def test_who_acted_is_kept(self, run: Run, registry: Registry):
         run("keys", "create", "--as", "ann", "--label", "one")
         run("keys", "create", "--label", "two")
         actors = [
@@ -198,7 +198,7 @@ class TestAudit:
 
 
 class TestHookSecrets:
-    def test_their_life(self, run: Run, empty: Database):  # noqa: F811
+    def test_their_life(self, run: Run, empty: Database):
         first = run("hooks", "secrets", "add", "ci", "--as", "ann").stdout.strip()
         assert first.startswith("whsec_")
         assert "already" in run("hooks", "secrets", "add", "ci", status=1).stderr
@@ -212,7 +212,7 @@ class TestHookSecrets:
         assert "no secret" in run("hooks", "secrets", "revoke", "ci", old["id"], status=1).stderr
         assert "sender's name" in run("hooks", "secrets", "add", "a b", status=2).stderr
 
-    def test_what_waits_is_shown(self, run: Run, empty: Database):  # noqa: F811
+    def test_what_waits_is_shown(self, run: Run, empty: Database):
         assert "Nothing waits" in run("hooks", "waiting").stdout
         Receipts(empty).take("ci", "m1", "rollback", {"task": "x", "reason": "y"})
         (row,) = parsed(run("hooks", "waiting", "--json"))

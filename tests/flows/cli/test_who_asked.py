@@ -9,7 +9,7 @@ import pytest
 
 from infra.database.events import list_events
 from infra.database.open import Database
-from tests.flows.cli.test_commands import Run, empty, folder, run  # noqa: F401
+from tests.flows.cli.conftest import Run
 from tests.prefect_server import PrefectServer
 
 BY = ("--as", "ann@desk", "--why", "the audit")
@@ -23,7 +23,7 @@ BY = ("--as", "ann@desk", "--why", "the audit")
         (("quarantine", "rerun"), "quarantine.asked", "all"),
     ],
 )
-def test_who_asked_is_kept(run: Run, empty: Database, words: tuple, what: str, subject: str):  # noqa: F811
+def test_who_asked_is_kept(run: Run, empty: Database, words: tuple, what: str, subject: str):
     call = {"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}
     Path("calls.jsonl").write_text(json.dumps({"messages": call}) + "\n")
     run(*words, *BY)
@@ -34,8 +34,8 @@ def test_who_asked_is_kept(run: Run, empty: Database, words: tuple, what: str, s
 
 
 def test_who_asked_for_a_night_is_kept_and_the_reason_is_the_runs(
-    run: Run,  # noqa: F811
-    empty: Database,  # noqa: F811
+    run: Run,
+    empty: Database,
     prefect_server: PrefectServer,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -52,14 +52,14 @@ def test_who_asked_for_a_night_is_kept_and_the_reason_is_the_runs(
 
 
 @pytest.mark.parametrize("words", [("gc",), ("import", "openai", "calls.jsonl")])
-def test_a_look_leaves_no_event(run: Run, empty: Database, words: tuple):  # noqa: F811
+def test_a_look_leaves_no_event(run: Run, empty: Database, words: tuple):
     Path("calls.jsonl").write_text('{"messages": []}\n')
     run(*words, "--dry-run", *BY)
     with empty.read() as connection:
         assert list_events(connection) == []
 
 
-def test_who_restored_a_database_is_its_last_event(run: Run, empty: Database, folder: Path):  # noqa: F811
+def test_who_restored_a_database_is_its_last_event(run: Run, empty: Database, folder: Path):
     run("db", "backup", "copy.jsonl.zst")
     empty.close()
     (folder / "ns.db").unlink()

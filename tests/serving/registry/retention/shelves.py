@@ -16,9 +16,12 @@ from infra.settings.operating import Retention
 from serving.registry.records import Adapter
 from serving.registry.registry import Registry
 from serving.registry.retention.collecting import collect
+from serving.rollout.policy import RolloutPolicy
 from tests.serving.registry.world import NOW, digest
 
 LATER = NOW + timedelta(days=400)
+DAY = timedelta(days=1)
+AT_ANY_TIME = RolloutPolicy(cooldown_seconds=0)
 AT_ONCE = Retention(
     adapter_seconds=0,
     adapters_per_task=1,
@@ -27,6 +30,11 @@ AT_ONCE = Retention(
     datasets_per_task=1,
     grace_seconds=0,
 )
+GRACE = AT_ONCE.model_copy(update={"grace_seconds": 86400})
+
+
+def outcomes(done) -> dict[str, str]:
+    return {entry.what: entry.outcome for entry in done}
 
 
 def shelve(registry: Registry, store: ObjectStore, task: str, number: int) -> Adapter:
