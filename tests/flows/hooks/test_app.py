@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from sqlalchemy import update
-from standardwebhooks import Webhook
 
 from flows.hooks.app import HOOKS, HookServer
 from flows.hooks.messages import wish
@@ -27,29 +19,16 @@ from flows.hooks.openapi import document
 from flows.hooks.receipts import Receipts
 from flows.hooks.senders import Refused
 from flows.reporting import report_url
-from flows.wiring import Context, open_context
+from flows.wiring import Context
 from infra.calls.codec import parse_line, read_lines
 from infra.calls.record import FeedbackRecord, new_id
-from infra.database.open import Database, open_database
+from infra.database.open import Database
 from infra.database.tables import webhook_receipts
 from infra.settings.model import Settings
 from infra.settings.operating import HookSender
 from serving.registry.keys import create_key
-from tests.flows.conftest import PrefectWorld
-from tests.prefect_server import free_port
+from tests.flows.hooks.signing import context_with, signed
 from tests.serving.registry.world import add_task
-
-SECRET = "whsec_bmlnaHQgc2Nob29s"
-
-
-def signed(body: bytes, message_id: str, *, secret: str = SECRET, age_seconds: float = 0) -> dict:
-    time = datetime.now(UTC) - timedelta(seconds=age_seconds)
-    return {
-        "webhook-id": message_id,
-        "webhook-timestamp": str(int(time.timestamp())),
-        "webhook-signature": Webhook(secret).sign(message_id, time, body.decode()),
-        "content-type": "application/json",
-    }
 
 
 @pytest.mark.parametrize(
@@ -71,16 +50,6 @@ def signed(body: bytes, message_id: str, *, secret: str = SECRET, age_seconds: f
 def test_a_body_that_is_not_understood_is_refused_with_the_reason(hook, body, reason):
     with pytest.raises(Refused, match=reason):
         wish(hook, HookSender(), {}, body, [])
-
-
-@contextmanager
-def context_with(settings: Settings, **hooks: Any) -> Iterator[Context]:
-    hooks = {"secrets": {"ci": SECRET}, "keys": ["k" * 40], **hooks}
-    changed = settings.model_dump() | {"hooks": hooks}
-    if changed["prefect"]["api_url"] is None:
-        changed["prefect"]["api_url"] = f"http://127.0.0.1:{free_port()}/api"
-    with open_context(Settings.model_validate(changed)) as context:
-        yield context
 
 
 @pytest.fixture
@@ -312,124 +281,3 @@ async def test_the_document_is_openapi_and_names_what_is_served(receiving: Conte
             schema = shape["content"]["application/json"]["schema"]
             whole = {**schema, "components": found["components"]}
             Draft202012Validator(whole).validate(await answer.json())
-
-
-def send(world: PrefectWorld, hook: str, value: dict[str, Any], message_id: str) -> tuple[int, Any]:
-    body = json.dumps(value).encode()
-    hooks = world.settings.hooks
-    request = urllib.request.Request(
-        f"http://{hooks.host}:{hooks.port}/hooks/{hook}",
-        data=body,
-        headers=signed(body, message_id),
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def known_task(world: PrefectWorld) -> str:
-    """A task to which nothing happens: it has nobody to roll back from."""
-    database = open_database(world.settings.database)
-    task = f"task-{new_id()[-8:]}"
-    add_task(database, task)
-    database.close()
-    return task
-
-
-def test_a_signed_message_starts_one_flow_run_in_a_real_prefect(
-    prefect_world: PrefectWorld, deployed: None
-):
-    message_id, task = new_id(), known_task(prefect_world)
-    status, first = send(prefect_world, "rollback", {"task": task}, message_id)
-    assert (status, first["state"]) == (202, "started")
-    _, again = send(prefect_world, "rollback", {"task": task}, message_id)
-    assert again["flow_run_id"] == first["flow_run_id"]
-    receipts = Receipts(open_database(prefect_world.settings.database))
-    stored = receipts.find("tests", message_id)
-    assert stored is not None
-    assert stored.flow_run_id == first["flow_run_id"]
-    # The run itself ends in a clear error, for there is nothing to roll back.
-    assert prefect_world.orchestrator.run(first["flow_run_id"]).id == first["flow_run_id"]
-
-
-def test_parameters_that_the_flow_does_not_take_fail_at_once(
-    prefect_world: PrefectWorld, deployed: None
-):
-    message_id, task = new_id(), known_task(prefect_world)
-    wrong = {"task": task, "parameters": {"within_hours": "long"}}
-    status, said = send(prefect_world, "retrain", wrong, message_id)
-    assert (status, said["state"]) == (422, "failed")
-    assert "within_hours" in said["detail"]
-
-
-@contextmanager
-def reachable(port: int, target: str) -> Iterator[None]:
-    """The session's Prefect server answers at that port too, until the end of the block."""
-    argv = [sys.executable, "-m", "bench.support.relay", str(port), target]
-    relay = subprocess.Popen(argv)
-    try:
-        yield
-    finally:
-        relay.kill()
-        relay.wait()
-
-
-def test_prefect_is_away_and_comes_back_and_each_message_runs_once(
-    prefect_world: PrefectWorld, deployed: None, settings: Settings, database: Database
-):
-    add_task(database, "invoices")
-    api = prefect_world.orchestrator._api
-    target = api.removesuffix("/api").rpartition(":")[2]
-    own = free_port()
-    changed = settings.model_copy(
-        update={
-            "prefect": settings.prefect.model_copy(
-                update={"api_url": f"http://127.0.0.1:{own}/api"}
-            )
-        }
-    )
-    with context_with(changed) as context:
-        server, receipts = HookServer(context), Receipts(context.database)
-        ids = [new_id() for _ in range(3)]
-        for message_id in ids:
-            receipts.take("ci", message_id, "rollback", {"task": "invoices", "reason": "drill"})
-        server.carrier.carry_out()
-        assert server.carrier.prefect_is_down and len(receipts.kept()) == 3
-        with reachable(own, target):
-            deadline = time.monotonic() + 60
-            while receipts.kept():
-                assert time.monotonic() < deadline, "kept messages were not started"
-                server.carrier.carry_out()
-                time.sleep(0.2)
-            found = [receipts.find("ci", message_id) for message_id in ids]
-            runs = {one.flow_run_id for one in found if one is not None}
-            assert len(runs) == 3 and None not in runs
-            # A receiver that was killed before it could note the run asks again: the same run.
-            with context.database.begin() as connection:
-                connection.execute(update(webhook_receipts).values(state="kept", flow_run_id=None))
-            server.carrier.carry_out()
-        again = [receipts.find("ci", message_id) for message_id in ids]
-        assert {one.flow_run_id for one in again if one is not None} == runs
-        assert not server.carrier.prefect_is_down
-
-
-def test_new_objects_start_one_ingest(
-    prefect_world: PrefectWorld, deployed: None, settings: Settings, database: Database
-):
-    api = prefect_world.settings.prefect
-    changed = settings.model_copy(update={"prefect": api})
-    with context_with(changed, objects_seconds=0) as context:
-        receipts = Receipts(context.database)
-        for n in range(5):
-            receipts.take("ci", f"{new_id()}-{n}", "objects", {"objects": 1})
-        server = HookServer(context)
-        deadline = time.monotonic() + 90
-        ids = [receipt.message_id for receipt in receipts.kept()]
-        while receipts.kept():
-            assert time.monotonic() < deadline, "the ingest was not started"
-            server.carrier.carry_out()
-            time.sleep(0.2)
-        runs = {one.flow_run_id for one in (receipts.find("ci", given) for given in ids) if one}
-        assert len(runs) == 1 and None not in runs

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ from infra.settings.model import Settings
 from serving.gateway.http_server import Runner
 from serving.gateway.server import Gateway
 from tests.serving.gateway.upstreams import EngineServer, TeacherServer, listening
+from tests.serving.gateway.world import add_adapter, add_task, open_rollout, set_route
 
 
 @dataclass
@@ -94,3 +96,22 @@ def start(
             yield Running(url, made, http)
 
     return run
+
+
+@pytest.fixture
+def champion(database: Database, store: ObjectStore, tmp_path: Path) -> str:
+    """The lights task is answered by an adapter."""
+    add_task(database)
+    name = add_adapter(database, store, tmp_path)
+    set_route(database, champion=name, version=4)
+    return name
+
+
+@pytest.fixture
+def candidate(database: Database, store: ObjectStore, tmp_path: Path) -> str:
+    """The lights task is answered by the teacher, and an adapter is in canary for all sessions."""
+    add_task(database)
+    name = add_adapter(database, store, tmp_path)
+    open_rollout(database, name)
+    set_route(database, candidate=name, rollout_id="rollout-1", stage="canary", weight=1.0)
+    return name
