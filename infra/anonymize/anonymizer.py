@@ -28,7 +28,7 @@ from infra.anonymize.policy import Policy, RecordDropped
 from infra.anonymize.quiet import quiet
 from infra.anonymize.recognizers import Structured, find
 from infra.anonymize.restoring import restored
-from infra.anonymize.rewriting import Rewriting, constant_first, is_count
+from infra.anonymize.rewriting import Counts, Rewriting, add, constant_first, is_count
 from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
@@ -70,11 +70,10 @@ class Anonymizer:
         named = settings.names == "everywhere" or (ingest and settings.names == "ingest")
         self._more = (*recognizers, *((names(),) if named and settings.enabled else ()))
         self._texts: Generations[tuple[Finding, ...]] = Generations(_KNOWN_TEXTS)
-        self._personal: Generations[bool] = Generations(_KNOWN_TEXTS)
         # Parts of requests in which there is nothing to replace, in whatever session.
         self._clean: Generations[bool] = Generations(_KNOWN_CLEAN)
         # Those that were rewritten, by the scope's number.
-        self._rewritten: Generations[tuple[Any, Counter[str]]] = Generations(_KNOWN_REWRITTEN)
+        self._rewritten: Generations[tuple[Any, Counts]] = Generations(_KNOWN_REWRITTEN)
         self._numbers = count()
 
     @property
@@ -103,15 +102,12 @@ class Anonymizer:
 
     def personal(self, text: str) -> bool:
         """Whether anything would be found in a text."""
-        known = self._personal.get(text)
-        if known is None:
-            data = packed(text)
-            known = (data is None or not self.quiet(data)) and bool(self.find(text))
-            if len(text) <= _KNOWN_TEXT_CHARACTERS:
-                self._personal.put(text, known)
-        return known
+        return bool(self.find(text))
 
     def _find(self, text: str) -> tuple[Finding, ...]:
+        data = packed(text)
+        if data is not None and self.quiet(data):
+            return ()
         recognizers = (*self._structured.worth_asking(text), *self._more)
         if "<" in text:
             recognizers = (find_placeholders, *recognizers)
@@ -128,7 +124,7 @@ class Redacted(NamedTuple):
     """A request without personal data, and how often what kind of it was replaced."""
 
     request: dict[str, Any]
-    counts: Counter[str]
+    counts: Counts
 
 
 class Scope:
@@ -140,8 +136,8 @@ class Scope:
         self._lock = RLock()
         self._placeholders: dict[tuple[str, str], str] = {}
         self._values: dict[str, str] = {}
-        self._last: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
+        self._last: Counts = {}
+        self._counts: Counts = {}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -192,23 +188,22 @@ class Scope:
         """
         if not self._anonymizer.settings.enabled:
             return record
-        counts: Counter[str] = Counter()
+        counts: Counts = {}
         changes: dict[str, Any] = {}
         for name, value in self._open_fields(record).items():
-            new, found = self._run(value)
-            counts.update(found)
-            changes[name] = new
+            changes[name], found = self._run(value)
+            add(counts, found)
         if isinstance(record, CallRecord):
             changes["session"] = self._name(record.session, "s", counts)
             reason, found = self._run(record.checks.reason)
-            counts.update(found)
+            add(counts, found)
             changes["checks"] = record.checks.model_copy(update={"reason": reason})
             changes["other_answers"] = [
                 self._other(other, counts) for other in record.other_answers
             ]
         changes["tenant"] = self._name(record.tenant, "t", counts)
         self._anonymizer.rules.may_store(counts)
-        counts.update(record.anonymization.counts)
+        add(counts, record.anonymization.counts)
         changes["anonymization"] = Anonymization(
             policy=self._anonymizer.policy, counts=dict(sorted(counts.items()))
         )
@@ -225,25 +220,25 @@ class Scope:
         changed = dict(fields)
         if not self._anonymizer.settings.enabled:
             return changed
-        counts = Counter(known.counts if known is not None else ())
+        counts = dict(known.counts) if known is not None else {}
         for name in _OPEN_FIELDS:
             if fields[name] is not None and (name != "request" or known is None):
                 changed[name], found = self._run(fields[name])
-                counts.update(found)
+                add(counts, found)
         changed["session"] = self._name(fields["session"], "s", counts)
         changed["tenant"] = self._name(fields["tenant"], "t", counts)
         if fields["checks"]["reason"]:
             reason, found = self._run(fields["checks"]["reason"])
-            counts.update(found)
+            add(counts, found)
             changed["checks"] = {**fields["checks"], "reason": reason}
         others = []
         for other in fields["other_answers"]:
             said, found = self._run({"message": other["message"], "error": other["error"]})
-            counts.update(found)
+            add(counts, found)
             others.append({**other, **said})
         changed["other_answers"] = others
         self._anonymizer.rules.may_store(counts)
-        counts.update(fields["anonymization"]["counts"])
+        add(counts, fields["anonymization"]["counts"])
         changed["anonymization"] = {
             "policy": self._anonymizer.policy,
             "counts": dict(sorted(counts.items())),
@@ -256,23 +251,23 @@ class Scope:
             values = dict(self._values)
         return restored(value, values) if values else value
 
-    def _run(self, value: Any) -> tuple[Any, Counter[str]]:
+    def _run(self, value: Any) -> tuple[Any, Counts]:
         if not self._anonymizer.settings.enabled:
-            return value, Counter()
+            return value, {}
         with self._lock:
             run = Rewriting(self._anonymizer.settings, self._anonymizer.find, self._placeholder)
             if isinstance(value, Mapping) and isinstance(value.get("messages"), list):
                 changed = self._conversation(value, run)
-            elif isinstance(value, dict):
-                changed = self._object(value, run)
             else:
-                data = packed(value)
+                told = value
+                if isinstance(value, dict):
+                    told = {key: item for key, item in value.items() if not is_count(key, item)}
+                data = packed(told)
                 if data is None or b"<" in data:
                     self._reserve(value)
                 loud = data is None or not self._anonymizer.quiet(data)
                 changed = run.value(value) if loud else value
-            if run.counts:
-                self._counts.update(run.counts)
+            add(self._counts, run.counts)
         return changed, run.counts
 
     def _conversation(self, value: Mapping[str, Any], run: Rewriting) -> dict[str, Any]:
@@ -281,34 +276,24 @@ class Scope:
         Rewriting a part again gives the same again, because a value keeps its placeholder; so a known
         part is taken from memory.
         """
-        items = {key: value[key] if key == "messages" else [value[key]] for key in value}
-        data = {key: [packed(item) for item in some] for key, some in items.items()}
+        parts = [
+            (key, item, packed(item))
+            for key in constant_first(value)
+            for item in (value[key] if key == "messages" else (value[key],))
+        ]
         marked = any("<" in str(key) for key in value)
-        for texts in data.values():
-            for text in texts:
-                marked = marked or text is None or b"<" in text
+        for _, _, data in parts:
+            marked = marked or data is None or b"<" in data
         if marked:
             # Before anything is numbered: a later part may hold what an earlier one would be given.
             self._reserve(value)
-        parts: dict[Any, Any] = {}
-        for key in constant_first(value):
-            depth = 2 if key == "messages" else 1
-            done = [
-                self._part(str(key), item, depth, text, run)
-                for item, text in zip(items[key], data[key], strict=True)
-            ]
-            parts[key] = done if key == "messages" else done[0]
-        return {run.key(key): parts[key] for key in value}
-
-    def _object(self, value: dict[str, Any], run: Rewriting) -> dict[str, Any]:
-        """Any other object: where its bytes show that there is nothing to find, it needs no walk."""
-        data = packed({key: item for key, item in value.items() if not is_count(key, item)})
-        if data is None or b"<" in data:
-            self._reserve(value)
-        elif self._anonymizer.quiet(data):
-            return value
-        changed: dict[str, Any] = run.value(value)
-        return changed
+        done: dict[Any, Any] = {"messages": []}
+        for key, item, data in parts:
+            if key == "messages":
+                done[key].append(self._part("messages", item, 2, data, run))
+            else:
+                done[key] = self._part(str(key), item, 1, data, run)
+        return {run.key(key): done[key] for key in value}
 
     def _part(self, name: str, item: Any, depth: int, data: bytes | None, run: Rewriting) -> Any:
         if data is None:
@@ -319,17 +304,15 @@ class Scope:
         mine = (self._number, known)
         before = anonymizer._rewritten.get(mine)
         if before is not None:
-            run.counts.update(before[1])
+            add(run.counts, before[1])
             return before[0]
-        if not is_secret_name(name) and anonymizer.quiet(data):
-            anonymizer._clean.put(known, True)
-            return item
-        counts, run.counts = run.counts, Counter()
-        changed = run.value(item, name, depth)
-        found, run.counts = run.counts, counts
-        if found:
-            counts.update(found)
-        else:
+        found: Counts = {}
+        if is_secret_name(name) or not anonymizer.quiet(data):
+            counts, run.counts = run.counts, found
+            changed = run.value(item, name, depth)
+            run.counts = counts
+            add(counts, found)
+        if not found:
             # Nothing replaced: the part is as it was, here and in every other session.
             anonymizer._clean.put(known, True)
             return item
@@ -347,8 +330,8 @@ class Scope:
         if policy == "hash":
             made = f"<{kind}_h{self._anonymizer.rules.keyed_hash(value)}>"
         else:
-            self._last[kind] += 1
-            made = f"<{kind}_{self._last[kind]}>"
+            number = self._last[kind] = self._last.get(kind, 0) + 1
+            made = f"<{kind}_{number}>"
         self._placeholders[kind, value] = made
         self._values[made] = value
         return made
@@ -361,7 +344,7 @@ class Scope:
                 for match in PLACEHOLDER.finditer(text):
                     if match.group(2).isdigit() and match.group() not in self._values:
                         kind = match.group(1)
-                        self._last[kind] = max(self._last[kind], int(match.group(2)))
+                        self._last[kind] = max(self._last.get(kind, 0), int(match.group(2)))
             return text
 
         map_strings(value, note, note)
@@ -371,17 +354,17 @@ class Scope:
         names = _OPEN_FIELDS if isinstance(record, CallRecord) else ("correction", "label")
         return {name: getattr(record, name) for name in names} | (record.model_extra or {})
 
-    def _other(self, other: OtherAnswer, counts: Counter[str]) -> OtherAnswer:
+    def _other(self, other: OtherAnswer, counts: Counts) -> OtherAnswer:
         fields = {"message": other.message, "error": other.error} | (other.model_extra or {})
         changed, found = self._run(fields)
-        counts.update(found)
+        add(counts, found)
         return other.model_copy(update=changed)
 
-    def _name(self, name: str, mark: str, counts: Counter[str]) -> str:
+    def _name(self, name: str, mark: str, counts: Counts) -> str:
         if not self._anonymizer.personal(name):
             return name
         found = self._anonymizer.find(name)
-        counts.update(finding.kind for finding in found)
+        add(counts, Counter(finding.kind for finding in found))
         return f"{mark}-{self._anonymizer.rules.keyed_hash(name)}"
 
 

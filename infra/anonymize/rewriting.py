@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +40,17 @@ _API_KEYS = frozenset({
 _CONSTANT_FIRST = ("tools", "functions", "response_format", "messages")
 
 
+Counts = dict[str, int]
+"""How often a value of each kind was replaced. Not a ``Counter``, whose making costs more than most calls
+have to count."""
+
+
+def add(counts: Counts, more: Mapping[str, int]) -> None:
+    """Add ``more`` to ``counts``."""
+    for kind, count in more.items():
+        counts[kind] = counts.get(kind, 0) + count
+
+
 class Rewriting:
     """One pass over one value: where to replace, and how often it was.
 
@@ -56,7 +66,7 @@ class Rewriting:
         find: Callable[[str], Sequence[Finding]],
         placeholder: Callable[[str, str], str],
     ) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts: Counts = {}
         self._settings = settings
         self._find = find
         self._placeholder = placeholder
@@ -70,7 +80,7 @@ class Rewriting:
             return self._number(name, value)
         if depth >= MAX_DEPTH:
             # Nobody nests this deep in earnest, and what is not looked at is not kept.
-            self.counts["TOO_DEEP"] += 1
+            add(self.counts, {"TOO_DEEP": 1})
             return None
         if isinstance(value, (dict, Mapping)):  # an abstract class alone is asked slowly
             if depth:
@@ -114,7 +124,7 @@ class Rewriting:
             # A cut through the middle of an address would leave half of it.
             cut = max(text.rfind(" ", limit - 1000, limit), text.rfind("\n", limit - 1000, limit))
             cut = cut if cut > 0 else limit - 1000
-            self.counts["TOO_LONG"] += 1
+            add(self.counts, {"TOO_LONG": 1})
             return f"{self._prose(text[:cut])} [{len(text) - cut} characters left out]"
         if text.startswith("data:") and _BASE64.fullmatch(text):
             return text
@@ -149,7 +159,7 @@ class Rewriting:
     def _replace(self, kind: str, value: str) -> str:
         if self._settings.policy_of(kind) == "keep":
             return value
-        self.counts[kind] += 1
+        add(self.counts, {kind: 1})
         return self._placeholder(kind, value)
 
 
