@@ -105,9 +105,6 @@ class Anonymizer:
         return bool(self.find(text))
 
     def _find(self, text: str) -> tuple[Finding, ...]:
-        data = packed(text)
-        if data is not None and self.quiet(data):
-            return ()
         recognizers = (*self._structured.worth_asking(text), *self._more)
         if "<" in text:
             recognizers = (find_placeholders, *recognizers)

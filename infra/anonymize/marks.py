@@ -20,9 +20,18 @@ def classes(**characters: bytes) -> bytes:
     return bytes(table)
 
 
+SHORTEST_TOKEN = 20
+"""Characters without a break in the shortest key or token, but for Slack's."""
+SLACK = b"xox"
 _ALPHANUMERIC = classes(a=LETTERS, d=DIGITS)
 _NUMERIC = classes(d=DIGITS)
+_UNBROKEN = classes(x=LETTERS + DIGITS + b"-_.+/=:~%\\")
 _BETWEEN_DIGITS = LETTERS + b" ().-/+"
+
+
+def may_hold_token(data: bytes) -> bool:
+    """Whether there is as much without a break as in a key or token."""
+    return b"x" * SHORTEST_TOKEN in data.translate(_UNBROKEN) or SLACK in data
 
 
 def begins_account(data: bytes) -> bool:

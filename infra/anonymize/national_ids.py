@@ -97,15 +97,21 @@ _FORMS = (
 )
 # British insurance numbers have no check digit; two letters, six digits and a letter are telling.
 _INSURANCE = re.compile(
-    r"(?<![A-Za-z0-9])(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z]"
+    r"(?=[A-Z]{2})(?<![A-Za-z0-9])(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z]"
     r"( ?)[0-9]{2}\1[0-9]{2}\1[0-9]{2}\1[A-D](?![A-Za-z0-9])"
 )
+_ANY_FORM = re.compile(
+    "|".join(one.pattern for form in _FORMS for one in (form.alone, form.named) if one), re.I
+)
+_BEFORE_DIGITS = 20
+"""No number has as many characters before its first digit."""
 # One block of letters and digits, perhaps in parts; or groups with spaces between.
 _BLOCK = re.compile(
     r"(?<![\w.+])(?<![0-9][/,:-])(?=[0-9A-Za-z./+-]{7})"
+    rf"(?=[A-Za-z./+-]{{0,{_BEFORE_DIGITS}}}[0-9])"
     r"[0-9A-Za-z]{1,18}(?:[-./+][0-9A-Za-z]{1,8}){0,6}(?![\w])"
 )
-_GROUPS = re.compile(r"(?<![\w.+])[0-9]{1,8}(?: [0-9A-Za-z]{1,6}){1,7}(?![\w])")
+_GROUPS = re.compile(r"(?=[0-9])(?<![\w.+])[0-9]{1,8}(?: [0-9A-Za-z]{1,6}){1,7}(?![\w])")
 _NAMED = re.compile(
     r"(?i)(?<![a-z])(?:ssn|itin|tin|tax|fiscal|steuer|identi|passport|national|social|insurance|"
     r"citizen|resident|personal (?:id|number|code)|id (?:card|number|no)|nhs|sin|nir|dni|nie|pesel|"
@@ -125,9 +131,14 @@ def find_national_ids(text: str) -> Iterator[Finding]:
         checks += 1
         if checks > MAX_CHECKS:
             return
-        named = _NAMED.search(text, max(0, start - CONTEXT_CHARACTERS), start) is not None
+        named: bool | None = None
         # Words may stand around it with the same spaces between.
         for a, b in _parts(text, start, end):
+            if _ANY_FORM.fullmatch(text, a, b) is None:
+                continue
+            if named is None:
+                before = max(0, start - CONTEXT_CHARACTERS)
+                named = _NAMED.search(text, before, start) is not None
             if _is_one(text[a:b], named):
                 yield Finding(KIND, a, b)
                 break

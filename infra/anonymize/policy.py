@@ -42,15 +42,9 @@ class Policy:
         self.drops = "drop" in {settings.policy, *settings.kinds.values()}
         """Whether some values are replaced by what nobody can put back."""
         self._unwanted = frozenset(k for k, p in chosen if p == DROP_RECORD)
-
-    @property
-    def name(self) -> str:
+        parts = [f"{settings.policy}/{POLICY_VERSION}", *(f"{k}={p}" for k, p in sorted(chosen))]
+        self.name = ";".join(parts) if settings.enabled else "none"
         """What a record's ``anonymization.policy`` says, e.g. ``replace/1`` or ``replace/1;EMAIL=hash``."""
-        if not self._settings.enabled:
-            return "none"
-        own = sorted(self._settings.kinds.items())
-        parts = [f"{self._settings.policy}/{POLICY_VERSION}", *(f"{k}={p}" for k, p in own)]
-        return ";".join(parts)
 
     def may_store(self, found: Mapping[str, int]) -> None:
         """Raises RecordDropped when ``found`` has a kind that no stored record may hold."""

@@ -11,18 +11,15 @@ import re
 from infra.anonymize.marks import (
     DIGITS,
     IDENTITY_DIGITS,
-    LETTERS,
     begins_account,
     classes,
     digit_runs,
     has_run,
+    may_hold_token,
 )
 from infra.anonymize.placeholders import MAX_DEPTH
 from infra.anonymize.recognizers import TOKEN_MARKS
 
-SHORTEST_TOKEN = 20
-"""Characters without a break in the shortest key or token, but for Slack's."""
-SLACK = b"xox"
 HARDWARE_ADDRESS = 17
 _MARKS = tuple(mark.encode() for mark in TOKEN_MARKS)
 _ESCAPES = (b"\\n", b"\\t", b"\\r", b"\\b", b"\\f", b'\\"')
@@ -37,7 +34,6 @@ _IN_ADDRESSES = (b"key=", b"sig=", b"signature=")
 _COLONS = re.compile(rb":[0-9A-Fa-f]{0,4}:")
 # Letters beyond ASCII that equal ASCII ones where case is ignored.
 _TWINS = tuple(letter.encode() for letter in "ſKİı")
-_UNBROKEN = classes(x=LETTERS + DIGITS + b"-_.+/=:~%\\")
 _HEXADECIMAL = classes(h=DIGITS + b"abcdefABCDEF:-")
 
 
@@ -71,9 +67,7 @@ def _names_secret(low: bytes) -> bool:
 
 def _holds_token(data: bytes) -> bool:
     """Whether a key, a token or a hardware address may be there."""
-    if SLACK in data:
-        return True
-    if b"x" * SHORTEST_TOKEN in data.translate(_UNBROKEN):
+    if may_hold_token(data):
         for mark in _MARKS:
             if mark in data:
                 return True

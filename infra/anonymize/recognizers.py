@@ -27,6 +27,7 @@ from infra.anonymize.marks import (
     begins_account,
     digit_runs,
     has_run,
+    may_hold_token,
 )
 from infra.anonymize.national_ids import find_national_ids
 from infra.anonymize.network import find_addresses, find_hardware_addresses
@@ -89,7 +90,8 @@ class Structured:
         asked: list[Recognizer] = []
         if "PRIVATE KEY" in text:
             asked.append(find_private_keys)
-        if "bearer" in low or any(mark in text for mark in TOKEN_MARKS):
+        broken = text.isascii() and not may_hold_token(plain)
+        if not broken and ("bearer" in low or any(map(text.__contains__, TOKEN_MARKS))):
             asked.append(find_tokens)
         if "@" in text and "://" in text:
             asked.append(find_url_credentials)
@@ -109,7 +111,7 @@ class Structured:
         if has_run(runs, IDENTITY_DIGITS):
             asked.append(find_national_ids)
         # Letters beyond ASCII may equal ASCII ones where case is ignored.
-        if not text.isascii() or any(word in low for word in _PASSWORD_WORDS):
+        if not text.isascii() or any(map(low.__contains__, _PASSWORD_WORDS)):
             asked.append(find_passwords)
         if has_run(runs, PHONE_DIGITS):
             asked.append(self._find_phones)

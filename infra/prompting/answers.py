@@ -31,6 +31,7 @@ only its cost is, which takes longest to tell."""
 # steps: a pattern must not hold up the other callers.
 _PATTERNS = FancyRegexOptions(backtrack_limit=20_000)
 
+_MAPPING = (dict, Mapping)  # an abstract class alone is asked slowly
 _FITTING_CALL = Checks(tool_known=True, schema_valid=True)
 _FITTING_CONTENT = Checks(schema_valid=True)
 _TEXT = Checks()
@@ -92,7 +93,7 @@ def uncheckable(request: Mapping[str, Any]) -> bool:
     schemas = [_schema(request)] + [
         tool["function"].get("parameters")
         for tool in (tools if isinstance(tools, list | tuple) else ())
-        if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)
+        if isinstance(tool, _MAPPING) and isinstance(tool.get("function"), _MAPPING)
     ]
     try:
         return any(schema and _is_dear(schema) for schema in schemas)
@@ -132,11 +133,11 @@ def _check_calls(calls: Any, request: Mapping[str, Any]) -> Checks:
         return Checks(parsed=False, reason="tool_calls is not a list of function calls")
     tools = request.get("tools")
     offered = {
-        tool["function"].get("name"): tool["function"].get("parameters") or {}
+        function["name"]: function.get("parameters") or {}
         for tool in (tools if isinstance(tools, list | tuple) else ())
-        if isinstance(tool, Mapping)
-        and isinstance(tool.get("function"), Mapping)
-        and isinstance(tool["function"].get("name"), str)
+        if isinstance(tool, _MAPPING)
+        and isinstance(function := tool.get("function"), _MAPPING)
+        and isinstance(function.get("name"), str)
     }
     if len(calls) > 1 and request.get("parallel_tool_calls") is False:
         return Checks(parsed=False, reason="more than one tool call where one was allowed")
@@ -164,9 +165,9 @@ def _parts_text(content: Any) -> str:
 
 def _is_call(call: Any) -> bool:
     """A name, and arguments as JSON text (or none)."""
-    function = call.get("function") if isinstance(call, Mapping) else None
+    function = call.get("function") if isinstance(call, _MAPPING) else None
     return (
-        isinstance(function, Mapping)
+        isinstance(function, _MAPPING)
         and isinstance(function.get("name"), str)
         and isinstance(function.get("arguments"), str | None)
     )
@@ -174,7 +175,7 @@ def _is_call(call: Any) -> bool:
 
 def _schema(request: Mapping[str, Any]) -> Any:
     form = request.get("response_format")
-    if not isinstance(form, Mapping):
+    if not isinstance(form, _MAPPING):
         return None
     if form.get("type") == "json_schema":
         named = form.get("json_schema") or {}

@@ -12,7 +12,6 @@ import math
 import re
 import zlib
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -88,6 +87,7 @@ class Centred(Protocol):
 
 
 T = TypeVar("T", bound=Centred)
+F = TypeVar("F")
 
 
 def nearest(embedding: Vector | Sequence[float], tasks: Iterable[T]) -> T | None:
@@ -116,16 +116,19 @@ def _row(text: str, dimensions: int) -> Vector:
     loud, loud_pairs = _ends(words)
     places: list[bytes] = []
     weights: list[bytes] = []
-    for word, count in Counter(words).items():
+    for word, count in _counted(words).items():
         where, much = _word(word, dimensions)
-        times = _often(count) * END_WEIGHT if word in loud else _often(count)
         places.append(where)
-        weights.append(much if times == 1.0 else _times(much, times))
-    pairs = Counter(pairwise(words))
+        if count > 1 or word in loud:
+            much = _times(much, _often(count) * (END_WEIGHT if word in loud else 1.0))
+        weights.append(much)
+    pairs = _counted(pairwise(words))
     signed = [_pair(first, second, dimensions) for first, second in pairs]
     places.append(array("q", [abs(place) - 1 for place in signed]).tobytes())
     heights = [
-        PAIR_WEIGHT * _often(count) * (END_WEIGHT if pair in loud_pairs else 1.0)
+        PAIR_WEIGHT
+        if count == 1 and pair not in loud_pairs
+        else PAIR_WEIGHT * _often(count) * (END_WEIGHT if pair in loud_pairs else 1.0)
         for pair, count in pairs.items()
     ]
     weights.append(array("d", map(math.copysign, heights, signed)).tobytes())
@@ -139,9 +142,17 @@ def _row(text: str, dimensions: int) -> Vector:
     return (vector / norm if norm > 0 else vector).astype(np.float32)
 
 
+def _counted(features: Iterable[F]) -> dict[F, int]:
+    """As a ``Counter``, whose making takes longer than counting one prompt's words."""
+    counts: dict[F, int] = {}
+    for feature in features:
+        counts[feature] = counts.get(feature, 0) + 1
+    return counts
+
+
 def _often(count: int) -> float:
     """What a repeated word says: little more than one."""
-    return 1.0 if count == 1 else 1 + math.log(count)
+    return 1 + math.log(count)
 
 
 def _times(weights: bytes, factor: float) -> bytes:
@@ -164,13 +175,13 @@ def _word(word: str, dimensions: int) -> tuple[bytes, bytes]:
     # Short words are mostly function words.
     weight = min(len(word), 6) / 6
     share = GRAMS_WEIGHT * weight / math.sqrt(len(sums)) if sums else 0.0
-    places, weights = array("q"), array("d")
-    for value, much in ((zlib.crc32(b"w " + _spelt(word)), weight), *((s, share) for s in sums)):
-        # As ``_folded``, which is called less often.
-        spread = (value * _SPREAD) & 0xFFFFFFFF
-        places.append((spread >> 1) % dimensions)
-        weights.append(much if spread >> 31 else -much)
-    return places.tobytes(), weights.tobytes()
+    # As ``_folded``, which is called less often.
+    own, *spread = [
+        (value * _SPREAD) & 0xFFFFFFFF for value in (zlib.crc32(b"w " + _spelt(word)), *sums)
+    ]
+    places = array("q", [(value >> 1) % dimensions for value in (own, *spread)])
+    weights = [share if value >> 31 else -share for value in spread]
+    return places.tobytes(), array("d", [weight if own >> 31 else -weight, *weights]).tobytes()
 
 
 @lru_cache(maxsize=MAX_KNOWN_PAIRS)

@@ -16,7 +16,6 @@ from infra.anonymize.policy import RecordDropped
 from infra.anonymize.restoring import placeholders
 from infra.calls.codec import StoredLine, stored_fields
 from infra.calls.record import utc_now
-from infra.prompting.answers import uncheckable
 from infra.prompting.confidence import MEAN
 from infra.settings.model import Settings
 from serving.gateway.arms import TEACHER, Assignment, assign
@@ -110,10 +109,13 @@ class Answering:
         """
         look = not self._small.too_long(call.chat.size_bytes)
         router = self._router()
-        if look and (found := router.left_to_teacher(call.chat.body, call.chat.tag)):
+        found = router.structure(call.chat.body, call.chat.tag) if look else None
+        if found is not None and not router.served(found):
             call.undecided = router, found
             return None
-        call.routed = router.route(call.chat.body, call.chat.tag, call.tenant, look=look)
+        call.routed = router.route(
+            call.chat.body, call.chat.tag, call.tenant, look=look, found=found
+        )
         call.assignment = await self._assign(call)
         if call.assignment.answerer is not None and self._was_aborted(call):
             # Its arm stays: what the abort cost is the arm's to answer for.
@@ -266,7 +268,9 @@ class Answering:
         task = routed.task
         if beyond_small_model(body) or self._small.too_long(call.chat.size_bytes):
             return TEACHER
-        if not routed.fit() or uncheckable(body):
+        if not routed.fit():
+            return TEACHER
+        if routed.structure is None or routed.structure.uncheckable(body):
             return TEACHER
         if self._rules.drops and not self._rules.restorable((await self._redacted(call)).counts):
             return TEACHER  # what was dropped cannot be put back into an answer

@@ -24,6 +24,7 @@ from serving.gateway.problems import CallerGone, GatewayError, teacher_unavailab
 from serving.gateway.recorder import Recorder
 from serving.gateway.streaming import Assembler, StreamProblem, TextStream, chunks, event
 from serving.gateway.upstream import Answer, Reply, passed_back, read_reply
+from serving.gateway.whole_answer import whole_answer
 
 _EVENT_STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 
@@ -142,11 +143,10 @@ class _Exchange:
             return await self._end(self._text.response, self._text.rest(response, _usage(call)))
         await self._settle()
         if not call.chat.stream:
-            return web.Response(
-                body=orjson.dumps(response), content_type="application/json", headers=call.headers()
-            )
+            headers = {"Content-Type": "application/json", **call.headers()}
+            return whole_answer(200, orjson.dumps(response), headers)
         body = b"".join(chunks(response, include_usage=_usage(call)))
-        return web.Response(body=body, headers={**_EVENT_STREAM, **call.headers()})
+        return whole_answer(200, body, {**_EVENT_STREAM, **call.headers()})
 
     async def _show_hedged(self, reply: Reply) -> web.StreamResponse:
         body = reply.json()
@@ -155,7 +155,7 @@ class _Exchange:
         self._call.answer_bytes = len(reply.body)
         return await self._show(body)
 
-    async def _pass_on(self, reply: Reply) -> web.Response:
+    async def _pass_on(self, reply: Reply) -> web.StreamResponse:
         """The teacher's answer as it came, and what the log makes of it."""
         call = self._call
         body = reply.json()
@@ -165,15 +165,8 @@ class _Exchange:
         else:
             call.failed(reply.status, error_code(body))
         await self._settle()
-        return web.Response(
-            status=reply.status,
-            body=reply.body,
-            headers={
-                **reply.headers,
-                "Content-Type": reply.content_type,
-                **call.headers(),
-            },
-        )
+        headers = {**reply.headers, "Content-Type": reply.content_type, **call.headers()}
+        return whole_answer(reply.status, reply.body, headers)
 
     async def _stream(self) -> web.StreamResponse:
         call, teacher = self._call, self._answering.teacher

@@ -43,6 +43,11 @@ def shaped(status: int) -> web.Response:
 
 
 class _Protocol(RequestHandler):
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Each read of a body asks for it, and the parser is asked for nothing in vain.
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def handle_error(
         self,
         request: web.BaseRequest,

@@ -67,10 +67,11 @@ async def read_body(request: web.Request, limit_bytes: int, timeout_seconds: flo
     """The whole body. Raises GatewayError: too large, too slow, or not what its head says."""
     if (request.content_length or 0) > limit_bytes:
         raise too_large(limit_bytes)
+    content = request.content
     try:
         # Nothing to wait for is the common case, and a timer is not free.
-        if request.content.is_eof():
-            body = request.content.read_nowait()
+        if content.is_eof():
+            body = content.read_nowait()
             if len(body) > limit_bytes:
                 raise too_large(limit_bytes)
             return body
@@ -227,14 +228,17 @@ def _check_tool(tool: Mapping[str, Any]) -> None:
         raise bad_request("a tool's function.parameters must be a JSON Schema object")
 
 
+_NESTED = frozenset({dict, list})
+
+
 def _check_depth(value: Any) -> None:
     layer: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         layer = [
             child
             for node in layer
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, (dict, list))
+            for child in (node.values() if type(node) is dict else node)
+            if type(child) in _NESTED
         ]
         if not layer:
             return

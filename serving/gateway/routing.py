@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +25,6 @@ from serving.gateway.structure import Remembered, Structure, Structures, digest
 
 MODEL_PREFIX = "nightschool/"
 How = Literal["tag", "model", "signature", "centroid"]
-MAX_EMBEDDED = 2048
 MAX_DECIDED = 4096
 ROUNDING = 1e-4
 """More than the error of a cosine of 32-bit unit vectors; what lies closer is computed in 64 bits."""
@@ -32,9 +32,7 @@ ROUNDING = 1e-4
 Owned = tuple[str, str | None]
 """A structure (signature or frame) and the tenant whose tasks they are; None: everybody's."""
 
-# Beyond one snapshot's life. The steps of an agent's loop all have the same user message.
-_structures = Structures()
-_embedded: Remembered[Vector] = Remembered(MAX_EMBEDDED)
+_structures = Structures()  # beyond one snapshot's life
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,8 @@ class Routed:
     """Whether it has at least the task's tools and response format."""
     place: str | None = None
     """The task that it was recognised as, where that is merged into ``task``."""
+    structure: Structure | None = None
+    """The request's, where it was looked at."""
 
     def fit(self) -> bool:
         """Whether every adapter of the task was trained on calls of this structure and this place."""
@@ -197,7 +197,7 @@ class Router:
             request: as sent or anonymized: the parts that are looked at are masked alike.
             look: False for a request too long to look into (that takes seconds of everybody's
                 time, and no small model could answer it): then only its tag counts.
-            found: the request's structure, where ``left_to_teacher`` has read it.
+            found: the request's structure, where it was read before.
         """
         task, how = self._explicit(request, tag, tenant, look)
         if tag is not None and task is None:
@@ -216,22 +216,22 @@ class Router:
             return None
         answers = self._home(task)  # it is what was trained, on its structure
         same = answers.signature == found.signature
-        return self._routed(task, tenant, how, same, same or answers.frame == found.frame)
+        frame = same or answers.frame == found.frame
+        return self._routed(task, tenant, how, same, frame, found)
 
-    def left_to_teacher(self, request: Mapping[str, Any], tag: str | None) -> Structure | None:
-        """The structure of a request where no task that ``route`` could find has an adapter, whatever
-        the prompt says: the teacher can then be asked before the task is known.
-
-        None where it is otherwise, or not known cheaply.
-        """
+    def structure(self, request: Mapping[str, Any], tag: str | None) -> Structure | None:
+        """The structure by which ``route`` will find the task; None where the tag or the model says it."""
         if tag is not None or not self._by_id:
             return None
         model = request.get("model")
         if isinstance(model, str) and self.named(model) is not None:
             return None
-        found = _structures.of(request)
-        served = found.signature in self._served or found.frame in self._served
-        return None if served else found
+        return _structures.of(request)
+
+    def served(self, found: Structure) -> bool:
+        """Whether a task that may be found by this structure has an adapter. If none has, the teacher can
+        be asked before the task is known."""
+        return found.signature in self._served or found.frame in self._served
 
     def _home(self, task: TaskRoute) -> TaskRoute:
         """Who answers: the task itself, or the one that it is merged into."""
@@ -240,13 +240,19 @@ class Router:
         return self._by_id.get(home(task.id, self._into), task)
 
     def _routed(
-        self, task: TaskRoute, tenant: str, how: How, same: bool, frame: bool = False
+        self,
+        task: TaskRoute,
+        tenant: str,
+        how: How,
+        same: bool,
+        frame: bool = False,
+        found: Structure | None = None,
     ) -> Routed | None:
         answers = self._home(task)
         if answers.tenant is not None and answers.tenant != tenant:
             return None
         place = task.id if answers is not task else None
-        return Routed(answers, how, same, frame, place)
+        return Routed(answers, how, same, frame, place, found)
 
     def _explicit(
         self, request: Mapping[str, Any], tag: str | None, tenant: str, look: bool
@@ -266,18 +272,16 @@ class Router:
         if all(group.dimensions == 0 for group in groups):
             return groups[0].only if len(groups) == 1 else None
         text = prompt_text(request)
-        prompt = digest(text.encode("utf-8", "surrogatepass"))
-
-        def vector(dimensions: int) -> Vector:
-            key = b"%d:%b" % (dimensions, prompt)
-            return _embedded.get(key, lambda: embed([text], dimensions)[0])
 
         def decide() -> TaskRoute | None:
+            vector = cache(lambda dimensions: embed([text], dimensions)[0])
             found = [task for group in groups if (task := group.nearest(vector)) is not None]
             if len(found) < 2:
                 return found[0] if found else None
             return nearest(vector(groups[0].dimensions), found) or found[0]
 
+        # The steps of an agent's loop all have the same user message.
+        prompt = digest(text.encode("utf-8", "surrogatepass"))
         key = b"%d:%d:%b" % (id(groups[0]), id(groups[-1]), prompt)
         return self._decided.get(key, decide)
 

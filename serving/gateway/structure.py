@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import orjson
 
+from infra.prompting.answers import uncheckable
 from infra.tasks.signature import signature, system_text
 from serving.gateway.routes import frame_of
 
@@ -20,11 +22,21 @@ T = TypeVar("T")
 MAX_STRUCTURES = 4096
 
 
-class Structure(NamedTuple):
+@dataclass
+class Structure:
+    """What requests with the same tools, response format and system prompt have in common."""
+
     signature: str
     """``infra.tasks.signature.Signature.digest``."""
     frame: str
     """See ``frame_of``."""
+    _uncheckable: bool | None = None
+
+    def uncheckable(self, request: Mapping[str, Any]) -> bool:
+        """``infra.prompting.answers.uncheckable`` of a request that has this structure; asked once."""
+        if self._uncheckable is None:
+            self._uncheckable = uncheckable(request)
+        return self._uncheckable
 
 
 class Remembered(Generic[T]):

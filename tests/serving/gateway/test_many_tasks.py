@@ -22,7 +22,7 @@ from serving.gateway.guard import KillSwitch, tended
 from serving.gateway.routes import AdapterRoute, KeyRoute, Snapshot, TaskRoute, frame_of
 from serving.gateway.routing import Alike, Router
 from serving.gateway.snapshot_file import SnapshotFile, load_snapshot
-from serving.gateway.structure import Remembered, Structures
+from serving.gateway.structure import Remembered, Structure, Structures
 from serving.registry.registry import Registry
 from tests.serving.gateway.world import add_adapter, add_task, chat, open_rollout, set_route
 
@@ -103,7 +103,7 @@ def test_a_remembered_structure_is_the_structure(requests: list[dict[str, Any]])
     structures = Structures(most=2)
     for request in requests + requests:
         found = signature(request)
-        assert structures.of(request) == (
+        assert structures.of(request) == Structure(
             found.digest,
             frame_of(found.tools, found.response_kind, found.response_name),
         )
