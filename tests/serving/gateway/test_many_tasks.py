@@ -116,6 +116,15 @@ def test_a_request_that_is_no_json_has_a_structure_too() -> None:
     assert Structures().of(lone).signature == signature(lone).digest
 
 
+def test_whether_answers_can_be_checked_is_remembered_with_the_structure() -> None:
+    structures = Structures()
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "nonsense"}}}
+    odd = chat("x", response_format=form)
+    assert structures.of(odd).uncheckable(odd)
+    assert structures.of(odd).uncheckable({}), "it is not asked again"
+    assert not structures.of(chat("x")).uncheckable(chat("x"))
+
+
 def test_what_is_remembered_is_bounded_and_the_oldest_goes_first() -> None:
     made: list[bytes] = []
     known: Remembered[int] = Remembered(2)
