@@ -13,6 +13,8 @@ when not worse by 5 points or more.
 * ``teacher``: the same beside the teacher, with a canary worse by what is tolerated there, 5 points:
   every rollback is false, and every promotion.
 * ``power``: canary 10 or 20 points worse at a base rate of 0.85 and a 10 % canary.
+* ``judged``: the same while a judge calls 10, 20 or 30 % of the canary's wrong answers as good
+  (``judge.rollout_share`` times how often it says so): what that costs. The other rules know no judge.
 * ``shadow``: both answer the same prompts, which differ in 14 % (10 points) and 24 % (20 points).
 
 Cells: base rate, share of the canary, labels at once or late by outcome (wrong answers are known at
@@ -63,6 +65,7 @@ FEEDBACK: dict[str, tuple[float, float, Any]] = {
     "canary": (SAID, SAID, "canary"),
     "champion": (SAID, SAID, "champion"),
 }
+FORGIVEN = (0.1, 0.2, 0.3)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Cell:
     late: bool = False
     drift: bool = False
     feedback: str = ""
+    forgiven: float = 0.0
 
     @property
     def terms(self) -> Terms:
@@ -91,6 +95,7 @@ class Cell:
             feedback_wrong=wrong,
             contrary=CONTRARY if self.kind == "feedback" else 0.0,
             feedback_on=on,
+            forgiven=self.forgiven,
             champion=self.rate,
             harm=self.harm,
             drift=DRIFT if self.drift else 0.0,
@@ -114,6 +119,11 @@ def cells() -> list[Cell]:
             Cell("teacher", 1.0, POLICY.tolerated(True), 0.1, feedback=said)
             for said in ("", *SPOKEN)
         ),
+        *(
+            Cell("judged", 0.85, harm, 0.1, forgiven=forgiven)
+            for harm in (0.1, 0.2)
+            for forgiven in FORGIVEN
+        ),
     ]
 
 
@@ -125,6 +135,8 @@ def measure(job: tuple[Cell, int, int]) -> dict[str, Any]:
     for stream in streams(cell.traffic, cell.terms, runs=runs, seed=seed):
         ends = judge(stream, cell.terms)
         verdicts["nightschool"].append((ends.bad, ends.good))
+        if cell.kind == "judged":
+            continue
         seen = arrived(stream, cell, random)
         for name, rule in RULES.items():
             bad, good = rule(seen, Setting(MARGIN, ALPHA, cell.rate))
@@ -133,7 +145,8 @@ def measure(job: tuple[Cell, int, int]) -> dict[str, Any]:
             is_bad = (bad != NEVER) & (bad <= good)
             is_good = (good != NEVER) & ~is_bad
             verdicts[name].append((np.where(is_bad, labels, 0), np.where(is_good, labels, 0)))
-    return {**asdict(cell), "rules": {name: _summary(found) for name, found in verdicts.items()}}
+    rules = {name: _summary(found) for name, found in verdicts.items() if found}
+    return {**asdict(cell), "rules": rules}
 
 
 def arrived(stream: Stream, cell: Cell, random: np.random.Generator) -> Seen:
@@ -220,7 +233,7 @@ def shadow(runs: int, seed: int) -> list[dict[str, Any]]:
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Per rule: the worst cell for each error, and the power."""
-    names = rows[0]["rules"]
+    names = max((row["rules"] for row in rows), key=len)
 
     def worst(name: str, kind: str, verdict: str) -> dict[str, Any] | None:
         found = [row for row in rows if row["kind"] == kind]
@@ -256,15 +269,15 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", help="only cells of these kinds")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     given = parser.parse_args()
-    chosen = cells()
+    chosen = list(enumerate(cells()))  # its place gives a cell its seed, whatever else is run
     runs = given.runs
     if given.quick:
         runs = min(runs, 200)
-        chosen = [cell for cell in chosen if cell.share == 0.1 and not cell.drift]
+        chosen = [(place, cell) for place, cell in chosen if cell.share == 0.1 and not cell.drift]
     if given.kinds:
-        chosen = [cell for cell in chosen if cell.kind in given.kinds]
+        chosen = [(place, cell) for place, cell in chosen if cell.kind in given.kinds]
     started = time.perf_counter()
-    jobs = [(cell, runs, given.seed + place) for place, cell in enumerate(chosen)]
+    jobs = [(cell, runs, given.seed + place) for place, cell in chosen]
     jobs.sort(key=lambda job: job[0].share)  # the long ones first
     rows = []
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
@@ -284,6 +297,11 @@ def main() -> None:
         "runs": runs,
         "seed": given.seed,
         "summary": summarize(rows),
+        "judged": [
+            {"harm": row["harm"], "forgiven": row["forgiven"], **row["rules"]["nightschool"]}
+            for row in rows
+            if row["kind"] == "judged"
+        ],
         "shadow": shadow(runs, given.seed),
         "cells": rows,
         "seconds": round(time.perf_counter() - started, 1),

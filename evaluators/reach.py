@@ -111,7 +111,10 @@ def _growth(
         lost = right * traffic.missing_right + (1 - right) * traffic.missing_wrong
         return known + lost if best else known
 
-    canary = scored(max(traffic.champion - traffic.harm, 0.0), for_bad)
+    right = max(traffic.champion - traffic.harm, 0.0)
+    canary = scored(right, for_bad)
+    if for_bad:
+        canary += traffic.forgiven * (1 - right) * (1 - traffic.missing_wrong)
     champion = scored(traffic.champion, not for_bad)
     beside = (1 - share) / share
     ones = np.ones(SETTLED_BLOCKS)

@@ -46,12 +46,15 @@ class Traffic:
     contrary: float = 0.0
     """Share of what callers say that is contrary to the teacher."""
     feedback_on: Literal["both", "canary", "champion"] = "both"
+    forgiven: float = 0.0
+    """Share of the canary's wrong answers that a judge is asked about while the rollout runs, and calls
+    as good: ``judge.rollout_share`` times how often it says so."""
     sessions_per_hour: float = 100.0
     maturity_hours: float = 0.0
 
     def __post_init__(self) -> None:
         shares = [self.champion, self.missing_right, self.missing_wrong]
-        shares += [self.feedback_right, self.feedback_wrong, self.contrary]
+        shares += [self.feedback_right, self.feedback_wrong, self.contrary, self.forgiven]
         if not all(0 <= share <= 1 for share in shares):
             raise ValueError("a base rate, a missing share and one of feedback lie between 0 and 1")
         if not (-1 <= self.harm <= 1 and -1 <= self.drift <= 1):
@@ -111,6 +114,8 @@ class Stream:
     known: Bools
     said: NDArray[np.int8] | None = None
     """What callers said: 1 right, -1 wrong, 0 nothing; None: nobody said anything."""
+    forgiven: Bools | None = None
+    """Wrong answers of the canary that the judge calls as good; None: no judge was asked."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,12 @@ def draw_stream(
         known = random.random((runs, n), dtype=np.float32) >= lost
     if sessions.champion_is_teacher:
         known = known | ~sessions.canary
-    return Stream(sessions, right, known, _said(random, traffic, sessions, right))
+    said = _said(random, traffic, sessions, right)
+    forgiven = None
+    if traffic.forgiven:
+        forgiven = random.random(right.shape, dtype=np.float32) < traffic.forgiven
+        forgiven &= sessions.canary & ~right
+    return Stream(sessions, right, known, said, forgiven)
 
 
 def _said(
@@ -210,6 +220,8 @@ def counts_of(stream: Stream) -> tuple[Counts, Counts]:
 def _bounds(stream: Stream) -> tuple[Bools, Bools]:
     """Whether each session is right for sure, and perhaps: ``metrics.outcome_of`` for quality."""
     sure, perhaps, said = stream.right & stream.known, stream.right | ~stream.known, stream.said
+    if stream.forgiven is not None:
+        perhaps = perhaps | (stream.forgiven if said is None else stream.forgiven & (said == 0))
     if said is None:
         return sure, perhaps
     if not stream.sessions.champion_is_teacher:

@@ -65,6 +65,18 @@ What is not given comes from the settings. Rates and margins are fractions of on
 @click.option(
     "--missing", type=SHARE, default=0.0, show_default=True, help="Labels that never come."
 )
+@click.option(
+    "--judge-share",
+    type=SHARE,
+    help="Of the canary's answers unlike the teacher's: those a judge is asked about meanwhile.",
+)
+@click.option(
+    "--judge-forgives",
+    type=SHARE,
+    default=0.2,
+    show_default=True,
+    help="Of those: wrong ones that it calls as good.",
+)
 @click.option("--runs", type=click.IntRange(1, 1_000_000), default=2000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True)
 @click.option(
@@ -139,7 +151,8 @@ def _traffic_and_terms(ctx: click.Context, given: dict[str, Any]) -> tuple[Any, 
         changes["steps"] = given["steps"]
     if given["maturity_hours"] is not None:
         changes["maturity_seconds"] = 3600 * given["maturity_hours"]
-    opened = replace(RolloutPolicy.from_settings(settings_of(ctx).rollout), **changes)
+    settings = settings_of(ctx)
+    opened = replace(RolloutPolicy.from_settings(settings.rollout), **changes)
     judged = evidence_policy(opened)
     if judged.latency_objective_seconds is None and opened.shadow_sessions:
         # Measured in the shadow: what it will be changes nothing here but that it is judged.
@@ -151,10 +164,14 @@ def _traffic_and_terms(ctx: click.Context, given: dict[str, Any]) -> tuple[Any, 
         kind: 1 - (1 - given["missing"]) * (1 - (too_late if given["late"] in ("all", kind) else 0))
         for kind in ("right", "wrong")
     }
+    asked = given["judge_share"]
+    if asked is None:
+        asked = settings.judge.rollout_share if settings.judge.model is not None else 0.0
     traffic = Traffic(
         champion=1.0 if by_teacher else given["base_rate"],
         missing_right=lost["right"],
         missing_wrong=lost["wrong"],
+        forgiven=asked * given["judge_forgives"],
         sessions_per_hour=given["sessions_per_hour"],
         maturity_hours=hours,
     )

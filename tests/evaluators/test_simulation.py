@@ -30,7 +30,7 @@ def test_a_simulated_rollout_ends_as_run_test_ends_it():
         margin=0.1, rollback_margin=0.02, steps=(0.2, 0.5), step_sessions=10, max_sessions=80
     )
     sessions = draw_sessions(random, terms)
-    traffic = Traffic(champion=0.9, harm=0.15, missing_right=0.05)
+    traffic = Traffic(champion=0.9, harm=0.25, missing_right=0.05, forgiven=0.3)
     stream = draw_stream(random, traffic, sessions, runs=40)
     ends = judge(stream, terms)
     edge = int(np.flatnonzero(np.cumsum(sessions.canary) == terms.step_sessions)[0]) + 1
@@ -40,10 +40,16 @@ def test_a_simulated_rollout_ends_as_run_test_ends_it():
                 "canary" if canary else "champion",
                 int(place >= edge),
                 float(right and known),
-                float(right or not known),
+                float(right or not known or forgiven),
             )
-            for place, (canary, right, known) in enumerate(
-                zip(sessions.canary, stream.right[run], stream.known[run], strict=True)
+            for place, (canary, right, known, forgiven) in enumerate(
+                zip(
+                    sessions.canary,
+                    stream.right[run],
+                    stream.known[run],
+                    stream.forgiven[run],
+                    strict=True,
+                )
             )
         ]
         blocks = match_blocks(outcomes, champion_is_teacher=False)
@@ -66,7 +72,7 @@ def test_a_simulated_rollout_ends_as_run_test_ends_it():
             first[1] if first[0] == "bad" else 0,
             first[1] if first[0] == "good" else 0,
         )
-    assert (ends.bad > 0).any()
+    assert (ends.bad > 0).any() and not stream.forgiven[:, ~sessions.canary].any()
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_does_not():
@@ -154,10 +160,11 @@ def test_what_a_policy_can_reach():
         reachable(Terms(rollback_margin=0.1), Traffic(), harm=0.1)
 
 
-@pytest.mark.parametrize("harm", [0.1, 0.2])
-def test_what_is_expected_is_what_happens(harm):
-    expected = reachable(Terms(), Traffic(), harm=harm).rollback_sessions
-    found = simulate(Traffic(harm=harm), Terms(max_sessions=3000), runs=300, seed=2).bad
+@pytest.mark.parametrize(("harm", "forgiven"), [(0.1, 0.0), (0.2, 0.0), (0.2, 0.2)])
+def test_what_is_expected_is_what_happens(harm, forgiven):
+    traffic = Traffic(forgiven=forgiven)
+    expected = reachable(Terms(), traffic, harm=harm).rollback_sessions
+    found = simulate(replace(traffic, harm=harm), Terms(max_sessions=3000), runs=300, seed=2).bad
     assert 0.7 * expected <= found[found > 0].mean() <= 1.5 * expected
 
 

@@ -50,6 +50,19 @@ def test_late_labels_count_as_missing_and_verdicts_wait_for_the_horizon():
     assert found["rows"][0]["hours"] is None or found["rows"][0]["hours"] > 4
 
 
+def test_a_judge_that_forgives_costs_power_and_is_taken_from_the_settings(tmp_path: Path):
+    def found(*given: str) -> tuple[float, float]:
+        given = ("--harm", "0.3", "--step", "0.3", "--max-sessions", "100", "--json", *given)
+        body = json.loads(simulate(*given).stdout)
+        return body["traffic"]["forgiven"], body["rows"][0]["rolled_back"]
+
+    assert found()[0] == 0 and found()[1] > 0.9
+    (tmp_path / "nightschool.toml").write_text('[judge]\nmodel = "large"\nrollout_share = 0.5\n')
+    assert found()[0] == pytest.approx(0.1)
+    share, power = found("--judge-share", "1", "--judge-forgives", "0.6")
+    assert share == pytest.approx(0.6) and power < 0.2
+
+
 def test_a_policy_that_cannot_be_met_is_said_to_be():
     said = simulate("--harm", "0", "--missing", "0.4")
     assert said.exit_code == 0 and "with this traffic: a promotion can never" in said.stdout
