@@ -93,6 +93,7 @@ def draw(trial: Trial, to: Path) -> None:
         ) from error
     figure = Figure()
     shades = ("#2f6f4f", "#3d6fb6", "#c98a1b", "#b5432f", "#6b4d9a", "#555555")
+    last = max(float(_hours(ends, trial.traffic).max()) for ends in trial.ends.values())
     for place, (harm, ends) in enumerate(trial.ends.items()):
         hours = _hours(ends, trial.traffic)
         for what, fell, dash in (
@@ -104,8 +105,10 @@ def draw(trial: Trial, to: Path) -> None:
             kept = np.unique(np.linspace(0, max(len(when) - 1, 0), 200).astype(int))[: len(when)]
             figure.add_trace(
                 Scatter(
-                    x=[0.0, *when[kept].tolist()],
-                    y=[0.0, *share[kept].tolist()],
+                    # To the end, for what has not ended by then never does.
+                    x=[0.0, *when[kept].tolist(), last],
+                    y=[0.0, *share[kept].tolist(), float(fell.mean())],
+                    mode="lines",
                     name=f"{harm * 100:g} points worse: {what}",
                     line={"dash": dash, "color": shades[place % len(shades)], "shape": "hv"},
                 )
@@ -116,7 +119,7 @@ def draw(trial: Trial, to: Path) -> None:
         f"{terms.margin * 100:g}; the champion is right on {trial.traffic.champion:.0%}",
         xaxis_title="hours since the canary began",
         yaxis_title="share of rollouts",
-        yaxis_range=[0, 1],
+        yaxis={"range": [0, 1.01], "tickformat": ".0%"},
         template="plotly_white",
     )
     figure.write_html(str(to), include_plotlyjs=True)

@@ -111,7 +111,7 @@ def _growth(
         lost = right * traffic.missing_right + (1 - right) * traffic.missing_wrong
         return known + lost if best else known
 
-    right = max(traffic.champion - traffic.harm, 0.0)
+    right = traffic.champion - traffic.harm
     canary = scored(right, for_bad)
     if for_bad:
         canary += traffic.forgiven * (1 - right) * (1 - traffic.missing_wrong)

@@ -59,6 +59,11 @@ class Traffic:
             raise ValueError("a base rate, a missing share and one of feedback lie between 0 and 1")
         if not (-1 <= self.harm <= 1 and -1 <= self.drift <= 1):
             raise ValueError("harm and drift are differences of two rates: between -1 and 1")
+        if not 0 <= self.champion - self.harm <= 1:
+            raise ValueError(
+                f"a canary that is {self.harm:g} worse than a champion that is right on "
+                f"{self.champion:g} would be right on {self.champion - self.harm:g}: that is no share"
+            )
         if not (self.sessions_per_hour > 0 and self.maturity_hours >= 0):
             raise ValueError("sessions per hour are above 0, a maturity is not negative")
 

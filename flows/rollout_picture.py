@@ -11,19 +11,19 @@ from html import escape
 
 from flows.drawing import Line, Mark, NoPng, Sheet, Words, box, png, svg
 from flows.exposure import weights_of
-from flows.observing import observe
+from flows.observing import evidence_policy, observe
 from flows.replaying import last_records
 from flows.tending import MAX_EVENTS
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.database.events import Event
-from serving.registry.records import Rollout
+from serving.registry.records import TEACHER, Rollout
 
 PREFIX = "reports/rollouts/"
 LOOKS = 40
 """Points of a line: the log is judged so often, as it was at that many moments."""
 WIDTH, HEIGHT, LEFT, TOP, GAP, TITLE = 860, 240, 64, 24, 48, 18
-COLOURS = {"e_bad": "#b3261e", "e_good": "#1b6e3c", "weight": "#33658a"}
+COLOURS = {"e_bad": "#b3261e", "e_good": "#1b6e3c", "both": "#444444", "weight": "#33658a"}
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ def page(
 ) -> str:
     """The HTML of what was read."""
     terms = rollout.policy
+    tolerated = evidence_policy(terms).tolerated(rollout.champion in (None, TEACHER))
     rows = "".join(
         f"<tr><td>{event.time:%Y-%m-%d %H:%M:%S}</td><td>{escape(event.what)}</td>"
         f"<td>{escape(event.actor)}</td><td>{escape(event.why)}</td></tr>"
@@ -122,7 +123,8 @@ def page(
         f"<title>{escape(rollout.adapter)}</title><style>body{{font:14px sans-serif;max-width:900px;"
         "margin:2em auto}td,th{text-align:left;padding:2px 10px 2px 0;vertical-align:top}</style>"
         f"<h1>{escape(rollout.adapter)} is {rollout.state}</h1><p>{escape(rollout.reason)}</p>"
-        f"<p>Margin {terms.margin:g}; worse is said at an e-value of {1 / terms.alpha_bad:g}, "
+        f"<p>Promoted within {terms.margin:g}, rolled back beyond {tolerated:g}; "
+        f"worse is said at an e-value of {1 / terms.alpha_bad:g}, "
         f"as good at {1 / terms.alpha_good:g}; steps "
         f"{', '.join(f'{step:.0%}' for step in terms.steps)}.</p>"
         f"{svg(drawn)}"
@@ -151,12 +153,14 @@ def sheet(
 
     marks: list[Mark] = [box(LEFT, TOP, right, TOP + HEIGHT)]
     marks.append(Words(LEFT, 14, "evidence (e-value, logarithmic)"))
+    one = limits["e_bad"] == limits["e_good"]
     for place, (name, limit) in enumerate(limits.items()):
         label = "worse" if name == "e_bad" else "as good"
-        marks.append(Line([(LEFT, y(limit)), (right, y(limit))], COLOURS[name], dashed=True))
         marks.append(Words(WIDTH - 220 + 90 * place, 14, label, COLOURS[name]))
-        if place == 0 or limit != limits["e_bad"]:
-            marks.append(Words(4, y(limit) + 4 + 12 * place, f"{limit:g}", COLOURS[name]))
+        colour = COLOURS["both"] if one else COLOURS[name]
+        if place == 0 or not one:
+            marks.append(Line([(LEFT, y(limit)), (right, y(limit))], colour, dashed=True))
+            marks.append(Words(4, y(limit) + 4 + 12 * place, f"{limit:g}", colour))
         points = [(x(look.time), y(getattr(look, name))) for look in seen]
         if points:
             marks.append(Line([(points[0][0], y(1.0)), *points], COLOURS[name]))

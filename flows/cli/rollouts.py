@@ -27,7 +27,7 @@ from flows.cli.common import (
 if TYPE_CHECKING:
     from flows.replaying import Replayed
     from flows.wiring import Context
-    from serving.registry.records import Rollout
+    from serving.registry.records import Rollout, Route
     from serving.rollout.machine import Order
 
 ELSEWHERE: dict[str, str] = {"simulate": "flows.cli.simulate:simulate"}
@@ -59,7 +59,10 @@ class RolloutsGroup(click.Group):
 @click.pass_context
 @failing_clearly
 def rollouts(ctx: click.Context, as_json: bool) -> None:
-    """The rollouts, newest last, with their verdicts and reasons; and what to do with one."""
+    """The rollouts, newest last, with their verdicts and reasons; and what to do with one.
+
+    A task's name stands for its open rollout, else for its newest.
+    """
     if ctx.invoked_subcommand is not None:
         return
     with context_of(ctx) as context:
@@ -120,6 +123,7 @@ def show_one(ctx: click.Context, rollout_id: str, as_json: bool) -> None:
     with context_of(ctx) as context:
         rollout = _named(context, rollout_id)
         events = list(reversed(context.registry.events(rollout.id, 1000)))
+        share = _share(rollout, context.registry.route(rollout.task_id))
     steps: list[dict[str, Any]] = [
         {"time": event.time, "who": event.actor, "what": event.what, "why": event.why}
         for event in events
@@ -144,6 +148,7 @@ def show_one(ctx: click.Context, rollout_id: str, as_json: bool) -> None:
     click.echo(f"{rollout.adapter} of task {rollout.task_id} is {_state(rollout)}")
     click.echo(f"  why       {rollout.reason}")
     if rollout.open:
+        click.echo(f"  share     {share}")
         click.echo(f"  deadline  {rollout.deadline:%Y-%m-%d %H:%M:%S} UTC")
     for name, value in _numbers(rollout).items():
         click.echo(f"  {name:<9} {value}")
@@ -273,16 +278,16 @@ def _again(step: Replayed) -> str:
 
 
 def _named(context: Context, given: str) -> Rollout:
-    """The rollout of that id, or the open one of that task. Raises UnknownRollout."""
+    """The rollout of that id, or of that task: the open one, else the newest. Raises UnknownRollout."""
     from serving.registry.errors import UnknownRollout
 
     try:
         return context.registry.rollout(given)
     except UnknownRollout:
-        open_ones = context.registry.rollouts("open", task_id=given)
-        if not open_ones:
+        of_task = context.registry.rollouts(task_id=given)
+        if not of_task:
             raise
-        return open_ones[0]
+        return next((one for one in of_task if one.open), of_task[-1])
 
 
 def _state(rollout: Rollout) -> str:
@@ -293,6 +298,11 @@ def _state(rollout: Rollout) -> str:
     return rollout.state
 
 
+def _share(rollout: Rollout, route: Route) -> str:
+    """Of sessions that its candidate answers now."""
+    return f"{route.weight:.0%}" if route.rollout_id == rollout.id else "waits"
+
+
 def _live(context: Context, rollout: Rollout) -> dict[str, Any]:
     route = context.registry.route(rollout.task_id)
     own = route.rollout_id == rollout.id
@@ -300,7 +310,7 @@ def _live(context: Context, rollout: Rollout) -> dict[str, Any]:
         "id": rollout.id,
         "adapter": rollout.adapter,
         "state": _state(rollout),
-        "share": f"{route.weight:.0%}" if own else "waits",
+        "share": _share(rollout, route),
         **_numbers(rollout),
         "tended": route.updated if own else None,
         "deadline": rollout.deadline,

@@ -94,8 +94,12 @@ def simulate(
 
     try:
         traffic, terms, refused = _traffic_and_terms(ctx, given)
-        harms = given["harms"] or (0.0, terms.rollback_margin, terms.margin, 0.1, 0.2)
+        most = traffic.champion  # then it is never right
+        usual = (0.0, terms.rollback_margin, terms.margin, 0.1, 0.2)
+        harms = given["harms"] or tuple(harm for harm in usual if harm <= most)
         harms = tuple(sorted(set(harms)))
+        for harm in harms:
+            replace(traffic, harm=harm)  # what cannot be is refused before the first is simulated
         with click.progressbar(
             length=runs * len(harms), label="simulating", file=sys.stderr
         ) as bar:
@@ -107,7 +111,7 @@ def simulate(
                 seed=seed,
                 progress=lambda done: bar.update(done - bar.pos),
             )
-        reach = reachable(terms, traffic, harm=max(0.1, 2 * terms.rollback_margin))
+        reach = reachable(terms, traffic, harm=min(most, max(0.1, 2 * terms.rollback_margin)))
     except ValueError as error:
         fail(str(error), USAGE)
     rows = [row.to_dict() for row in trial.rows()]

@@ -139,7 +139,7 @@ def test_the_picture_shows_evidence_thresholds_steps_and_who_acted(world: World)
     to_the_end(world, right=True)
     rollout = world.rollout()
     drawn = draw(world.context, rollout.id).page
-    assert drawn.count("<polyline") == 6  # a frame, two lines, two thresholds, the canary's share
+    assert drawn.count("<polyline") == 5  # a frame, two lines, their threshold, the canary's share
     for told in (
         rollout.adapter,
         "promoted",

@@ -60,7 +60,7 @@ def test_show_says_what_happened_why_and_who_did_it(
     run("rollouts", "pause", only(registry), "--why", "strange totals")
     said = run("rollouts", "show", only(registry)).stdout
     assert "is pending, paused" in said
-    for word in ("ann", "rollout.paused", "strange totals", "night", "deadline"):
+    for word in ("ann", "rollout.paused", "strange totals", "night", "deadline", "share     0%"):
         assert word in said, word
     body = parsed(run("rollouts", "show", only(registry), "--json"))
     assert body["paused"] is True and body["policy"]["margin"] == 0.05
@@ -80,7 +80,9 @@ def test_pause_resume_abort_and_the_refusals_between(run: Run, registry: Registr
     (rollout,) = registry.rollouts()
     assert (rollout.state, rollout.reason) == ("inconclusive", "aborted: not today")
     assert registry.adapter(rollout.adapter).state == "registered"
-    assert "it has ended: inconclusive" in run("rollouts", "pause", which, status=1).stderr
+    for named in (which, "invoice-fields"):  # of a task without an open one the newest
+        assert "it has ended: inconclusive" in run("rollouts", "pause", named, status=1).stderr
+    assert "is inconclusive" in run("rollouts", "show", "invoice-fields").stdout
 
 
 def test_replay_and_picture_of_a_rollout_that_was_only_opened(

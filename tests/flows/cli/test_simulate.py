@@ -90,7 +90,16 @@ def test_a_picture_is_written_and_a_place_that_is_not_there_is_named(tmp_path: P
     assert nowhere.exit_code == 1 and "missing" in nowhere.stderr
 
 
-@pytest.mark.parametrize("wrong", [("--step", "1"), ("--step", "0"), ("--margin", "1")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--step", "1"),
+        ("--step", "0"),
+        ("--margin", "1"),
+        ("--base-rate", "0.05", "--harm", "0.1"),
+        ("--champion", "teacher", "--harm", "-0.1"),
+    ],
+)
 def test_shares_and_margins_that_cannot_be_are_refused(wrong):
     said = simulate("--harm", "0", *wrong)
     assert said.exit_code == 2 and said.stderr.startswith("nightschool: ")
