@@ -1,7 +1,8 @@
 """How users of other rollout systems were hurt, and the tests that rule it out here.
 
-The reports are issues of argo-rollouts, flagger, kayenta, tensorzero, aibrix and gitops platforms; each
-row's tests must exist under the name given, so that none is renamed or removed without being missed.
+The reports are issues of argo-rollouts, flagger, kayenta, tensorzero, aibrix, vllm, mlflow and gitops
+platforms; each row's tests must exist under the name given, so that none is renamed or removed without
+being missed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ REGISTRY, BAD_INPUT = "contracts.test_registry", "flows.test_rollout_bad_input"
 ASSIGNMENT, KILLS = "serving.rollout.test_assignment", "serving.gateway.test_kill_switch"
 RECONCILE, ROUTING = "serving.engines.test_reconcile", "serving.gateway.test_routing"
 ORDERS = "serving.rollout.test_orders"
+EVIDENCE, SEQUENTIAL = "evaluators.test_evidence", "evaluators.test_sequential"
+REPLAY = "flows.test_rollout_replay"
 
 RULED_OUT: dict[str, list[tuple[str, str]]] = {
     "stuck rollout": [
@@ -82,6 +85,29 @@ RULED_OUT: dict[str, list[tuple[str, str]]] = {
         (BAD_INPUT, "test_an_adapter_that_is_lost_by_the_engine_is_not_exposed_further"),
         (RECONCILE, "test_from_nothing_to_the_goal_and_onwards"),
         (ROUTING, "test_a_rollout_that_is_not_running_here_has_no_arms"),
+    ],
+    "missing values that pass, or that roll back an idle canary": [
+        (EVIDENCE, "test_missing_labels_never_promote_and_alone_never_roll_back"),
+        (SEQUENTIAL, "test_hiding_a_canarys_label_never_makes_either_verdict_nearer"),
+    ],
+    "labels counted as they arrive": [
+        (EVIDENCE, "test_quick_failures_and_slow_successes_do_not_roll_back_an_equal_canary"),
+        (EVIDENCE, "test_the_head_of_the_line_waits_for_its_label"),
+    ],
+    "failures that the fallback hides": [
+        (EVIDENCE, "test_the_arm_is_charged_with_its_failures_though_the_teacher_answered"),
+    ],
+    "a picture of another rule than the one that decides": [
+        (REPLAY, "test_the_picture_shows_evidence_thresholds_steps_and_who_acted"),
+        (SEQUENTIAL, "test_the_paths_end_where_the_test_stands"),
+    ],
+    "a name used again for other weights": [
+        (REGISTRY, "test_a_name_never_stands_for_something_else"),
+        (REGISTRY, "test_engines_keep_an_adapter_until_it_is_drained"),
+    ],
+    "a pointer moved by two at once, and nobody knows by whom": [
+        (REGISTRY, "test_of_many_writers_at_once_exactly_one_wins"),
+        (REGISTRY, "test_a_change_and_its_event_are_one"),
     ],
     "a canary that is bad at once and waits for statistics": [
         (KILLS, "test_an_unsafe_answer_is_not_shown_and_ends_the_rollout"),
