@@ -95,6 +95,15 @@ def test_without_an_approval_nothing_is_promoted_where_one_is_asked_for(state, s
         assert transition is None or transition.state != "promoted"
 
 
+@pytest.mark.parametrize("approval", ["asked", "given"])
+def test_the_weight_stays_while_a_person_is_waited_for(approval) -> None:
+    waiting = replace(CANARY, policy=APPROVED, approval=approval)
+    assert next_step(replace(waiting, approval="none"), FINE, NOW) is not None
+    # A metric that fell silent takes the good verdict back; the question stands until its deadline.
+    for seen in (FINE, replace(FINE, canary_sessions=POLICY.max_sessions)):
+        assert next_step(waiting, seen, NOW) is None
+
+
 @given(states)
 def test_a_state_survives_json(state) -> None:
     assert state_from_json(state_to_json(state), state.policy) == state
