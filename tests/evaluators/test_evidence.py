@@ -115,7 +115,8 @@ def test_an_error_response_is_a_failure():
 
 
 def test_a_session_is_as_good_as_its_worst_call_within_the_horizon():
-    early, late = call("one", 10, agrees=False), call("one", 61, agrees=False)
+    # The last moment of the horizon belongs to it.
+    early, late = call("one", 60, agrees=False), call("one", 61, agrees=False)
     assert only([call("one", 0), early]).high == 0
     assert only([call("one", 0), late]).low == 1
     assert only([call("one", 0), call("one", 5, agrees=None)]).low == 0
@@ -129,7 +130,7 @@ def test_feedback_wins_over_agreement_but_not_over_failure():
     failed = call("two", 0, escalation="engine_timeout")
     assert only([failed], [report_of(failed, 1)]).high == 0
     # The latest word counts, if it comes within the horizon and before now.
-    both = [report_of(right, 1, 2), report_of(right, 0.5, 3), report_of(right, 0.25, 61)]
+    both = [report_of(right, 1, 2), report_of(right, 0.5, 60), report_of(right, 0.25, 61)]
     assert only([right], both).low == 0.5
 
 
