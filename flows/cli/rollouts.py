@@ -8,6 +8,7 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -74,7 +75,9 @@ def rollouts(ctx: click.Context, as_json: bool) -> None:
                 "step": rollout.step,
                 "sessions": rollout.sessions,
                 "since": rollout.entered,
-                "reason": rollout.reason,
+                "reason": rollout.reason
+                if as_json
+                else shorten(rollout.reason, 90, placeholder="…"),
             }
             for rollout in context.registry.rollouts()
         ]
