@@ -228,16 +228,17 @@ def _rollback(now_is: RolloutState, seen: Observation) -> Transition | None:
 
     if seen.kill is not None:
         return back(f"kill switch: {seen.kill or 'no reason given'}")
-    if seen.verdict == "bad":
-        return back(
-            "the sequential test found the canary worse than the champion by more than is tolerated "
-            f"after {seen.canary_sessions} canary sessions{_because(seen.reason)}"
-        )
+    # Before the canary's, which begins with the shadow's evidence and would take its place.
     if seen.shadow_verdict == "bad":
         return back(
             "the paired shadow test found the adapter worse than the champion by more than is "
             f"tolerated after {seen.shadow_pairs} pairs; nobody was exposed by the shadow"
             f"{_because(seen.shadow_reason)}"
+        )
+    if seen.verdict == "bad":
+        return back(
+            "the sequential test found the canary worse than the champion by more than is tolerated "
+            f"after {seen.canary_sessions} canary sessions{_because(seen.reason)}"
         )
     return None
 

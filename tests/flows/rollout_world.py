@@ -89,7 +89,7 @@ class World:
             error: the canary fails and the teacher answers in its place.
             skew_seconds: how far the gateway's clock is ahead.
             lost: the arm whose records never arrive.
-            shadow: the candidate answers unseen beside the champion, and right.
+            shadow: the candidate answers unseen beside the champion, and ``right``.
             latency_seconds: of every answer; ``canary_seconds``: of the canary's.
         """
         route = self.route
@@ -107,7 +107,7 @@ class World:
             seconds = canary_seconds if side == "canary" else latency_seconds
             others = list(made.other_answers)
             if shadow:
-                said = {"role": "assistant", "content": "yes"}
+                said = {"role": "assistant", "content": "yes" if right else "no"}
                 others.append(
                     OtherAnswer(
                         model="m",

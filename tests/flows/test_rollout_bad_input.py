@@ -54,6 +54,17 @@ def test_all_error_traffic_rolls_back_and_never_passes(world: World) -> None:
     assert world.rollout().state == "rolled_back"
 
 
+def test_a_bad_candidate_is_rejected_by_its_shadow_and_nobody_meets_it(world: World) -> None:
+    rollout = world.open(policy=replace(POLICY, shadow_sessions=100))
+    world.look()
+    world.play(30, shadow=True, right=False)
+    world.look(61)
+    ended = world.rollout()
+    assert (ended.state, world.route.stage) == ("rolled_back", "none")
+    assert "nobody was exposed" in ended.reason
+    assert world.registry.adapter(rollout.adapter).state == "rejected"
+
+
 def test_labels_that_never_come_neither_promote_nor_raise_nor_roll_back(world: World) -> None:
     in_canary(world)
     world.play(300, right=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -115,12 +116,16 @@ def test_an_ended_rollout_never_moves_again(state: RolloutState, seen: Observati
         assert not ALLOWED[ended]
 
 
-@given(states, observations, st.booleans())
+@given(
+    states,
+    observations,
+    st.sampled_from([{"kill": "burst"}, {"verdict": "bad"}, {"shadow_verdict": "bad"}]),
+)
 def test_the_rollback_check_precedes_all_other_gates(
-    state: RolloutState, seen: Observation, killed: bool
+    state: RolloutState, seen: Observation, found: dict[str, Any]
 ) -> None:
     # flagger#1801: 18 failures, threshold 5, no rollback, because another gate held first.
-    bad = replace(seen, kill="burst") if killed else replace(seen, verdict="bad")
+    bad = replace(seen, **found)
     for still_open in OPEN:
         transition = step(replace(state, state=still_open), bad)
         assert transition.state == "rolled_back"
