@@ -284,6 +284,17 @@ def test_the_canary_goes_on_where_the_shadow_ended():
     assert alone.carried == 1 and carried.carried > 2
     assert carried.e_bad == pytest.approx(carried.carried * alone.e_bad, rel=1e-6)
     assert (alone.verdict, carried.verdict) == ("continue", "bad")
+    # What it ended with, not its best moment: a maximum is no e-value.
+    recovered = [
+        call(f"r{place}", 10 + place, "champion", adapter=None, shadow=answer("yes"), epoch=1)
+        for place in range(20)
+    ]
+    calls = shadowed + recovered + wrong
+    least = decide(calls, champion="teacher", candidate=CANDIDATE).carried
+    shadow = judge_shadow(
+        calls, rollout=ROLLOUT, candidate=CANDIDATE, policy=EvidencePolicy(), now=LATER
+    )
+    assert least == pytest.approx(shadow.path[-1]) and least < 0.9 * shadow.e_bad
     # While a pair of the shadow still waits, the canary does too: order is that of assignment.
     early = [call(f"c{place}", 30 + place, escalation="checks:x", epoch=2) for place in range(3)]
     waiting = judge_canary(
