@@ -94,6 +94,11 @@ def test_missing_labels_are_filled_in_against_each_verdict():
     )
     result = run_test(nothing, 0.1, 0.05, 0.05)
     assert (result.verdict, result.e_bad, result.e_good) == ("continue", 1.0, 1.0)
+    # A champion of whom nothing is known is no measure to be worse than.
+    unknown_beside = match_blocks(
+        [champion(low=0, high=1), canary(0)] * 300, champion_is_teacher=False
+    )
+    assert run_test(unknown_beside, 0.1, 0.05, 0.05).e_bad == 1.0
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=60))
