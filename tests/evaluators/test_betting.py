@@ -70,11 +70,13 @@ def test_nor_does_a_pair(past, only_champion, only_candidate, margin):
         return
     before = paired_worse(np.array(past, dtype=float), margin)[-1] if past else 0.0
     chances = {-1.0: only_champion, 1.0: only_candidate, 0.0: 1 - only_champion - only_candidate}
-    mean = sum(
-        chance * math.exp(paired_worse(np.array([*past, value]), margin)[-1] - before)
-        for value, chance in chances.items()
-    )
-    assert mean <= 1 + 1e-9
+    factors = {
+        value: math.exp(paired_worse(np.array([*past, value]), margin)[-1] - before)
+        for value in chances
+    }
+    assert sum(chance * factors[value] for value, chance in chances.items()) <= 1 + 1e-9
+    # The bet knows nothing of the pair that it is placed on: the factor is linear in it.
+    assert factors[-1.0] + factors[1.0] == pytest.approx(2 * factors[0.0])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5), MEANS, st.floats(0, 0.5))

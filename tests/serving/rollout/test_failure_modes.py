@@ -20,7 +20,7 @@ KILLED = "serving.rollout.test_killed_controller"
 REGISTRY, BAD_INPUT = "contracts.test_registry", "flows.test_rollout_bad_input"
 ASSIGNMENT, KILLS = "serving.rollout.test_assignment", "serving.gateway.test_kill_switch"
 RECONCILE, ROUTING = "serving.engines.test_reconcile", "serving.gateway.test_routing"
-ORDERS = "serving.rollout.test_orders"
+ORDERS, OPENING = "serving.rollout.test_orders", "contracts.test_registry_rollouts"
 EVIDENCE, SEQUENTIAL = "evaluators.test_evidence", "evaluators.test_sequential"
 REPLAY = "flows.test_rollout_replay"
 
@@ -60,11 +60,11 @@ RULED_OUT: dict[str, list[tuple[str, str]]] = {
         (BAD_INPUT, "test_no_traffic_holds_and_then_keeps_the_champion"),
     ],
     "a new version in the middle of a canary": [
-        (REGISTRY, "test_a_new_adapter_supersedes_and_inherits_nothing"),
-        (REGISTRY, "test_a_queued_rollout_waits_and_only_the_newest_does"),
+        (OPENING, "test_a_new_adapter_supersedes_and_inherits_nothing"),
+        (OPENING, "test_a_queued_rollout_waits_and_only_the_newest_does"),
     ],
     "a failed state that wedges, a rollback that is lost": [
-        (REGISTRY, "test_a_rejected_digest_is_never_retried"),
+        (OPENING, "test_a_rejected_digest_is_never_retried"),
         (ORDERS, "test_a_kill_after_the_end_still_rejects_the_adapter"),
         (
             "serving.gateway.test_many_tasks",
