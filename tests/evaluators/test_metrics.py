@@ -295,6 +295,8 @@ def test_the_canary_goes_on_where_the_shadow_ended():
         calls, rollout=ROLLOUT, candidate=CANDIDATE, policy=EvidencePolicy(), now=LATER
     )
     assert least == pytest.approx(shadow.path[-1]) and least < 0.9 * shadow.e_bad
+    # The shadow has quality's share of the level, as the canary has: 0.55 of 0.875 in use.
+    assert shadow.needed_bad == pytest.approx(20 * 0.875 / 0.55)
     # While a pair of the shadow still waits, the canary does too: order is that of assignment.
     early = [call(f"c{place}", 30 + place, escalation="checks:x", epoch=2) for place in range(3)]
     waiting = judge_canary(
