@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import faulthandler
 import logging
 import sys
 from pathlib import Path
@@ -17,11 +18,14 @@ from pathlib import Path
 import uvloop
 
 from infra.artifacts.manifest import ArtifactError
+from infra.settings.serving import Gateway
 from infra.settings.sources import SettingsError, load_settings
 from serving.gateway.http_server import serve
 from serving.gateway.pauses import keep_short
 
 SWITCH_SECONDS = 0.0005
+AFTER_CALLS_SECONDS = 65.0
+"""For the rest of the end: what nobody waits for, the records' backlog and shipping have 20 each."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     host, port = settings.gateway.host, settings.gateway.port
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings))
+            runner.run(serve(settings, lambda: _end_within(settings.gateway)))
     except (ArtifactError, SettingsError) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
@@ -57,6 +61,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"gateway: cannot start: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _end_within(gateway: Gateway) -> None:
+    """Whatever hangs, be gone in time, and show on stderr where each thread was. Loses no record."""
+    seconds = gateway.drain_notice_seconds + gateway.drain_seconds + AFTER_CALLS_SECONDS
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 if __name__ == "__main__":

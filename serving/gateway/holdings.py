@@ -263,7 +263,9 @@ class Holdings:
                 self._store = None
                 logger.exception("adapters could not be brought up to date")
             try:
-                await asyncio.wait_for(self._wake.wait(), CHECK_SECONDS)
+                # Not wait_for, which in this Python may lose the cancellation that ends this loop.
+                async with asyncio.timeout(CHECK_SECONDS):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
             self._wake.clear()

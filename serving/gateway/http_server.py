@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -100,12 +101,15 @@ class Runner(web.AppRunner):
         return _Server(await super()._make_server())
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, stopping: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM or SIGINT, then end without breaking an answer off.
 
     After the signal: ``/readyz`` says 503 and connections are closed after their next answer, for
     ``drain_notice_seconds``, so that a balancer looks elsewhere; then nothing new is accepted and the
     answers under way have ``drain_seconds`` to end.
+
+    Args:
+        stopping: called at the signal.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -130,6 +134,7 @@ async def serve(settings: Settings) -> None:
         collecting = asyncio.create_task(collect_now_and_then(lambda: gateway.in_flight))
         print(f"gateway: serving on http://{host}:{port}", flush=True)
         await stop.wait()
+        stopping()
         gateway.drain()
         await asyncio.sleep(settings.gateway.drain_notice_seconds)
         collecting.cancel()

@@ -81,11 +81,11 @@ class Shipper:
         self._stop.set()
         self._wake.set()
         self._spool.alone()
-        if self._thread is not None:
-            self._thread.join(timeout_seconds)
-            if self._thread.is_alive():
-                return False
-        return self.run_once(last=True)
+        if self._thread is None:
+            return self.run_once(last=True)
+        # By the thread, which is left alone when a store hangs: the process ends without it.
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive() and self._reached
 
     def run_once(self, *, last: bool = False) -> bool:
         """One round. False when something is left because disk or store would not."""
@@ -128,10 +128,11 @@ class Shipper:
 
     def _loop(self) -> None:
         wait = self._every
-        while not self._stop.is_set():
+        while True:
             self._wake.wait(wait)
             self._wake.clear()
             if self._stop.is_set():
-                return
+                break
             # Backing off from a store that is down; its return is noticed within half a minute.
             wait = self._every if self.run_once() else min(max(wait * 2, 0.5), MAX_BACKOFF_SECONDS)
+        self.run_once(last=True)

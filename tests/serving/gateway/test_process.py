@@ -44,9 +44,9 @@ def environment(
     }
 
 
-def launch(env: dict[str, str]) -> subprocess.Popen[str]:
+def launch(env: dict[str, str], *command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "serving.gateway"],
+        [sys.executable, *(command or ("-m", "serving.gateway"))],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
