@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from compose_spec.compose_spec import PyCompose
 
 from infra.settings.sources import load_settings
 from serving.engines.embedded.__main__ import arguments
-from serving.gateway.server import DRAIN_SECONDS, SHIP_AT_END_SECONDS
+from serving.gateway.__main__ import AFTER_CALLS_SECONDS
 from tests.infra.deploy.reading import (
     DEPLOY,
     EXAMPLE_VALUES,
@@ -34,6 +37,35 @@ ONCE = {"bucket", "migrate", "deployments", "base"}
 def test_it_is_valid_by_the_compose_specification() -> None:
     for variables in (EXAMPLE_VALUES, {**EXAMPLE_VALUES, "VLLM_MODEL": "owner/model"}):
         PyCompose.from_json(json.dumps(compose(variables))).validate()
+
+
+@pytest.mark.parametrize("chosen", [{}, {"COMPOSE_PROFILES": "vllm", "VLLM_MODEL": "owner/model"}])
+def test_the_real_compose_reads_the_same(chosen: dict[str, str]) -> None:
+    tool = shutil.which("docker-compose")
+    if tool is None:
+        pytest.skip("no docker-compose (version 2) here: our own reading stands alone")
+    variables = {**EXAMPLE_VALUES, **chosen}
+    command = [tool, "--file", str(DEPLOY / "compose.yaml"), "--env-file", os.devnull]
+    done = subprocess.run(
+        [*command, "config", "--format", "json"],
+        env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    ours = compose(variables)["services"]
+    theirs = json.loads(done.stdout)["services"]
+    assert theirs.keys() == {
+        name
+        for name, service in ours.items()
+        if service.get("profiles", [variables["COMPOSE_PROFILES"]])
+        == [variables["COMPOSE_PROFILES"]]
+    }
+    for name, service in theirs.items():
+        environment = ours[name].get("environment", {})
+        assert service.get("environment", {}) == environment, name
+        assert service.get("command") == ours[name].get("command"), name
 
 
 def test_every_secret_is_asked_for_and_explained() -> None:
@@ -138,8 +170,9 @@ def test_every_service_is_bounded_watched_and_hardened(name: str) -> None:
 
 def test_the_gateway_has_time_to_drain() -> None:
     grace = int(SERVICES["gateway"]["stop_grace_period"].removesuffix("s"))
-    # Callers, then second opinions, then the spool: each within its own bound.
-    assert grace > 2 * DRAIN_SECONDS + SHIP_AT_END_SECONDS
+    gateway = load_settings(None, environment_of(SERVICES["gateway"])).gateway
+    notice, calls = gateway.drain_notice_seconds, gateway.drain_seconds
+    assert grace > notice + calls + AFTER_CALLS_SECONDS
 
 
 def test_the_engine_has_time_to_answer_what_it_began() -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from infra.settings.sources import load_settings
-from serving.gateway.server import DRAIN_SECONDS, SHIP_AT_END_SECONDS
+from serving.gateway.__main__ import AFTER_CALLS_SECONDS
 from tests.infra.deploy.reading import (
     DEPLOY,
     EXAMPLE_VALUES,
@@ -147,10 +147,11 @@ def test_the_gateway_has_time_to_drain_and_keeps_its_spool(objects: list[Object]
     ready = container["readinessProbe"]
     # Out of the balancers before it stops listening.
     assert leave >= ready["periodSeconds"] * ready["failureThreshold"]
-    bounded = leave + 2 * DRAIN_SECONDS + SHIP_AT_END_SECONDS
-    assert spec["terminationGracePeriodSeconds"] > bounded
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     settings = load_settings(None, settings_of(objects, "gateway"))
+    notice, calls = settings.gateway.drain_notice_seconds, settings.gateway.drain_seconds
+    bounded = leave + notice + calls + AFTER_CALLS_SECONDS
+    assert spec["terminationGracePeriodSeconds"] > bounded
     for kept in (settings.gateway.spool, settings.gateway.snapshot):
         assert str(kept).startswith(f"{mounts['spool']}/")
     assert [claim["metadata"]["name"] for claim in gateway["volumeClaimTemplates"]] == ["spool"]
