@@ -112,6 +112,11 @@ class HookServer:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            most = self._settings.max_body_bytes
+            raise Refused(
+                413, f"the body is larger than {most} bytes (hooks.max_body_bytes)"
+            ) from None
         except TimeoutError:
             raise Refused(408, f"the body did not come within {BODY_SECONDS:g} seconds") from None
         signed, how = await self._who(request, body, hook)

@@ -81,6 +81,17 @@ def addresses(settings: Settings) -> dict[str, str]:
     }
 
 
+def front_doors(settings: Settings) -> dict[str, str]:
+    """What people do there, and the address that they need for it."""
+    gateway, hooks, registry = settings.gateway, settings.hooks, settings.registry
+    return {
+        "agents call": f"http://{gateway.host}:{gateway.port}/v1",
+        "people look": prefect_ui_url(settings),
+        "senders post": f"http://{hooks.host}:{hooks.port}/hooks/retrain",
+        "tools read": f"http://{registry.host}:{registry.port}/v1",
+    }
+
+
 def services(settings: Settings, *, base_model: Path | None) -> list[Service]:
     """The stack in starting order.
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.stack.processes import Stack, StackError
-from flows.stack.services import addresses, services
+from flows.stack.services import front_doors, services
 from infra.database.open import open_database
 from infra.settings.model import Settings
 from trainers.base_model import prepare_base
@@ -64,8 +64,8 @@ def _run(settings: Settings, say: Callable[[str], None]) -> None:
         base = prepare_base(settings.engine, say).folder
     with Stack(Path("var/log"), say) as stack:
         stack.start(services(settings, base_model=base))
-        for name, url in addresses(settings).items():
-            say(f"  {name:<9} {url}")
+        for what, url in front_doors(settings).items():
+            say(f"  {what:<12} {url}")
         say("Running; Ctrl-C stops it all.")
         while not stopped.wait(CHECK_SECONDS):
             stack.check()

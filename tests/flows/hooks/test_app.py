@@ -88,7 +88,8 @@ async def test_an_oversized_message_and_one_that_is_no_text_are_refused(receivin
         for body, status in ((b"x" * (65 << 10), 413), (b"\xff\xfe", 401)):
             answer = await client.post("/hooks/retrain", data=body)
             assert (answer.status, answer.content_type) == (status, "application/json")
-            assert "error" in await answer.json()
+            said = (await answer.json())["error"]
+            assert ("max_body_bytes" in said) == (status == 413), said
 
 
 async def test_with_prefect_down_a_message_is_kept_once_and_says_so(receiving: Context):
