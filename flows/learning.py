@@ -32,7 +32,7 @@ from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
 from trainers.defaults import MAX_SEQUENCE_TOKENS, longest_sequence
 from trainers.discover.discover import TaskSummary, discover
 from trainers.encoding import encode, load_tokenizer
-from trainers.executors.protocol import Executor, RunHandle, RunOutcome, TrainJob
+from trainers.executors.protocol import Executor, ExecutorLost, RunHandle, RunOutcome, TrainJob
 from trainers.importing.importing import ImportReport, import_logs
 from trainers.importing.rerun import RerunReport, rerun
 from trainers.ingest.ingest import IngestReport, ingest
@@ -209,6 +209,7 @@ def train(
 
     Raises:
         TrainingFailed: the run failed after its retries, or was cancelled.
+        ExecutorLost: nothing wrong with the run; another executor can go on with it.
     """
     training = context.settings.training
     base = prepare_base(context.settings.engine, say)
@@ -267,7 +268,8 @@ def train(
     outcome = follow(handle, name, say, show=show, deadline=deadline)
     if outcome.state != "done":
         state = f"{outcome.state} ({outcome.failure})" if outcome.failure else outcome.state
-        raise TrainingFailed(f"training {spec.task_id} ended {state}: {outcome.error}")
+        kind = ExecutorLost if outcome.failure == "cluster_lost" else TrainingFailed
+        raise kind(f"training {spec.task_id} ended {state}: {outcome.error}")
     began = folder.attempts()
     if folder.result() is None and not storage.pull_result(folder):
         raise TrainingFailed(f"training {spec.task_id} is done, but its result is nowhere")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
+from prefect.states import Crashed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import Field
@@ -46,7 +47,7 @@ from infra.calls.record import utc_now
 from trainers.base_model import prepare_base
 from trainers.discover.discover import TaskSummary
 from trainers.executors.open import open_executor
-from trainers.executors.protocol import Executor
+from trainers.executors.protocol import Executor, ExecutorLost
 from trainers.ingest.ingest import IngestReport
 from trainers.plan import Plan, PlannedRun
 
@@ -158,7 +159,7 @@ def night(
     drill: bool = False,
     gate_override: str | None = None,
     within_hours: Annotated[float, Field(gt=0, le=24)] = 4.0,
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[Any]:
     """Learn from the logs and bring in what is good enough.
 
     Args:
@@ -220,7 +221,11 @@ def night(
             run.task_id for run, outcome in zip(plan.runs, outcomes, strict=True) if outcome is None
         ]
         if failed:
-            raise NightFailed(f"not brought to an end: {', '.join(failed)}; see the task runs")
+            told = f"not brought to an end: {', '.join(failed)}; see the task runs"
+            if any(isinstance(_raised(future), ExecutorLost) for future in trained):
+                # As a night whose own machine is lost: the rest is done by whoever takes it over.
+                return Crashed(message=f"the machines that trained are gone, {told}")
+            raise NightFailed(told)
         return {
             "calls": ingested.calls,
             "tasks": [found.id for found in tasks],
@@ -238,6 +243,11 @@ def _outcome(future: Any) -> Any:
     """What a task returned, or None when it failed or could not start because another did."""
     future.wait()
     return future.result() if future.state.is_completed() else None
+
+
+def _raised(future: Any) -> Any:
+    """What a task ended with that did not complete."""
+    return future.result(raise_on_failure=False) if future.state.is_failed() else None
 
 
 def _start_tending(orchestrator: Any) -> None:

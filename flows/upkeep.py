@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.states import Crashed, State
 from pydantic import Field
 
 from flows.approving import Settling
@@ -115,7 +116,7 @@ def retrain(
     reason: str = "by hand",
     within_hours: Annotated[float, Field(gt=0, le=24)] = 4.0,
     asked_by: str = "prefect",
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[Any]:
     """Train one task (or all) now, judge it, and open its rollout; while a night runs, after it.
 
     Args:
@@ -125,7 +126,17 @@ def retrain(
         asked_by: Who wants it.
     """
     get_run_logger().info("asked for by %s", asked_by)
-    return night(reason=f"retrain, {reason}", only=task, by_hand=True, within_hours=within_hours)
+    ended = night(
+        reason=f"retrain, {reason}",
+        only=task,
+        by_hand=True,
+        within_hours=within_hours,
+        return_state=True,
+    )
+    if ended.is_crashed():
+        return Crashed(message=ended.message)  # of this run, which is what is taken over
+    done: dict[str, Any] = ended.result()
+    return done
 
 
 @described

@@ -29,6 +29,7 @@ FailureState = Literal[
     "storage_refused",
     "storage_unreachable",
     "worker_lost",
+    "cluster_lost",
     "stuck",
     "spec_invalid",
     "unexpected",

@@ -34,12 +34,16 @@ def status(ctx: click.Context, as_json: bool) -> None:
     from flows.stack.processes import answers
     from flows.stack.services import addresses
 
+    running = {
+        name: {"url": url, "up": answers(url)} for name, url in addresses(settings_of(ctx)).items()
+    }
+    if not as_json:
+        # Before database and store are opened: where one of them is away, this is what is left.
+        for name, service in running.items():
+            click.echo(f"{name:<9} {'up' if service['up'] else 'down':<5} {service['url']}")
     with context_of(ctx) as context:
         found: dict[str, dict[str, Any]] = {
-            "services": {
-                name: {"url": url, "up": answers(url)}
-                for name, url in addresses(context.settings).items()
-            },
+            "services": running,
             "champions": {route.task_id: route.champion for route in context.registry.routes()},
             "open_rollouts": {
                 rollout.adapter: rollout.state for rollout in context.registry.rollouts("open")
@@ -49,8 +53,6 @@ def status(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1, default=str))
         return
-    for name, service in found["services"].items():
-        click.echo(f"{name:<9} {'up' if service['up'] else 'down':<5} {service['url']}")
     for title in ("champions", "open_rollouts"):
         click.echo(f"{title.replace('_', ' ')}: {len(found[title])}")
         for key, value in found[title].items():

@@ -15,23 +15,43 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
+from trainers.executors.protocol import ExecutorError, ExecutorLost, RunOutcome, TrainJob
 from trainers.executors.supervisor import outcome_to_json, supervise
+from trainers.failures import FailureState
 from trainers.run_folder import Progress, RunFolder, StoragePlace, TrainResult
 from trainers.run_report import REPORT_SECONDS, Report, report_from_afar, report_of, reporting
 
 _CANCELLED_WAIT_SECONDS = 30
 _FLAG_SECONDS = 10
 """A supervisor that sees the flag to cancel has ended its process by then."""
+_LOOK_SECONDS = 20
+"""Between two looks whether the cluster is still the one that has the runs."""
 _CLIENT_ATTEMPTS = 3
 """Ray's client gives a server of its own half a minute to start, which a busy head may not keep."""
+
+
+class _Cluster:
+    """The cluster that this driver is connected to. Of one whose head was replaced Ray never says
+    that the runs are gone with the old one."""
+
+    def __init__(self) -> None:
+        self._id = _cluster_id()
+        self._next_look = 0.0
+        self.lost = False
+
+    def gone(self) -> bool:
+        if not self.lost and self._id is not None and time.monotonic() >= self._next_look:
+            self.lost = _cluster_id() not in (self._id, None)
+            self._next_look = time.monotonic() + _LOOK_SECONDS
+        return self.lost
 
 
 class RayRun:
     """A run as a Ray task. See ``RunHandle``."""
 
-    def __init__(self, job: TrainJob, reference: Any) -> None:
+    def __init__(self, job: TrainJob, reference: Any, cluster: _Cluster) -> None:
         self.job = job
+        self._cluster = cluster
         self._run = RunFolder(job.run_dir)
         self._reference = reference
         self._cancelled: float | None = None
@@ -48,20 +68,26 @@ class RayRun:
         try:
             text = ray.get(self._reference, timeout=timeout_seconds)
         except exceptions.GetTimeoutError as error:
+            if self._cluster.gone():
+                return self._failed("its Ray cluster was replaced by another", "cluster_lost")
             raise TimeoutError(f"{self.job.run_dir} is still training") from error
         except exceptions.TaskCancelledError:
             return RunOutcome("cancelled", len(self._run.attempts()))
-        except exceptions.RayError as error:
+        except (exceptions.RayError, ConnectionError) as error:
             if self._run.cancel_requested:
                 return RunOutcome("cancelled", len(self._run.attempts()))
+            away = (ConnectionError, exceptions.LocalRayletDiedError, exceptions.RaySystemError)
+            if isinstance(error, away):
+                self._cluster.lost = True
             first_line = str(error).strip().partition("\n")[0]
-            return RunOutcome(
-                "failed",
-                len(self._run.attempts()),
-                error=f"Ray lost the run for good ({type(error).__name__}: {first_line[:500]})",
-                failure="worker_lost",
+            return self._failed(
+                f"Ray lost the run for good ({type(error).__name__}: {first_line[:500]})",
+                "cluster_lost" if self._cluster.lost else "worker_lost",
             )
         return _outcome(text)
+
+    def _failed(self, error: str, failure: FailureState) -> RunOutcome:
+        return RunOutcome("failed", len(self._run.attempts()), error=error, failure=failure)
 
     def cancel(self) -> None:
         import ray
@@ -70,7 +96,7 @@ class RayRun:
         # that still waits for a place never looks at the flag, so it is taken out of the queue.
         self._run.request_cancel()
         self._cancelled = self._cancelled or time.monotonic()
-        if not self._run.attempts():
+        if not self._cluster.lost and not self._run.attempts():
             ray.cancel(self._reference, force=False)
 
     def progress(self) -> Progress:
@@ -101,6 +127,7 @@ class RayExecutor:
         gpus_per_run: float = 0,
     ) -> None:
         self._owner = _connect(address, workers, cpus_per_run, gpus_per_run)
+        self._cluster = _Cluster()
         self._closed = False
         self._runs: list[RayRun] = []
 
@@ -109,6 +136,8 @@ class RayExecutor:
 
         if self._closed:
             raise ExecutorError("the executor is closed")
+        if self._cluster.lost:
+            raise ExecutorLost("the Ray cluster that this night began on is gone")
         # Ray keeps a task that fits nowhere waiting for ever, without an error.
         _refuse_infeasible(job, ray.cluster_resources())
         job = replace(job, run_dir=Path(job.run_dir).absolute())
@@ -121,7 +150,7 @@ class RayExecutor:
             max_retries=job.max_retries,
             retry_exceptions=[OSError],
         )
-        run = RayRun(job, task.remote(_job_to_plain(job)))
+        run = RayRun(job, task.remote(_job_to_plain(job)), self._cluster)
         self._runs.append(run)
         return run
 
@@ -130,6 +159,8 @@ class RayExecutor:
         import ray
 
         self._closed = True
+        if self._cluster.lost:
+            return  # nobody there to be asked, and Ray ends a process that asks
         pending = [run._reference for run in self._runs]
         if pending:
             _, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
@@ -222,6 +253,22 @@ def _connect(address: str | None, workers: int, cpus: float, gpus: float) -> boo
         place = address or "this machine"
         raise ExecutorError(f"no Ray at {place} ({error}): check training.ray_address") from error
     return True
+
+
+def _cluster_id() -> str | None:
+    """Of the cluster that answers at this driver's address now. None: nobody does, or Ray's client is
+    between, which notices by itself when it loses its cluster."""
+    import ray
+    from ray._raylet import GcsClient  # nothing public tells; the driver's own client would wait
+    from ray.exceptions import RayError
+
+    if ray.util.client.ray.is_connected():
+        return None
+    try:
+        found = GcsClient(address=ray.get_runtime_context().gcs_address)
+    except RayError:
+        return None
+    return str(found.cluster_id.hex())
 
 
 def _join(address: str, quiet: Mapping[str, Any]) -> None:

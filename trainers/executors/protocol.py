@@ -19,6 +19,10 @@ class ExecutorError(Exception):
     """The executor cannot take or follow runs; the message says what to do."""
 
 
+class ExecutorLost(ExecutorError):
+    """The machines are gone with what they carried out; other ones can go on with it."""
+
+
 @dataclass(frozen=True)
 class TrainJob:
     """One run to carry out: a run folder made by ``RunFolder.create``, and what it may use.
