@@ -1,4 +1,4 @@
-"""One night in this process, which kills itself (-9) at a chosen effect.
+"""One night in this process, which kills itself (-9) at a chosen effect, or loses its machines.
 
 ``python -m tests.journeys.driver [STAGE]``; without a stage the night runs to its end. Settings come
 from the environment, as in production.
@@ -17,6 +17,8 @@ from infra.objects.directory import DirectoryStore
 from serving.registry.registry import Registry
 from trainers.data_sets import freeze
 from trainers.discover import discover
+from trainers.executors.local import LocalExecutor
+from trainers.executors.protocol import ExecutorLost, RunHandle, TrainJob
 from trainers.ingest import claims
 
 LEASE_SECONDS = 2.0
@@ -58,10 +60,20 @@ def _adapter_manifest(store: DirectoryStore, key: str, data: bytes) -> bool:
     return key.startswith("adapters/") and key.endswith("manifest.json")
 
 
+def lose_the_machines() -> None:
+    """Whoever trains is gone when it is asked."""
+
+    def submit(self: LocalExecutor, job: TrainJob) -> RunHandle:
+        raise ExecutorLost("its cluster is gone")
+
+    LocalExecutor.submit = submit
+
+
 STAGES: dict[str, Callable[[], None]] = {
     "ingest": lambda: die_before(claims, "commit", call=2),
     "discover": lambda: die_before(discover, "_commit"),
     "freeze": lambda: die_before(freeze, "register"),
+    "machines": lose_the_machines,
     "judge": lambda: die_before(judging, "replay", call=2),
     "publish": lambda: die_before(DirectoryStore, "create", about=_adapter_manifest),
     "register": lambda: die_before(Registry, "register_adapter"),

@@ -82,6 +82,10 @@ def test_killed_in_every_stage_and_run_again_it_ends_the_same(
     for stage in BEFORE_TRAINING:
         assert world.night_to_end(stage) == -signal.SIGKILL, (stage, world.last_words())
 
+    # It ends crashed, so that it is taken over, and not failed.
+    assert world.night_to_end("machines") == 1
+    assert "CrashedRun" in world.last_words(), world.last_words()
+
     # In training: twice the night, under either executor, then the training process alone.
     for executor in ("local", "ray"):
         kill_night_in_training(world, executor)
@@ -89,7 +93,7 @@ def test_killed_in_every_stage_and_run_again_it_ends_the_same(
 
     for stage in AFTER_TRAINING:
         assert world.night_to_end(stage) == -signal.SIGKILL, (stage, world.last_words())
-    assert {*BEFORE_TRAINING, "judge", *AFTER_TRAINING} == set(STAGES)
+    assert {*BEFORE_TRAINING, "machines", "judge", *AFTER_TRAINING} == set(STAGES)
     assert world.night_to_end() == 0, world.last_words()
     ended = registry_state(world)
     for part in undisturbed:

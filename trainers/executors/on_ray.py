@@ -30,6 +30,10 @@ _CLIENT_ATTEMPTS = 3
 """Ray's client gives a server of its own half a minute to start, which a busy head may not keep."""
 
 
+_AWAY = ("LocalRayletDiedError", "RaySystemError", "RpcError")
+"""What Ray raises when this driver itself has lost the cluster, not the cluster a worker."""
+
+
 class _Cluster:
     """The cluster that this driver is connected to. Of one whose head was replaced Ray never says
     that the runs are gone with the old one."""
@@ -76,8 +80,7 @@ class RayRun:
         except (exceptions.RayError, ConnectionError) as error:
             if self._run.cancel_requested:
                 return RunOutcome("cancelled", len(self._run.attempts()))
-            away = (ConnectionError, exceptions.LocalRayletDiedError, exceptions.RaySystemError)
-            if isinstance(error, away):
+            if isinstance(error, ConnectionError) or type(error).__name__ in _AWAY:
                 self._cluster.lost = True
             first_line = str(error).strip().partition("\n")[0]
             return self._failed(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from infra.objects.directory import DirectoryStore
 from tests.tiny_run import (
@@ -21,9 +22,10 @@ from tests.tiny_run import (
     tiny_run,
     wait_until,
 )
+from trainers.executors import on_ray
 from trainers.executors.local import LocalExecutor
 from trainers.executors.on_ray import RayExecutor, RayRun
-from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
+from trainers.executors.protocol import ExecutorError, ExecutorLost, RunOutcome, TrainJob
 from trainers.executors.supervisor import supervise
 from trainers.failures import TrainingError, classify
 from trainers.run import train_here
@@ -58,6 +60,45 @@ def test_a_lost_ray_worker_is_replaced_and_the_run_resumes(
     steps = [event["step"] for event in read_tail(run.events_file) if event.get("tokens")]
     assert steps.count(1) == 1
     assert steps[-1] == 60
+
+
+def test_a_cluster_that_was_replaced_takes_no_night_with_it_until_its_deadline(
+    ray_executor: RayExecutor, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ["old"]
+    monkeypatch.setattr(on_ray, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(on_ray, "_cluster_id", lambda: answers[-1])
+    executor = RayExecutor()
+    run = tiny_run(tmp_path / "run", tiny_base, steps=100_000)
+    handle = executor.submit(TrainJob(run.path))
+    for still in ("old", None):  # nobody answers: it may come back
+        answers.append(still)
+        with pytest.raises(TimeoutError):
+            handle.wait(0.01)
+    answers.append("new")
+    outcome = handle.wait(0.01)
+    assert (outcome.state, outcome.failure) == ("failed", "cluster_lost")
+    with pytest.raises(ExecutorLost):
+        executor.submit(TrainJob(run.path))
+    executor.close()
+    handle._cluster.lost = False
+    handle.cancel()
+    assert handle.wait(240).state == "cancelled"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no client"), ray.exceptions.RpcError("away")])
+def test_a_driver_that_lost_its_connection_has_lost_the_cluster(
+    error: Exception, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(*_: object, **__: object) -> None:
+        raise error
+
+    run = tiny_run(tmp_path / "run", tiny_base, steps=1)
+    monkeypatch.setattr(on_ray, "_cluster_id", lambda: None)
+    monkeypatch.setattr(ray, "get", get)
+    cluster = on_ray._Cluster()
+    outcome = RayRun(TrainJob(run.path), None, cluster).wait(0.01)
+    assert (outcome.failure, cluster.lost) == ("cluster_lost", True)
 
 
 def test_a_worker_lost_with_its_disk_is_replaced_by_one_that_takes_up_its_checkpoint(
