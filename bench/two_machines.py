@@ -61,7 +61,12 @@ PACE = Pace(
     kinds=("triage",),
     night_tries=4,
 )
-TUNED: dict[str, object] = {"training.max_steps": 60, "gate.max_base_rows": 6}
+TUNED: dict[str, object] = {
+    "training.max_steps": 45,
+    "training.checkpoint_steps": 10,
+    "gate.max_test_rows": 48,
+    "gate.max_base_rows": 4,
+}
 DOWN_SECONDS = 0.5
 RUN_FOLDERS = Path("/tmp/ray")
 
