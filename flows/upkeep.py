@@ -135,8 +135,7 @@ def retrain(
     )
     if ended.is_crashed():
         return Crashed(message=ended.message)  # of this run, which is what is taken over
-    done: dict[str, Any] = ended.result()
-    return done
+    return ended.result()
 
 
 @described

@@ -85,10 +85,13 @@ STAGES: dict[str, Callable[[], None]] = {
 
 def main(arguments: list[str]) -> None:
     from flows.night import night
+    from flows.upkeep import retrain
 
     holding.TTL_SECONDS = LEASE_SECONDS
     for stage in arguments:
         STAGES[stage]()
+    if "machines" in arguments:
+        retrain(reason="journey")
     night(reason=f"journey {arguments}", by_hand=True, gate_override=OVERRIDE)
 
 

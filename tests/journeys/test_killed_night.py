@@ -82,7 +82,7 @@ def test_killed_in_every_stage_and_run_again_it_ends_the_same(
     for stage in BEFORE_TRAINING:
         assert world.night_to_end(stage) == -signal.SIGKILL, (stage, world.last_words())
 
-    # It ends crashed, so that it is taken over, and not failed.
+    # Without its machines a night, and the retraining that it is part of, crashes and is taken over.
     assert world.night_to_end("machines") == 1
     assert "CrashedRun" in world.last_words(), world.last_words()
 

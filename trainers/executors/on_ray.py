@@ -262,7 +262,7 @@ def _cluster_id() -> str | None:
     """Of the cluster that answers at this driver's address now. None: nobody does, or Ray's client is
     between, which notices by itself when it loses its cluster."""
     import ray
-    from ray._raylet import GcsClient  # nothing public tells; the driver's own client would wait
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # nothing public tells
     from ray.exceptions import RayError
 
     if ray.util.client.ray.is_connected():
