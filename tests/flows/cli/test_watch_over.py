@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import time
 from datetime import timedelta
@@ -24,6 +25,16 @@ from serving.gateway.metrics import Metrics
 from serving.registry.registry import Registry
 from tests.flows.cli.conftest import Run, parsed
 from tests.prefect_server import free_port
+
+
+def test_status_shows_what_runs_even_where_the_store_is_away(
+    run: Run, registry: Registry, folder: Path
+):
+    shutil.rmtree(folder / "objects", ignore_errors=True)
+    (folder / "objects").touch()
+    result = run("status", status=1)
+    assert "gateway   down" in result.stdout
+    assert "object store" in result.stderr
 
 
 def test_status_tells_what_waits_and_what_is_not_known(run: Run, registry: Registry, folder: Path):
