@@ -297,6 +297,8 @@ def variables(
         "engine.url": f"http://{second.address}:{PORT_BASE + 2}",
         "engine.models": Path("var/models").absolute(),
         "hooks.host": first.address,
+        # What signs links on one machine must be known on the other, where they lead.
+        "hooks.keys": f'["{"7" * 64}"]',
         "notify.slack_webhook_url": f"http://{host}:{PORT_BASE + 5}/services/demo",
         "registry.host": first.address,
         "prefect.host": first.address,
