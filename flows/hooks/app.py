@@ -305,8 +305,10 @@ class HookServer:
         while True:
             try:
                 await asyncio.to_thread(self.carrier.carry_out)
+            except (SQLAlchemyError, DatabaseError) as error:
+                logger.warning("kept webhooks wait for the database: %s", type(error).__name__)
             except Exception:
-                # The loop must outlive a database that is away for a while.
+                # Whatever else it is, the next look must come.
                 logger.exception("kept webhooks could not be carried out")
             await asyncio.sleep(TICK_SECONDS)
 
