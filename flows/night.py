@@ -13,6 +13,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import Field
 
+from evaluators.drift import TooFewRows
 from evaluators.judge.asking import JudgeAway
 from flows.artifacts import (
     Progress,
@@ -128,9 +129,13 @@ def release_task(
 
 
 @task(retries=1, cache_policy=NO_CACHE, task_run_name="drift {run.task_id}")
-def drift_task(run: PlannedRun) -> str:
+def drift_task(run: PlannedRun) -> str | None:
     with open_context() as context:
-        made = drift_report(context, dataset_of(context, run.dataset))
+        try:
+            made = drift_report(context, dataset_of(context, run.dataset))
+        except TooFewRows as few:
+            get_run_logger().info("no report of drift: %s", few)
+            return None
         show_report(context, f"drift-{run.task_id}", made, "train against test")
         return report_url(context, made.html_key)
 

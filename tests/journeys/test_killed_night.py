@@ -52,6 +52,7 @@ def undisturbed(
     """What one night leaves behind that ran to its end at once."""
     world = make_world(tmp_path_factory.mktemp("undisturbed") / "world", variables)
     assert world.night_to_end() == 0, world.last_words()
+    assert "in state Failed" not in world.log.read_text(), "no step failed unseen"
     return registry_state(world)
 
 
