@@ -3,7 +3,8 @@
 A task only supervises: the training itself runs in a process of its own below the Ray worker, so
 that GPU memory returns with it and a stuck run can be killed. A lost worker is Ray's to replace
 (``max_retries``); the new one resumes from the checkpoint in the run folder or, on a machine that
-does not see it, in object storage. What a run reports is read from the folder, or from there.
+does not see it, in object storage. What a run reports is read from the folder, or from there. Where
+Ray itself is lost, the runs are submitted again through a new connection (``ray_connection``).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
+from trainers.executors.ray_connection import GONE, Connection, open_connection
 from trainers.executors.supervisor import outcome_to_json, supervise
 from trainers.run_folder import Progress, RunFolder, StoragePlace, TrainResult
 from trainers.run_report import REPORT_SECONDS, Report, report_from_afar, report_of, reporting
@@ -23,55 +26,45 @@ from trainers.run_report import REPORT_SECONDS, Report, report_from_afar, report
 _CANCELLED_WAIT_SECONDS = 30
 _FLAG_SECONDS = 10
 """A supervisor that sees the flag to cancel has ended its process by then."""
-_CLIENT_ATTEMPTS = 3
-"""Ray's client gives a server of its own half a minute to start, which a busy head may not keep."""
+_POLL_SECONDS = 0.1
+_LOST = "lost"
+"""What a task returns whose machine's Ray died."""
 
 
 class RayRun:
     """A run as a Ray task. See ``RunHandle``."""
 
-    def __init__(self, job: TrainJob, reference: Any) -> None:
+    def __init__(self, job: TrainJob, connection: Connection) -> None:
         self.job = job
         self._run = RunFolder(job.run_dir)
-        self._reference = reference
+        self._connection = connection
+        self._through = 0
+        """The number of the connection that it was submitted through."""
+        self._reference: Any = None
+        self._ended: RunOutcome | None = None
         self._cancelled: float | None = None
         self._far: Report | None = None
         self._next_look = 0.0
 
     def wait(self, timeout_seconds: float | None = None) -> RunOutcome:
-        import ray
-        from ray import exceptions
-
-        if self._cancelled is not None and time.monotonic() > self._cancelled + _FLAG_SECONDS:
-            # Its machine does not see the flag: taking the task away ends the process below it.
-            ray.cancel(self._reference, force=True)
-        try:
-            text = ray.get(self._reference, timeout=timeout_seconds)
-        except exceptions.GetTimeoutError as error:
-            raise TimeoutError(f"{self.job.run_dir} is still training") from error
-        except exceptions.TaskCancelledError:
-            return RunOutcome("cancelled", len(self._run.attempts()))
-        except exceptions.RayError as error:
-            if self._run.cancel_requested:
-                return RunOutcome("cancelled", len(self._run.attempts()))
-            first_line = str(error).strip().partition("\n")[0]
-            return RunOutcome(
-                "failed",
-                len(self._run.attempts()),
-                error=f"Ray lost the run for good ({type(error).__name__}: {first_line[:500]})",
-                failure="worker_lost",
-            )
-        return _outcome(text)
+        give_up = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        # Asked again and again instead of waiting within Ray, which may have to be left meanwhile.
+        while not self.over():
+            if give_up is not None and time.monotonic() >= give_up:
+                raise TimeoutError(f"{self.job.run_dir} is still training")
+            time.sleep(_POLL_SECONDS)
+        assert self._ended is not None
+        return self._ended
 
     def cancel(self) -> None:
-        import ray
-
-        # The flag reaches a task that runs, through its supervisor, which kills the process. One
-        # that still waits for a place never looks at the flag, so it is taken out of the queue.
+        # The flag reaches a task that runs, through its supervisor, which kills the process.
         self._run.request_cancel()
         self._cancelled = self._cancelled or time.monotonic()
-        if not self._run.attempts():
-            ray.cancel(self._reference, force=False)
+
+    def over(self) -> bool:
+        """Whether it has ended; never waits."""
+        self._ended = self._ended or self._asked()
+        return self._ended is not None
 
     def progress(self) -> Progress:
         return self.report().progress
@@ -84,6 +77,69 @@ class RayRun:
             if far is not None and far.submitted >= self._run.request().submitted:
                 self._far = far
         return report_of(self._run) if self._run.attempts() or not self._far else self._far
+
+    def submit(self) -> None:
+        """Hand it to Ray through the present connection, whose lock the caller holds."""
+        import ray
+
+        job = self.job
+        task = ray.remote(_supervise).options(
+            name=f"train {job.run_dir.name}"[:100],
+            # Of a team, Ray Train reserves what its processes need; the task only watches.
+            num_cpus=job.cpus if job.processes == 1 else 0,
+            num_gpus=job.gpus if job.processes == 1 else 0,
+            max_retries=job.max_retries,
+            retry_exceptions=[OSError],
+        )
+        self._reference = task.remote(_job_to_plain(job))
+        self._through = self._connection.number
+
+    def _asked(self) -> RunOutcome | None:
+        """How it ended; None while it has not. A task that was lost with Ray is submitted again."""
+        import ray
+        from ray import exceptions
+
+        with self._connection.lock:
+            if not self._connection.whole():
+                return self._lost(GONE) if self._connection.given_up else None
+            try:
+                if self._through != self._connection.number:
+                    if self._run.cancel_requested:
+                        return self._lost("")
+                    self._run.note("Ray was lost; the run is submitted again")
+                    self.submit()
+                if self._cancelled is not None:
+                    self._withdraw(self._cancelled)
+                ready, _ = ray.wait([self._reference], timeout=0)
+                text = ray.get(self._reference) if ready else None
+                if text == _LOST:
+                    self._connection.lose()
+                return None if text in (None, _LOST) else _outcome(text)
+            except exceptions.TaskCancelledError:
+                return RunOutcome("cancelled", len(self._run.attempts()))
+            except (exceptions.LocalRayletDiedError, ConnectionError):
+                self._connection.lose()
+                return None
+            except exceptions.RayError as error:
+                first_line = str(error).strip().partition("\n")[0]
+                said = f"{type(error).__name__}: {first_line[:500]}"
+                return self._lost(f"Ray lost the run for good ({said})")
+
+    def _withdraw(self, cancelled: float) -> None:
+        """Take a task away that never looks at the flag to cancel."""
+        import ray
+
+        if time.monotonic() > cancelled + _FLAG_SECONDS:
+            # Its machine does not see the flag: this ends the process below the task.
+            ray.cancel(self._reference, force=True)
+        elif not self._run.attempts():
+            ray.cancel(self._reference, force=False)  # it still waits for a place
+
+    def _lost(self, why: str) -> RunOutcome:
+        attempts = len(self._run.attempts())
+        if self._run.cancel_requested:
+            return RunOutcome("cancelled", attempts)
+        return RunOutcome("failed", attempts, error=why, failure="worker_lost")
 
 
 class RayExecutor:
@@ -100,47 +156,38 @@ class RayExecutor:
         cpus_per_run: float = 1,
         gpus_per_run: float = 0,
     ) -> None:
-        self._owner = _connect(address, workers, cpus_per_run, gpus_per_run)
+        self._connection = open_connection(address, workers, cpus_per_run, gpus_per_run)
         self._closed = False
         self._runs: list[RayRun] = []
 
     def submit(self, job: TrainJob) -> RayRun:
-        import ray
-
         if self._closed:
             raise ExecutorError("the executor is closed")
-        # Ray keeps a task that fits nowhere waiting for ever, without an error.
-        _refuse_infeasible(job, ray.cluster_resources())
+        import ray
+
         job = replace(job, run_dir=Path(job.run_dir).absolute())
-        RunFolder(job.run_dir).renew()
-        task = ray.remote(_supervise).options(
-            name=f"train {job.run_dir.name}"[:100],
-            # Of a team, Ray Train reserves what its processes need; the task only watches.
-            num_cpus=job.cpus if job.processes == 1 else 0,
-            num_gpus=job.gpus if job.processes == 1 else 0,
-            max_retries=job.max_retries,
-            retry_exceptions=[OSError],
-        )
-        run = RayRun(job, task.remote(_job_to_plain(job)))
+        run = RayRun(job, self._connection)
+        self._connection.wait_until_whole()
+        with self._connection.lock:
+            # Ray keeps a task that fits nowhere waiting for ever, without an error.
+            _refuse_infeasible(job, ray.cluster_resources())
+            RunFolder(job.run_dir).renew()
+            run.submit()
         self._runs.append(run)
         return run
 
     def close(self) -> None:
         """Cancels what is not done. The cluster is stopped only if this executor started it."""
-        import ray
-
         self._closed = True
-        pending = [run._reference for run in self._runs]
-        if pending:
-            _, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
-        for run in self._runs:
-            if run._reference in pending:
-                run.cancel()
-        if pending:
-            ray.wait(pending, num_returns=len(pending), timeout=_CANCELLED_WAIT_SECONDS)
+        give_up = time.monotonic() + _CANCELLED_WAIT_SECONDS
+        pending = [run for run in self._runs if not run.over()]
+        for run in pending:
+            run.cancel()
+        for run in pending:
+            with suppress(TimeoutError):
+                run.wait(give_up - time.monotonic())
         self._runs.clear()
-        if self._owner:
-            ray.shutdown()
+        self._connection.close()
 
 
 def _supervise(job: dict[str, Any]) -> str:
@@ -148,12 +195,16 @@ def _supervise(job: dict[str, Any]) -> str:
     place = StoragePlace.model_validate(job["storage"]) if job["storage"] else None
     values = {**job, "run_dir": Path(job["run_dir"]), "storage": place}
     made = TrainJob(**values)
+    raylet = os.getppid()
     if made.processes > 1:
         import ray
 
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     with reporting(RunFolder(made.run_dir), made.storage, made.run_id):
-        return outcome_to_json(supervise(made))
+        # Ray leaves a task running whose raylet has died: whoever submitted it does so again.
+        outcome = supervise(made, lambda: os.getppid() != raylet)
+    lost = outcome.state == "cancelled" and os.getppid() != raylet
+    return _LOST if lost else outcome_to_json(outcome)
 
 
 def _job_to_plain(job: TrainJob) -> dict[str, Any]:
@@ -190,48 +241,3 @@ def _refuse_infeasible(job: TrainJob, resources: Mapping[str, float]) -> None:
                 f"a run asks for {wanted:g} {kind} and the Ray cluster has "
                 f"{resources.get(kind, 0):g}: lower {setting}, or add a worker"
             )
-
-
-def _connect(address: str | None, workers: int, cpus: float, gpus: float) -> bool:
-    """Connect to a cluster or start one; True when it was started here."""
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ExecutorError(
-            "the ray executor needs the package ray: install the extra 'train', "
-            "or set training.executor to local"
-        ) from error
-    if ray.is_initialized():
-        return False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if address is not None:
-            _join(address, quiet)
-            return False
-        # On loopback and for this process only: a token would just leave a file in the home folder.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local",
-            num_cpus=max(1, round(workers * cpus)),
-            num_gpus=max(0, round(workers * gpus)),
-            include_dashboard=False,
-            **quiet,
-        )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        place = address or "this machine"
-        raise ExecutorError(f"no Ray at {place} ({error}): check training.ray_address") from error
-    return True
-
-
-def _join(address: str, quiet: Mapping[str, Any]) -> None:
-    """Connect to a cluster; through Ray's client (``ray://host:port``) from a machine outside it."""
-    import ray
-
-    for left in reversed(range(_CLIENT_ATTEMPTS if address.startswith("ray://") else 1)):
-        try:
-            ray.init(address=address, **quiet)
-            return
-        except (ConnectionError, RuntimeError):
-            if not left:
-                raise

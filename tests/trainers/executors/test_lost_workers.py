@@ -24,6 +24,7 @@ from tests.tiny_run import (
 from trainers.executors.local import LocalExecutor
 from trainers.executors.on_ray import RayExecutor, RayRun
 from trainers.executors.protocol import ExecutorError, RunOutcome, TrainJob
+from trainers.executors.ray_connection import BACK_SECONDS, MOST_RETURNS, Connection
 from trainers.executors.supervisor import supervise
 from trainers.failures import TrainingError, classify
 from trainers.run import train_here
@@ -90,6 +91,57 @@ def test_a_worker_lost_with_its_disk_is_replaced_by_one_that_takes_up_its_checkp
     assert (seen.progress.step, seen.progress.steps, seen.processes) == (30, 30, 1)
     assert seen.progress.tokens_per_second and seen.log_bytes
     assert handle.progress() == seen.progress
+
+
+def test_where_the_machines_own_ray_dies_a_run_is_submitted_again_through_a_new_one(
+    ray_executor: RayExecutor, tiny_base: Path, tmp_path: Path
+) -> None:
+    # It fails by itself as soon as it is left alone, which is quicker than training.
+    run = tiny_run(tmp_path / "run", tiny_base, base_digest="0" * 64)
+    handle = ray_executor.submit(TrainJob(run.path))
+    wait_until(run.attempts)
+    first = int(run.attempts()[-1]["pid"])
+    os.kill(first, signal.SIGSTOP)
+    kill(parent_of(parent_of(first)))  # the raylet
+    wait_until(lambda: not alive(first))  # nobody trains unwatched
+    outcome = handle.wait(240)
+    assert (outcome.state, outcome.attempts, outcome.failure) == (
+        "failed",
+        2,
+        "base_model_unusable",
+    ), outcome
+    assert run.notes() == ["Ray was lost; the run is submitted again"]
+
+
+def test_a_ray_that_does_not_come_back_is_given_up_after_a_while_and_so_is_one_that_keeps_dying() -> (
+    None
+):
+    now = [0.0]
+    refuse, left = [False], []
+
+    def connect() -> bool:
+        if refuse[0]:
+            raise ExecutorError("no Ray at head:6379")
+        return False
+
+    connection = Connection(connect, lambda: left.append(1), lambda: True, lambda: now[0])
+    for number in range(2, MOST_RETURNS + 2):
+        connection.lose()
+        assert connection.whole() and connection.number == number
+    connection.lose()
+    assert not connection.whole() and connection.given_up
+    assert len(left) == MOST_RETURNS, "it is not even tried"
+
+    connection = Connection(connect, lambda: left.append(1), lambda: True, lambda: now[0])
+    refuse[0] = True
+    connection.lose()
+    assert not connection.whole() and not connection.given_up
+    now[0] += BACK_SECONDS / 2
+    assert not connection.whole() and not connection.given_up
+    now[0] += BACK_SECONDS
+    assert not connection.whole() and connection.given_up
+    with pytest.raises(ExecutorError, match="did not come back"):
+        connection.wait_until_whole()
 
 
 def test_killed_twice_without_progress_it_computes_half_as_much_at_once(
