@@ -76,7 +76,13 @@ class AcceleratedBackend:
             use_gradient_checkpointing="unsloth" if on_gpu else False,
             random_state=spec.seed,
         )
-        bf16 = on_gpu and torch.cuda.is_bf16_supported()
+        # Unsloth brings its own fused loss behind the standard one.
+        options: dict[str, Any] = {"loss_type": "nll", "fp16": False}
+        options["bf16"] = on_gpu and torch.cuda.is_bf16_supported()
+        if on_gpu and spec.batching == "packed":
+            # Its GPU attention does not see from the positions where an example begins, as that of
+            # transformers does: only in rows that it packs itself are examples kept apart.
+            options["padding_free"] = True
         return fine_tune(
             model,
             tokenizer,
@@ -86,8 +92,7 @@ class AcceleratedBackend:
             on_step,
             should_stop,
             backend=self.name,
-            # Unsloth brings its own fused loss behind the standard one.
-            options={"loss_type": "nll", "bf16": bf16, "fp16": False},
+            options=options,
             answers_only=False,
             on_checkpoint=on_checkpoint,
             before_probes=_return_logits,
