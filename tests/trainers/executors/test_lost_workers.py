@@ -163,6 +163,16 @@ def test_killed_twice_without_progress_it_computes_half_as_much_at_once(
     assert "killed twice without progress" in outcome.result.notes[0]
 
 
+def test_a_run_whose_turn_comes_after_the_nights_end_is_not_begun(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", tiny_base, request={"deadline": 1.0})
+    outcome = supervise(TrainJob(run.path))
+    assert (outcome.state, outcome.attempts) == ("cancelled", 0)
+    assert "before its turn came" in (outcome.error or "")
+    assert run.attempts() == []
+
+
 def test_a_job_that_fits_no_worker_is_refused_at_once(
     ray_executor: RayExecutor, tiny_base: Path, tmp_path: Path
 ) -> None:
