@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.artifacts.base import read_base_shape
-from infra.artifacts.folder import verify_folder
+from infra.artifacts.folder import digest_folder, verify_folder
 from tests.tiny_model import make_tiny_model
 from tests.tiny_run import tiny_run, train_to_end
 from trainers.artifact import package
@@ -45,6 +45,21 @@ def test_a_run_on_the_gpu_learns_and_fits_the_base(tmp_path: Path, backend: str)
     assert result is not None
     assert result.backend == backend
     assert verify_folder(package_of(run), read_base_shape(base), max_rank=4).task_id == "lights"
+
+
+@pytest.mark.parametrize("backend", ["unsloth", "peft"])
+def test_the_same_spec_and_seed_give_the_same_digest_on_the_same_gpu(
+    tmp_path: Path, backend: str
+) -> None:
+    if find_spec(backend) is None:
+        pytest.skip(f"the package {backend} is not installed")
+    base = make_tiny_model(tmp_path / "base", hidden=256, heads=4, kv_heads=2)
+    digests = []
+    for name in ("a", "b"):
+        run = tiny_run(tmp_path / name, base, request={"backend": backend, "allow_cpu": False})
+        assert train_to_end(run, 600) == 0, run.log_file.read_text()
+        digests.append(digest_folder(run.adapter))
+    assert digests[0] == digests[1]
 
 
 def test_auto_chooses_unsloth_where_there_is_a_gpu() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from trainers.backends.checkpoints import adapted_layers, layer_count
 from trainers.backends.fine_tuning import fine_tune
-from trainers.backends.precision import base_precision
+from trainers.backends.precision import base_precision, begin_alike
 from trainers.backends.preparing import prepare, require_targets
 from trainers.backends.protocol import StepEvent
 from trainers.encoding import Example
@@ -52,10 +52,9 @@ class AcceleratedBackend:
         FastLanguageModel = _load_library()
 
         import torch
-        from transformers import set_seed
 
         on_gpu = torch.cuda.is_available()
-        set_seed(spec.seed)
+        begin_alike(spec.seed)
         model, tokenizer = FastLanguageModel.from_pretrained(
             str(base),
             max_seq_length=spec.max_sequence_tokens,

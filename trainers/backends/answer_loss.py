@@ -69,7 +69,7 @@ def _cross_entropy() -> Any:
             for at in range(0, len(logits), ROWS_AT_ONCE):
                 rows = slice(at, at + ROWS_AT_ONCE)
                 some = logits[rows].float().sub_(norms[rows, None]).exp_()
-                some.scatter_add_(-1, labels[rows, None], some.new_full((len(some), 1), -1.0))
+                some[torch.arange(len(some), device=some.device), labels[rows]] -= 1
                 found[rows] = some.mul_(gradient)
             return found, None
 
