@@ -285,10 +285,8 @@ def train(
     packaged = package(folder.path)
     if place is not None:
         # The adapter is on this disk now; judging and release store it for good.
-        try:
+        with suppress(ObjectStoreError):  # housekeeping clears away what stays
             storage.clear()
-        except ObjectStoreError as error:
-            say(f"{name}: its copy in the store stays for housekeeping to clear away: {error}")
     return Trained(
         packaged.name,
         spec.task_id,
