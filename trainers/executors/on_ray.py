@@ -167,14 +167,19 @@ class RayExecutor:
 
         job = replace(job, run_dir=Path(job.run_dir).absolute())
         run = RayRun(job, self._connection)
-        self._connection.wait_until_whole()
-        with self._connection.lock:
-            # Ray keeps a task that fits nowhere waiting for ever, without an error.
-            _refuse_infeasible(job, ray.cluster_resources())
-            RunFolder(job.run_dir).renew()
-            run.submit()
-        self._runs.append(run)
-        return run
+        while True:
+            self._connection.wait_until_whole()
+            with self._connection.lock:
+                try:
+                    # Ray keeps a task that fits nowhere waiting for ever, without an error.
+                    _refuse_infeasible(job, ray.cluster_resources())
+                    RunFolder(job.run_dir).renew()
+                    run.submit()
+                except ConnectionError:
+                    self._connection.lose()
+                else:
+                    self._runs.append(run)
+                    return run
 
     def close(self) -> None:
         """Cancels what is not done. The cluster is stopped only if this executor started it."""
