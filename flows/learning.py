@@ -71,7 +71,15 @@ class Trained:
 
 
 class TrainingFailed(Exception):
-    """A run ended without an adapter; the message is the run's own."""
+    """A run ended without an adapter; the message is the run's own.
+
+    Args:
+        state: as ``trainers.failures`` names it; ``cancelled`` where the night's end came first.
+    """
+
+    def __init__(self, message: str, state: str = "failed") -> None:
+        super().__init__(message)
+        self.state = state
 
 
 def ingest_logs(context: Context, say: Say = lambda _: None) -> IngestReport:
@@ -268,14 +276,18 @@ def train(
     outcome = follow(handle, name, say, show=show, deadline=deadline)
     if outcome.state != "done":
         state = f"{outcome.state} ({outcome.failure})" if outcome.failure else outcome.state
-        kind = ExecutorLost if outcome.failure == "cluster_lost" else TrainingFailed
-        raise kind(f"training {spec.task_id} ended {state}: {outcome.error}")
+        told = f"training {spec.task_id} ended {state}: {outcome.error or 'it had no time left'}"
+        if outcome.failure == "cluster_lost":
+            raise ExecutorLost(told)
+        raise TrainingFailed(told, outcome.failure or outcome.state)
     began = folder.attempts()
     if folder.result() is None and not storage.pull_result(folder):
         raise TrainingFailed(f"training {spec.task_id} is done, but its result is nowhere")
     packaged = package(folder.path)
     if place is not None:
-        storage.clear()  # the adapter is on this disk now; judging and release store it for good
+        # The adapter is on this disk now; judging and release store it for good.
+        with suppress(ObjectStoreError):  # housekeeping clears away what stays
+            storage.clear()
     return Trained(
         packaged.name,
         spec.task_id,

@@ -38,7 +38,7 @@ from flows.learning import (
     train_spec,
 )
 from flows.orchestrator import OrchestratorDown, OrchestratorRefused
-from flows.planning import RunFact, plan_night, plan_rows, remember_night
+from flows.planning import CUT_OFF, RunFact, plan_night, plan_rows, remember_night
 from flows.releasing import Released, release
 from flows.reporting import report_url
 from flows.scorecards import keep_scorecard, scorecard_markdown
@@ -222,8 +222,11 @@ def night(
         good = [outcome for outcome in outcomes if outcome is not None]
         if any(outcome.rollout for outcome in good):
             _start_tending(context.orchestrator())
+        # The night's end is no failure: what it cut off comes first tomorrow.
         failed = [
-            run.task_id for run, outcome in zip(plan.runs, outcomes, strict=True) if outcome is None
+            fact.task
+            for fact, outcome in zip(facts, outcomes, strict=True)
+            if outcome is None and fact.state != CUT_OFF
         ]
         if failed:
             told = f"not brought to an end: {', '.join(failed)}; see the task runs"
@@ -265,12 +268,14 @@ def _start_tending(orchestrator: Any) -> None:
 
 def _fact(run: PlannedRun, future: Any) -> RunFact:
     done: Trained | None = _outcome(future)
+    error = future.result(raise_on_failure=False) if done is None else None
     return RunFact(
         run.task_id,
         round(run.estimated_seconds, 1),
         None if done is None or done.seconds is None else round(done.seconds, 1),
         run.steps,
-        "trained" if done is not None else "failed",
+        "trained" if done is not None else str(getattr(error, "state", "failed")),
+        "" if done is not None else str(error)[:500],
     )
 
 

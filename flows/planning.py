@@ -95,11 +95,18 @@ class RunFact:
     actual_seconds: float | None
     steps: int
     state: str
+    """``trained``, ``cancelled`` by the night's end, or how its run failed."""
+    why: str = ""
+    """The run's own words where it was not trained."""
+
+
+CUT_OFF = "cancelled"
 
 
 def remember_night(context: Context, made: Plan, facts: Sequence[RunFact]) -> None:
-    """Keep what did not fit, for the next plan, and how long the rest took."""
-    value = {"deferred": list(made.deferred), "runs": [asdict(fact) for fact in facts]}
+    """Keep what did not fit or was cut off, for the next plan, and how long the rest took."""
+    cut_off = [fact.task for fact in facts if fact.state == CUT_OFF]
+    value = {"deferred": [*made.deferred, *cut_off], "runs": [asdict(fact) for fact in facts]}
     context.store.put(LAST_NIGHT, json.dumps(value, sort_keys=True, indent=1).encode())
 
 

@@ -187,7 +187,10 @@ def _card(manifest: AdapterManifest) -> str:
         ("Base model", f"{manifest.base_model} ({manifest.base_digest[:16]})"),
         ("Data set", manifest.dataset_digest),
         ("LoRA", f"rank {lora['rank']}, alpha {lora['alpha']:g}, {layers} layers"),
-        ("Examples", training.get("examples")),
+        (
+            "Examples",
+            f"{training.get('examples')}, {training.get('too_long')} left out as too long",
+        ),
         ("Steps", f"{training.get('steps')}, kept step {training.get('kept_step')}"),
         ("Loss", f"training {training.get('loss')}, validation {training.get('validation_loss')}"),
         ("Backend", training.get("backend")),

@@ -98,6 +98,10 @@ def night(
     from flows.stack.services import prefect_environment
     from flows.wiring import open_context
 
+    if tonight and not plan_only:
+        raise click.UsageError(
+            "--tonight only plans: add --plan, or leave it out to start the night now"
+        )
     settings = settings_of(ctx)
     os.environ.update(prefect_environment(settings))
     if plan_only:

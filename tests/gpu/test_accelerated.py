@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from infra.artifacts.base import read_base_shape
-from infra.artifacts.folder import verify_folder
+from infra.artifacts.folder import digest_folder, verify_folder
 from tests.tiny_model import make_tiny_model
 from tests.tiny_run import tiny_run, train_to_end
 from trainers.artifact import package
-from trainers.run_folder import read_tail
+from trainers.run_folder import RunFolder, read_tail
 
 pytestmark = pytest.mark.gpu
 
@@ -44,10 +44,22 @@ def test_a_run_on_the_gpu_learns_and_fits_the_base(tmp_path: Path, backend: str)
     result = run.result()
     assert result is not None
     assert result.backend == backend
-    assert (
-        verify_folder(package(run.path).folder, read_base_shape(base), max_rank=4).task_id
-        == "lights"
-    )
+    assert verify_folder(package_of(run), read_base_shape(base), max_rank=4).task_id == "lights"
+
+
+@pytest.mark.parametrize("backend", ["unsloth", "peft"])
+def test_the_same_spec_and_seed_give_the_same_digest_on_the_same_gpu(
+    tmp_path: Path, backend: str
+) -> None:
+    if find_spec(backend) is None:
+        pytest.skip(f"the package {backend} is not installed")
+    base = make_tiny_model(tmp_path / "base", hidden=256, heads=4, kv_heads=2)
+    digests = []
+    for name in ("a", "b"):
+        run = tiny_run(tmp_path / name, base, request={"backend": backend, "allow_cpu": False})
+        assert train_to_end(run, 600) == 0, run.log_file.read_text()
+        digests.append(digest_folder(run.adapter))
+    assert digests[0] == digests[1]
 
 
 def test_auto_chooses_unsloth_where_there_is_a_gpu() -> None:
@@ -57,8 +69,11 @@ def test_auto_chooses_unsloth_where_there_is_a_gpu() -> None:
     assert open_backend("auto", allow_cpu=False).name == expected
 
 
-def test_answer_loss_and_packing_learn_alike_on_the_gpu(tmp_path: Path) -> None:
-    """Grouped and packed batches see the same examples: their losses stay together."""
+@pytest.mark.parametrize("backend", ["unsloth", "peft"])
+def test_grouped_and_packed_batches_learn_alike_on_the_gpu(tmp_path: Path, backend: str) -> None:
+    """They see the same examples, which do not see each other: their losses stay together."""
+    if find_spec(backend) is None:
+        pytest.skip(f"the package {backend} is not installed")
     base = make_tiny_model(tmp_path / "base", hidden=256, heads=4, kv_heads=2)
     losses = {}
     for batching in ("grouped", "packed"):
@@ -67,8 +82,9 @@ def test_answer_loss_and_packing_learn_alike_on_the_gpu(tmp_path: Path) -> None:
             base,
             steps=20,
             batching=batching,
-            precision="fp32",
-            request={"backend": "peft", "allow_cpu": False},
+            # Unsloth casts to bf16 wherever the GPU has it.
+            precision="fp32" if backend == "peft" else "auto",
+            request={"backend": backend, "allow_cpu": False},
         )
         assert train_to_end(run, 600) == 0, run.log_file.read_text()
         result = run.result()
@@ -76,3 +92,23 @@ def test_answer_loss_and_packing_learn_alike_on_the_gpu(tmp_path: Path) -> None:
         assert (result.peak_memory_bytes or 0) > 0
         losses[batching] = result.loss
     assert losses["packed"] == pytest.approx(losses["grouped"], rel=0.02)
+
+
+def test_a_base_held_in_4_bit_trains_an_adapter_for_the_base_as_it_is(tmp_path: Path) -> None:
+    for needed in ("unsloth", "bitsandbytes"):
+        if find_spec(needed) is None:
+            pytest.skip(f"the package {needed} is not installed")
+    base = make_tiny_model(tmp_path / "base", hidden=256, heads=4, kv_heads=2)
+    run = tiny_run(
+        tmp_path / "run",
+        base,
+        steps=8,
+        load_in_4bit=True,
+        request={"backend": "unsloth", "allow_cpu": False},
+    )
+    assert train_to_end(run, 600) == 0, run.log_file.read_text()
+    verify_folder(package_of(run), read_base_shape(base), max_rank=4)
+
+
+def package_of(run: RunFolder) -> Path:
+    return package(run.path).folder

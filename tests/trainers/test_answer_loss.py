@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainers.backends.answer_loss import answer_loss, pack
+from trainers.backends.answer_loss import ROWS_AT_ONCE, _cross_entropy, answer_loss, pack
 from trainers.encoding import IGNORED
 
 
@@ -59,7 +59,11 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def test_value_and_gradients_are_those_of_the_library(model: Any) -> None:
+@pytest.mark.parametrize("at_once", [ROWS_AT_ONCE, 4])
+def test_value_and_gradients_are_those_of_the_library(
+    model: Any, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.backends.answer_loss.ROWS_AT_ONCE", at_once)
     batch = padded(rows())
     theirs = model(**batch).loss
     expected = gradients(model, theirs)
@@ -72,6 +76,20 @@ def test_value_and_gradients_are_those_of_the_library(model: Any) -> None:
         torch.testing.assert_close(found[name], gradient, msg=name)
     # The hook is gone: the model answers as before.
     torch.testing.assert_close(model(**batch).loss, theirs)
+
+
+def test_between_the_passes_the_loss_keeps_the_logits_as_they_are_and_no_wider_copy() -> None:
+    """Three float32 copies of them were what made a batch of long answers need the most memory."""
+    logits = torch.randn(100, 50, dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.arange(100) % 50
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda x: x):
+        loss = _cross_entropy().apply(logits, labels)
+    assert [one.dtype for one in kept if one.numel() >= logits.numel()] == [torch.bfloat16]
+    (found,) = torch.autograd.grad(loss, logits)
+    plain = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(found, torch.autograd.grad(plain, logits)[0])
 
 
 def test_packed_examples_do_not_see_each_other(model: Any) -> None:

@@ -37,6 +37,13 @@ def test_a_loss_that_is_no_number(tiny_base: Path, tmp_path: Path, monkeypatch: 
     ends(tiny_run(tmp_path / "r", tiny_base), "loss_not_finite", "step 1", "learning_rate")
 
 
+def test_weights_that_are_no_numbers_after_the_last_step(tiny_base: Path, tmp_path: Path) -> None:
+    """The loss of that step was one, and without validation nothing else would tell."""
+    run = tiny_run(tmp_path / "r", tiny_base, steps=1, weight_decay=1e39, learning_rate=0.9)
+    (run.path / "validation.jsonl").write_text("")
+    ends(run, "loss_not_finite", "after step 1", "learning_rate")
+
+
 def test_an_empty_split(tiny_base: Path, tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "r", tiny_base)
     (run.path / "train.jsonl").write_text("")

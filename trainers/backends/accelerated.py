@@ -16,7 +16,7 @@ from typing import Any
 
 from trainers.backends.checkpoints import adapted_layers, layer_count
 from trainers.backends.fine_tuning import fine_tune
-from trainers.backends.precision import base_precision
+from trainers.backends.precision import base_precision, begin_alike
 from trainers.backends.preparing import prepare, require_targets
 from trainers.backends.protocol import StepEvent
 from trainers.encoding import Example
@@ -52,10 +52,9 @@ class AcceleratedBackend:
         FastLanguageModel = _load_library()
 
         import torch
-        from transformers import set_seed
 
         on_gpu = torch.cuda.is_available()
-        set_seed(spec.seed)
+        begin_alike(spec.seed)
         model, tokenizer = FastLanguageModel.from_pretrained(
             str(base),
             max_seq_length=spec.max_sequence_tokens,
@@ -76,7 +75,13 @@ class AcceleratedBackend:
             use_gradient_checkpointing="unsloth" if on_gpu else False,
             random_state=spec.seed,
         )
-        bf16 = on_gpu and torch.cuda.is_bf16_supported()
+        # Unsloth brings its own fused loss behind the standard one.
+        options: dict[str, Any] = {"loss_type": "nll", "fp16": False}
+        options["bf16"] = on_gpu and torch.cuda.is_bf16_supported()
+        if on_gpu and spec.batching == "packed":
+            # Its GPU attention does not see from the positions where an example begins, as that of
+            # transformers does: only in rows that it packs itself are examples kept apart.
+            options["padding_free"] = True
         return fine_tune(
             model,
             tokenizer,
@@ -86,8 +91,7 @@ class AcceleratedBackend:
             on_step,
             should_stop,
             backend=self.name,
-            # Unsloth brings its own fused loss behind the standard one.
-            options={"loss_type": "nll", "bf16": bf16, "fp16": False},
+            options=options,
             answers_only=False,
             on_checkpoint=on_checkpoint,
             before_probes=_return_logits,

@@ -2,16 +2,22 @@
 
 Three quarters of a small model's tokens are prompt, whose next token nobody asks for; with a
 vocabulary of 50,000 the projection to logits is a fifth of the work. So hidden states are selected
-before the projection: the same loss and gradients, computed for the answer's tokens only.
+before the projection: the same loss and gradients, computed for the answer's tokens only. Logits exist
+while every activation of the step still does, so what is made of them in float32 decides the peak of
+memory: it is made a few tokens at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from trainers.encoding import IGNORED
+
+ROWS_AT_ONCE = 64
+"""Tokens whose logits are in float32 at the same time."""
 
 
 def answer_loss(model: Any, inputs: dict[str, Any], items: Any = None) -> Any:
@@ -25,17 +31,49 @@ def answer_loss(model: Any, inputs: dict[str, Any], items: Any = None) -> Any:
         inputs: its inputs with ``labels`` [batch, time]; ``IGNORED`` labels count nothing.
         items: divide by this instead of the number of labelled tokens (gradient accumulation).
     """
-    import torch
-
     labels = inputs["labels"][:, 1:]
     wanted = labels != IGNORED
     others = {name: value for name, value in inputs.items() if name != "labels"}
     with _projecting_only(model, wanted):
         logits = model(**others, use_cache=False).logits
-    total = torch.nn.functional.cross_entropy(
-        logits[0].float(), labels[wanted].to(logits.device), reduction="sum"
-    )
+    total = _cross_entropy().apply(logits[0], labels[wanted].to(logits.device))
     return total / (wanted.sum() if items is None else items)
+
+
+@cache
+def _cross_entropy() -> Any:
+    """A torch function: sum of the rows' cross entropies, computed in float32.
+
+    As ``torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")``, which would hold
+    three float32 copies of all logits.
+    """
+    import torch
+
+    class CrossEntropy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, logits: Any, labels: Any) -> Any:
+            norms = logits.new_empty(len(logits), dtype=torch.float32)
+            total = logits.new_zeros((), dtype=torch.float32)
+            for at in range(0, len(logits), ROWS_AT_ONCE):
+                rows = slice(at, at + ROWS_AT_ONCE)
+                some = logits[rows].float()
+                norms[rows] = some.logsumexp(-1)
+                total += (norms[rows] - some.gather(-1, labels[rows, None])[:, 0]).sum()
+            ctx.save_for_backward(logits, labels, norms)
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            logits, labels, norms = ctx.saved_tensors
+            found = torch.empty_like(logits)
+            for at in range(0, len(logits), ROWS_AT_ONCE):
+                rows = slice(at, at + ROWS_AT_ONCE)
+                some = logits[rows].float().sub_(norms[rows, None]).exp_()
+                some[torch.arange(len(some), device=some.device), labels[rows]] -= 1
+                found[rows] = some.mul_(gradient)
+            return found, None
+
+    return CrossEntropy
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 from infra.artifacts.manifest import CONFIG, WEIGHTS
 from infra.files import write_atomically
+from trainers.failures import TrainingError
 from trainers.spec import TrainSpec
 
 _SEAL = "sealed"
@@ -71,7 +72,10 @@ class BestWeights:
     loss: float | None
 
     def keep(self, model: Any, spec: TrainSpec, step: int, loss: float | None) -> None:
-        """Write the adapter of ``model`` in canonical form: same weights, same bytes."""
+        """Write the adapter of ``model`` in canonical form: same weights, same bytes.
+
+        Raises TrainingError when they are no finite numbers.
+        """
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
@@ -80,6 +84,12 @@ class BestWeights:
         tensors = {
             name: state[name].detach().to("cpu").float().contiguous() for name in sorted(state)
         }
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            # The loss, which is computed before the step, is still one when the last step breaks it.
+            raise TrainingError(
+                f"the weights are no finite numbers after step {step}: lower training.learning_rate",
+                "loss_not_finite",
+            )
         scratch = self._folder / f".{WEIGHTS}"
         save_file(tensors, str(scratch), metadata={"format": "pt"})
         _flush(scratch)

@@ -221,7 +221,7 @@ def _trainer(
         args=arguments,
         train_dataset=rows(data.train).select(data.plan),
         eval_dataset=rows(data.validation) if data.validation else None,
-        data_collator=pack if spec.batching == "packed" else None,
+        data_collator=None if spec.batching != "packed" or options.get("padding_free") else pack,
         callbacks=[watch],
     )
     for noisy in (PrinterCallback, ProgressCallback):

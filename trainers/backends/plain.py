@@ -13,7 +13,7 @@ from typing import Any
 
 from trainers.backends.checkpoints import adapted_layers, layer_count
 from trainers.backends.fine_tuning import fine_tune
-from trainers.backends.precision import base_precision
+from trainers.backends.precision import base_precision, begin_alike
 from trainers.backends.preparing import prepare, require_targets
 from trainers.backends.protocol import StepEvent
 from trainers.encoding import Example
@@ -46,9 +46,9 @@ class PlainBackend:
 
         import torch
         from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        set_seed(spec.seed)
+        begin_alike(spec.seed)
         model: Any = AutoModelForCausalLM.from_pretrained(
             base, dtype=getattr(torch, base_precision(spec.precision)), attn_implementation="sdpa"
         )

@@ -28,15 +28,16 @@ _LOOK_SECONDS = 20
 """Between two looks whether the cluster is still the one that has the runs."""
 _CLIENT_ATTEMPTS = 3
 """Ray's client gives a server of its own half a minute to start, which a busy head may not keep."""
-
-
+_GONE = "its Ray cluster was replaced by another, or this machine's raylet died"
+_LEFT_ALONE = ""
+"""What a task returns that ended its training because its raylet had died."""
 _AWAY = ("LocalRayletDiedError", "RaySystemError", "RpcError")
 """What Ray raises when this driver itself has lost the cluster, not the cluster a worker."""
 
 
 class _Cluster:
-    """The cluster that this driver is connected to. Of one whose head was replaced Ray never says
-    that the runs are gone with the old one."""
+    """The cluster that this driver is connected to. Where its head was replaced, or its own machine's
+    raylet died, Ray never says of what is running that it is gone."""
 
     def __init__(self) -> None:
         self._id = _cluster_id()
@@ -45,7 +46,8 @@ class _Cluster:
 
     def gone(self) -> bool:
         if not self.lost and self._id is not None and time.monotonic() >= self._next_look:
-            self.lost = _cluster_id() not in (self._id, None)
+            seen = _cluster_id()
+            self.lost = seen is not None and (seen != self._id or not _raylet_lives())
             self._next_look = time.monotonic() + _LOOK_SECONDS
         return self.lost
 
@@ -73,7 +75,7 @@ class RayRun:
             text = ray.get(self._reference, timeout=timeout_seconds)
         except exceptions.GetTimeoutError as error:
             if self._cluster.gone():
-                return self._failed("its Ray cluster was replaced by another", "cluster_lost")
+                return self._failed(_GONE, "cluster_lost")
             raise TimeoutError(f"{self.job.run_dir} is still training") from error
         except exceptions.TaskCancelledError:
             return RunOutcome("cancelled", len(self._run.attempts()))
@@ -87,6 +89,9 @@ class RayRun:
                 f"Ray lost the run for good ({type(error).__name__}: {first_line[:500]})",
                 "cluster_lost" if self._cluster.lost else "worker_lost",
             )
+        if text == _LEFT_ALONE:
+            self._cluster.lost = True
+            return self._failed(_GONE, "cluster_lost")
         return _outcome(text)
 
     def _failed(self, error: str, failure: FailureState) -> RunOutcome:
@@ -186,8 +191,17 @@ def _supervise(job: dict[str, Any]) -> str:
         import ray
 
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    raylet = os.getppid()
+
+    def left_alone() -> bool:
+        return os.getppid() != raylet
+
     with reporting(RunFolder(made.run_dir), made.storage, made.run_id):
-        return outcome_to_json(supervise(made))
+        # Ray lets a task run on whose raylet has died, and nobody would know of it.
+        outcome = supervise(made, left_alone)
+    return (
+        _LEFT_ALONE if outcome.state == "cancelled" and left_alone() else outcome_to_json(outcome)
+    )
 
 
 def _job_to_plain(job: TrainJob) -> dict[str, Any]:
@@ -272,6 +286,13 @@ def _cluster_id() -> str | None:
     except RayError:
         return None
     return str(found.cluster_id.hex())
+
+
+def _raylet_lives() -> bool:
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == own and node["Alive"] for node in ray.nodes())
 
 
 def _join(address: str, quiet: Mapping[str, Any]) -> None:

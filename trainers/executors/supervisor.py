@@ -90,6 +90,10 @@ def _ended(run: RunFolder, attempts: int, abandoned: Callable[[], bool]) -> RunO
         return RunOutcome("done", attempts, result=result)
     if run.cancel_requested or abandoned():
         return RunOutcome("cancelled", attempts)
+    deadline = run.request().deadline
+    if deadline is not None and now() >= deadline and not attempts and not run.progress().step:
+        # One step would make an adapter that is worth nothing and stands in the next night's way.
+        return RunOutcome("cancelled", 0, "the night ended before its turn came")
     return None
 
 

@@ -86,6 +86,43 @@ def test_a_cluster_that_was_replaced_takes_no_night_with_it_until_its_deadline(
     assert handle.wait(240).state == "cancelled"
 
 
+# A Ray of its own: that of the other tests goes on.
+ALONE = """
+import sys
+from pathlib import Path
+from tests.tiny_run import alive, kill, wait_until
+from tests.trainers.executors.test_lost_workers import parent_of
+from trainers.executors import on_ray
+from trainers.executors.protocol import ExecutorLost, TrainJob
+from trainers.run_folder import RunFolder
+
+on_ray._LOOK_SECONDS = 1
+run = RunFolder(Path(sys.argv[1]))
+executor = on_ray.RayExecutor()
+handle = executor.submit(TrainJob(run.path))
+wait_until(run.attempts, 200)
+trained = int(run.attempts()[-1]["pid"])
+kill(parent_of(parent_of(trained)))  # the raylet
+outcome = handle.wait(200)
+assert (outcome.state, outcome.failure) == ("failed", "cluster_lost"), outcome
+wait_until(lambda: not alive(trained), 200)  # nobody trains unwatched
+try:
+    executor.submit(TrainJob(run.path))
+except ExecutorLost:
+    print("lost")
+"""
+
+
+def test_where_the_machines_own_raylet_dies_its_runs_end_and_are_said_to_be_lost(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", tiny_base, steps=100_000)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(run.path)], capture_output=True, text=True, timeout=280
+    )
+    assert "lost" in done.stdout.splitlines(), done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("error", [ConnectionError("no client"), ray.exceptions.RpcError("away")])
 def test_a_driver_that_lost_its_connection_has_lost_the_cluster(
     error: Exception, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
@@ -150,6 +187,16 @@ def test_killed_twice_without_progress_it_computes_half_as_much_at_once(
     assert outcome.result is not None
     assert (outcome.result.steps, outcome.result.micro_batch) == (8, 2)
     assert "killed twice without progress" in outcome.result.notes[0]
+
+
+def test_a_run_whose_turn_comes_after_the_nights_end_is_not_begun(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", tiny_base, request={"deadline": 1.0})
+    outcome = supervise(TrainJob(run.path))
+    assert (outcome.state, outcome.attempts) == ("cancelled", 0)
+    assert "before its turn came" in (outcome.error or "")
+    assert run.attempts() == []
 
 
 def test_a_job_that_fits_no_worker_is_refused_at_once(
