@@ -35,7 +35,7 @@ from typing import Any
 
 from evaluators.intervals import binomial_p_value, hoeffding_bentkus_p_value
 from evaluators.replay import Outcome
-from infra.prompting.confidence import MEAN, SCORES
+from infra.prompting.confidence import MEAN, SCORES, answers_drawn
 
 # The strictest rank tested, as a share of the rows: higher leaves room for an error among the most
 # confident, lower certifies models that are sure of few. Fixed here, so that no label chooses it.
@@ -169,9 +169,11 @@ def calibrate_outcomes(outcomes: Iterable[Outcome], risk: float, level: float) -
     """``calibrate_best`` on replayed validation rows; answers that may never be shown count as
     uncovered. Rows that were asked for one confidence alone know no other."""
     rows = list(outcomes)
+    # What takes more answers comes last: of equals the cheaper is taken.
+    drawn = {name for row in rows for name in row.confidences if answers_drawn(name)}
     names = [
         name
-        for name in SCORES
+        for name in (*SCORES, *sorted(drawn))
         if rows and all(name in row.confidences for row in rows if row.showable)
     ]
     correct = [row.score.correct for row in rows]

@@ -104,7 +104,15 @@ async def ask_and_decide(
         try:
             await engine.probe(name)
             heard: dict[str, Said] = {}
-            adapter = _answerer(context, engine, name, form, every_score=True, heard=heard)
+            adapter = _answerer(
+                context,
+                engine,
+                name,
+                form,
+                every_score=True,
+                drawn=gate.drawn_answers,
+                heard=heard,
+            )
             calibration_rows = await _replay(
                 context, adapter, validation, say, f"{name}: validation"
             )
@@ -289,7 +297,10 @@ async def _incumbent(
         await engine.ensure_loaded(champion, folder)
         answerer = _answerer(context, engine, champion, form, score=manifest.confidence)
         said = {
-            digest: await _replay(context, answerer, test, say, f"incumbent {champion}")
+            digest: [
+                row.by(manifest.confidence)
+                for row in await _replay(context, answerer, test, say, f"incumbent {champion}")
+            ]
             for digest, test in tests.items()
         }
     served = {digest: serve(rows, registered.threshold) for digest, rows in said.items()}
@@ -304,6 +315,7 @@ def _answerer(
     *,
     score: str = MEAN,
     every_score: bool = False,
+    drawn: int = 0,
     heard: dict[str, Said] | None = None,
 ) -> Answerer:
     """The small model as the gateway asks it, without a threshold; None asks the base model.
@@ -321,6 +333,7 @@ def _answerer(
             form=form,
             score=score,
             every_score=every_score,
+            drawn=drawn,
             max_tokens=limit,
         )
         if heard is not None:
