@@ -25,7 +25,8 @@ from infra.prompting.confidence import (
 from infra.prompting.template import FULL, PromptFormat, render_prompt
 from serving.engines.protocol import Completion, Engine, EngineUnavailable
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 Growing = Callable[[str, int, float], Awaitable[None]]
 """Hears the text so far, the number of its tokens, and its confidence."""
 BELOW_THRESHOLD = "confidence below the threshold"
