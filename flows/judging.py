@@ -16,14 +16,15 @@ from typing import Any
 from evaluators.calibration import calibrate_outcomes
 from evaluators.details import details_of
 from evaluators.engine_match import Said, compare_with_trainer
-from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, decide
-from evaluators.replay import NOT_ASKED, Answerer, Outcome, replay
+from evaluators.gate import TEACHER, GateEvidence, GatePolicy, decide
+from evaluators.replay import Answerer, Outcome, replay
 from evaluators.scorecard import make_scorecard
 from evaluators.scorecard_page import Price, costs_per_thousand
 from evaluators.served import Served, gate_rows, serve
 from flows.answerers import compared_cards, curves_of
 from flows.further_scores import by_example, further_scores
-from flows.judge_metric import meet_people, task_names
+from flows.heard import require_answers, require_golden, require_incumbent
+from flows.judge_metric import AskedFor, meet_people, task_names
 from flows.judgement import Judgement, tell_mismatch
 from flows.judging_inputs import (
     GOLDEN,
@@ -44,7 +45,7 @@ from infra.objects.store import ObjectExists, ObjectMissing
 from infra.prompting.answers import CUT_OFF
 from infra.prompting.confidence import MEAN
 from infra.prompting.template import FULL, PromptFormat
-from serving.engines.protocol import Engine, EngineUnavailable
+from serving.engines.protocol import Engine
 from serving.small_model import SmallAnswer, SmallModel
 from trainers.data_sets.golden import judged_cases
 from trainers.data_sets.labels import prompt_key
@@ -81,7 +82,12 @@ def judge(
 
 
 async def ask_and_decide(
-    context: Context, folder: Path, dataset: DatasetVersion, key: str, say: Say
+    context: Context,
+    folder: Path,
+    dataset: DatasetVersion,
+    key: str,
+    say: Say,
+    asked_for: AskedFor = "night",
 ) -> tuple[Judgement, list[Outcome]]:
     """Ask the engine everything and decide; keeps nothing but the base model's answers.
 
@@ -93,7 +99,7 @@ async def ask_and_decide(
     validation = read_split(context.store, dataset, "validation")[: gate.max_test_rows]
     test = read_split(context.store, dataset, "test")[: gate.max_test_rows]
     # First of all: where it is away, a whole replay would be for nothing.
-    people = await meet_people(context, dataset, say)
+    people = await meet_people(context, dataset, say, asked_for)
     earlier = earlier_tests(context, dataset, test, say)
     golden = judged_cases(context.store, dataset)
     pinned = [case.example() for case in golden]
@@ -136,8 +142,8 @@ async def ask_and_decide(
             if loaded_here:
                 await let_go(context, engine, manifest.task_id, name)
     asked_before = [row for outcomes in earlier_rows.values() for row in outcomes]
-    _require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
-    _require_golden(golden_rows)
+    require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
+    require_golden(golden_rows)
     champion, incumbent, champion_rows = await _incumbent(
         context,
         manifest.task_id,
@@ -145,7 +151,7 @@ async def ask_and_decide(
         {dataset.digest: test, GOLDEN: pinned, **earlier},
         say,
     )
-    not_answered = _require_incumbent(
+    not_answered = require_incumbent(
         incumbent, [row for outcomes in champion_rows.values() for row in outcomes]
     )
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
@@ -169,6 +175,7 @@ async def ask_and_decide(
         by_example(champion_rows[dataset.digest], champion[dataset.digest]) if champion else None,
         people,
         say,
+        asked_for,
     )
     rows = further.rows
     evidence = GateEvidence(
@@ -270,7 +277,7 @@ async def _base_outcomes(
     except ObjectMissing:
         pass
     outcomes = await _replay(context, answerer, examples, say, "base model")
-    _require_answers(outcomes)
+    require_answers(outcomes)
     context.store.put(key, json.dumps([row.to_dict() for row in outcomes]).encode())
     return outcomes
 
@@ -354,43 +361,3 @@ async def _replay(
         concurrency=context.settings.engine.batch_size,
         progress=progress_of(say, what),
     )
-
-
-def _require_answers(outcomes: Sequence[Outcome]) -> None:
-    """A judgement is kept for good, so it must be of the adapter and not of a sick engine.
-
-    Raises EngineUnavailable when the engine gave up on more answers than the gate would let pass.
-    """
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if len(errors) > MAX_ERROR_SHARE * len(outcomes):
-        raise EngineUnavailable(
-            f"the engine failed on {len(errors)} of {len(outcomes)} questions, the last time with: "
-            f"{errors[-1]}; nothing is judged, run the night again when it is well"
-        )
-
-
-def _require_incumbent(name: str, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """Where the incumbent gives no answer the teacher's stands for it, as it does for callers. What it
-    refuses it would refuse again, so that is said with the decision.
-
-    Raises EngineUnavailable, as ``_require_answers`` does, when it was the engine that was sick.
-    """
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if len(errors) <= MAX_ERROR_SHARE * len(outcomes):
-        return ()
-    if any(not error.startswith(("EngineRefused", NOT_ASKED)) for error in errors):
-        _require_answers(outcomes)
-    return (
-        f"the incumbent {name} gave no answer to {len(errors)} of {len(outcomes)} questions, where "
-        f"the teacher answers for it; the first time with: {errors[0].split(':')[0]}",
-    )
-
-
-def _require_golden(outcomes: Sequence[Outcome]) -> None:
-    """One case that the engine did not answer would leave the judgement open for good.
-
-    Raises EngineUnavailable, but not for what it refuses: that it would refuse again.
-    """
-    errors = [o.error for o in outcomes if o.error and not o.error.startswith("EngineRefused")]
-    if errors:
-        raise EngineUnavailable(f"the engine failed on a golden case, with: {errors[-1]}")

@@ -173,6 +173,16 @@ def test_looking_changes_nothing_and_keeping_adds_a_decision(
     assert context.registry.events(name, 1)[0].why == "a new engine"
     assert ask("gate", "--replay", name)["same"] is True
 
+    # The same evidence by other terms, and then by the first ones again: the newest decides.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NIGHTSCHOOL_GATE__MIN_ROWS", "100")
+        ask("judge", name, "--keep")
+    again = ask("judge", name, "--keep")
+    cards = context.registry.scorecards(name)
+    assert [card.verdict for card in cards] == ["fail", "inconclusive", "fail"]
+    assert len({card.gate["evidence_digest"] for card in cards}) == 1
+    assert len({kept["page"], again["page"]}) == 2 and ask("gate", "--replay", name)["same"]
+
 
 def test_further_metrics_stand_in_the_scorecard_and_replay(
     context: Context, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
