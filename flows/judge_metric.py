@@ -29,7 +29,7 @@ from flows.compared_pairs import Pair
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.settings.judging import JUDGE, is_for
-from trainers.data_sets.golden import judged_cases
+from trainers.data_sets.golden_places import judged_cases
 from trainers.data_sets.opinions import opinions
 from trainers.data_sets.versions import DatasetVersion
 
@@ -177,7 +177,7 @@ def _labelled(context: Context, dataset: DatasetVersion) -> list[Labelled]:
         dataset.task_id,
         context.settings.judge.max_labelled,
     )
-    golden = judged_cases(context.store, dataset)
+    golden = judged_cases(context.store, context.database, dataset)
     return [
         *(Labelled(row.id, row.request, row.answer, row.good, row.better) for row in found),
         *(Labelled(case.id, case.request, case.answer, True) for case in golden),

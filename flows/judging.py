@@ -47,7 +47,7 @@ from infra.prompting.confidence import MEAN
 from infra.prompting.template import FULL, PromptFormat
 from serving.engines.protocol import Engine
 from serving.small_model import SmallAnswer, SmallModel
-from trainers.data_sets.golden import judged_cases
+from trainers.data_sets.golden_places import judged_cases
 from trainers.data_sets.labels import prompt_key
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
@@ -101,7 +101,7 @@ async def ask_and_decide(
     # First of all: where it is away, a whole replay would be for nothing.
     people = await meet_people(context, dataset, say, asked_for)
     earlier = earlier_tests(context, dataset, test, say)
-    golden = judged_cases(context.store, dataset)
+    golden = judged_cases(context.store, context.database, dataset)
     pinned = [case.example() for case in golden]
     async with context.engine() as engine:
         name = manifest.name
