@@ -189,7 +189,8 @@ class EngineClient:
     ) -> tuple[Completion, ...]:
         limit = timeout_seconds or self._timeout_seconds
         request = await self._request(model, prompt, max_tokens, stop, limit)
-        request |= {"n": count, "temperature": 1.0, "seed": seed}
+        # All that vLLM might take from a base model's own generation_config.json is said.
+        request |= {"n": count, "seed": seed, "temperature": 1.0, "top_p": 1.0, "top_k": -1}
         body = await self._json("POST", "/v1/completions", request, timeout_seconds=limit)
         return read_drawn(body, count)
 
