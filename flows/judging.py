@@ -43,7 +43,7 @@ from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
 from infra.objects.store import ObjectExists, ObjectMissing
 from infra.prompting.answers import CUT_OFF
-from infra.prompting.confidence import MEAN
+from infra.prompting.confidence import MEAN, answers_drawn
 from infra.prompting.template import FULL, PromptFormat
 from serving.engines.protocol import Engine
 from serving.small_model import SmallAnswer, SmallModel
@@ -119,17 +119,18 @@ async def ask_and_decide(
                 drawn=gate.drawn_answers,
                 heard=heard,
             )
-            calibration_rows = await _replay(
-                context, adapter, validation, say, f"{name}: validation"
-            )
-            rows = await _replay(context, adapter, test, say, f"{name}: test")
+
+            async def asked(examples: Sequence[Example], what: str) -> list[Outcome]:
+                return await _replay(
+                    context, adapter, examples, say, f"{name}: {what}", gate.drawn_answers
+                )
+
+            calibration_rows = await asked(validation, "validation")
+            rows = await asked(test, "test")
             earlier_rows = {
-                digest: await _replay(context, adapter, rows_, say, f"{name}: earlier test")
-                for digest, rows_ in earlier.items()
+                digest: await asked(rows_, "earlier test") for digest, rows_ in earlier.items()
             }
-            golden_rows = right_or_wrong(
-                await _replay(context, adapter, pinned, say, f"{name}: golden cases"), golden
-            )
+            golden_rows = right_or_wrong(await asked(pinned, "golden cases"), golden)
             base_rows = await _base_outcomes(
                 context,
                 manifest.base_digest,
@@ -306,7 +307,14 @@ async def _incumbent(
         said = {
             digest: [
                 row.by(manifest.confidence)
-                for row in await _replay(context, answerer, test, say, f"incumbent {champion}")
+                for row in await _replay(
+                    context,
+                    answerer,
+                    test,
+                    say,
+                    f"incumbent {champion}",
+                    answers_drawn(manifest.confidence),
+                )
             ]
             for digest, test in tests.items()
         }
@@ -352,12 +360,18 @@ def _answerer(
 
 
 async def _replay(
-    context: Context, answerer: Answerer, examples: Sequence[Example], say: Say, what: str
+    context: Context,
+    answerer: Answerer,
+    examples: Sequence[Example],
+    say: Say,
+    what: str,
+    drawn: int = 0,
 ) -> list[Outcome]:
+    """Full batches: a question takes a place in the engine for each answer drawn beside its own."""
     return await replay(
         answerer,
         examples,
         timeout_seconds=ANSWER_SECONDS,
-        concurrency=context.settings.engine.batch_size,
+        concurrency=max(1, context.settings.engine.batch_size // (1 + drawn)),
         progress=progress_of(say, what),
     )
