@@ -51,8 +51,13 @@ def test_the_unsure_half_is_left_to_the_teacher():
 
 
 def test_one_error_is_affordable_with_more_rows():
-    found = calibrate(*ranked(200, {10}), 0.05, 0.05)
+    found = calibrate(*ranked(240, {10}), 0.05, 0.05)
     assert found.coverage == 1 and found.errors == 1
+
+
+def test_one_that_is_right_on_less_than_half_and_knows_which_is_shown_there():
+    found = calibrate(*ranked(300, set(range(140, 300, 2))), 0.05, 0.05)
+    assert found.certified and 140 <= found.shown <= 160
 
 
 def test_confidently_wrong_shows_nothing():
