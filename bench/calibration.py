@@ -5,10 +5,11 @@ them, which is long). They are the population: a resample draws validation rows 
 certifies a threshold, and what it would show is counted over all of them. Beside each score alone: the
 best of several at a divided level, as the judge does it; the score chosen on one half of the rows and
 certified on the other; and the plain softmax threshold, an answer shown when its own probability
-promises the risk.
+promises the risk. With --drawn the share of K more answers that say the same is one score more, on the
+first --answers of them (drawn once and kept, which is K times as long).
 
     python bench/calibration.py [--quick] [--json FILE] [--resamples 1000] [--rows 300] [--answers N]
-        [--adapter longer]...
+        [--adapter longer]... [--drawn K]
 """
 
 from __future__ import annotations
@@ -26,9 +27,22 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.support.real_answers import ADAPTERS, ROWS, real_answers
+from bench.support.real_answers import (
+    ADAPTERS,
+    ROWS,
+    drawn_answers,
+    real_answers,
+    requests_of,
+)
 from evaluators.calibration import calibrate, calibrate_best
-from infra.prompting.confidence import SCORES, all_confidences
+from infra.prompting.answers import ParsedAnswer, parse_answer
+from infra.prompting.confidence import (
+    SCORES,
+    agreement,
+    agreement_name,
+    all_confidences,
+    answers_drawn,
+)
 
 RISKS, LEVEL = (0.03, 0.01), 0.05
 Numbers = NDArray[np.float64]
@@ -39,13 +53,34 @@ Rule = Callable[[NDArray[np.int64]], tuple[str, float] | None]
 def population(answers: Sequence[dict[str, Any]]) -> tuple[dict[str, Numbers], Numbers]:
     """Confidence by score (-inf: never shown) and whether it is right, of every answer."""
     right = np.array([float(row["correct"] >= 1) for row in answers])
-    found = {name: np.full(len(answers), -math.inf) for name in SCORES}
+    names = [*SCORES, *(name for name in answers[0] if answers_drawn(name))]
+    found = {name: np.full(len(answers), -math.inf) for name in names}
     for place, row in enumerate(answers):
         if row["checks"]:
             said = all_confidences(row["text"], row["tokens"], row["logprobs"])
-            for name, value in said.items():
-                found[name][place] = value
+            for name in names:
+                found[name][place] = row[name] if name in row else said[name]
     return found, right
+
+
+def with_agreement(
+    adapter: str, answers: Sequence[dict[str, Any]], count: int
+) -> list[dict[str, Any]]:
+    """The same answers, each with the share of ``count`` drawn ones that agree."""
+
+    def read(said: dict[str, Any], request: dict[str, Any]) -> ParsedAnswer:
+        return parse_answer(said["text"], request, complete=said["finish"] == "stop")
+
+    found = zip(answers, requests_of(answers), drawn_answers(adapter, answers, count), strict=True)
+    return [
+        row
+        | {
+            agreement_name(count): agreement(
+                read(row, request), [read(other, request) for other in drawn]
+            )
+        }
+        for row, request, drawn in found
+    ]
 
 
 def rules(scores: dict[str, Numbers], right: Numbers, risk: float) -> dict[str, Rule]:
@@ -124,9 +159,19 @@ def main() -> None:
     parser.add_argument(
         "--adapter", action="append", choices=list(ADAPTERS), help="asked for; default: each"
     )
+    parser.add_argument(
+        "--drawn", type=int, default=0, metavar="K", help="answers drawn beside each"
+    )
     parser.add_argument("--seed", type=int, default=17)
     options = parser.parse_args()
-    population_of = real_answers(options.answers, options.adapter or tuple(ADAPTERS))
+    names = options.adapter or tuple(ADAPTERS)
+    if options.drawn:
+        population_of = {
+            name: with_agreement(name, answers[: options.answers], options.drawn)
+            for name, answers in real_answers(ROWS, names).items()
+        }
+    else:
+        population_of = real_answers(options.answers, names)
     resamples = 50 if options.quick else options.resamples
     found = {
         "level": LEVEL,

@@ -35,11 +35,15 @@ from typing import Any
 
 from evaluators.intervals import binomial_p_value, hoeffding_bentkus_p_value
 from evaluators.replay import Outcome
-from infra.prompting.confidence import MEAN, SCORES
+from infra.prompting.confidence import MEAN, SCORES, answers_drawn
 
 # The strictest rank tested, as a share of the rows: higher leaves room for an error among the most
 # confident, lower certifies models that are sure of few. Fixed here, so that no label chooses it.
-START_SHARE = 0.6
+START_SHARE = 0.4
+# Of graded scores, whose bound needs more rows for the same.
+GRADED_START_SHARE = 0.6
+# Scores compete where so many of the rows leave room for an error at the divided level.
+COMPETING_SHARE = 0.6
 MAX_ERRORS_LISTED = 200
 
 
@@ -111,7 +115,7 @@ def calibrate(
     tested = 1.0
     exact = all(loss in (0.0, 1.0) for _, loss in ranked)
     total = 0.0
-    start = _start_rank(n, risk, level)
+    start = _start_rank(n, risk, level, START_SHARE if exact else GRADED_START_SHARE)
     for rank, (confidence, loss) in enumerate(ranked, 1):
         total += loss
         # Rows of equal confidence are shown together or not at all.
@@ -155,7 +159,7 @@ def calibrate_best(
     first = next(iter(confidences))
     eligible = sum(value is not None and math.isfinite(value) for value in confidences[first])
     share = level / len(confidences)
-    if len(confidences) < 2 or rows_needed(1, risk, share) > START_SHARE * eligible:
+    if len(confidences) < 2 or rows_needed(1, risk, share) > COMPETING_SHARE * eligible:
         return replace(calibrate(confidences[first], correct, risk, level), score=first)
     found = {
         name: replace(calibrate(values, correct, risk, share), score=name, level=level)
@@ -169,9 +173,11 @@ def calibrate_outcomes(outcomes: Iterable[Outcome], risk: float, level: float) -
     """``calibrate_best`` on replayed validation rows; answers that may never be shown count as
     uncovered. Rows that were asked for one confidence alone know no other."""
     rows = list(outcomes)
+    # What takes more answers comes last: of equals the cheaper is taken.
+    drawn = {name for row in rows for name in row.confidences if answers_drawn(name)}
     names = [
         name
-        for name in SCORES
+        for name in (*SCORES, *sorted(drawn))
         if rows and all(name in row.confidences for row in rows if row.showable)
     ]
     correct = [row.score.correct for row in rows]
@@ -199,12 +205,12 @@ def rows_needed(errors: int, risk: float, level: float) -> int:
     return high
 
 
-def _start_rank(n: int, risk: float, level: float) -> int:
-    """Largest rank that allows one more error than the last and is within the start share."""
+def _start_rank(n: int, risk: float, level: float, share: float) -> int:
+    """Largest rank that allows one more error than the last and is within the share."""
     start = rows_needed(0, risk, level)
     for errors in range(1, MAX_ERRORS_LISTED):
         following = rows_needed(errors, risk, level)
-        if following > START_SHARE * n:
+        if following > share * n:
             break
         start = following
     return start

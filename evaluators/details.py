@@ -9,7 +9,7 @@ from typing import Any
 from evaluators.replay import Example, Outcome
 from evaluators.scoring import Kind, answer_kind
 from evaluators.tool_calls import match_steps
-from evaluators.values import calls_of, text_of
+from infra.prompting.values import calls_of, text_of
 
 MAX_CLASSES = 30
 OTHER, NONE = "(something else)", "(no answer)"

@@ -187,11 +187,12 @@ def decide(policy: GatePolicy, evidence: GateEvidence) -> GateResult:
     if evidence.honesty is not None:
         numbers["honesty"] = evidence.honesty.to_dict()
         held += evidence.honesty.notes()
-        distinct = evidence.honesty.distinct_prompts
-        if distinct < policy.min_rows:
+        honesty = evidence.honesty
+        if honesty.telling_prompts < policy.min_rows:
+            learned = "" if honesty.unseen_prompts is None else " that it was not trained on"
             open_.append(
-                f"the test asks {distinct} different prompts, fewer than the {policy.min_rows} rows "
-                "that the gate asks for: repeating them shows nothing more"
+                f"the test asks {honesty.telling_prompts} different prompts{learned}, fewer than the "
+                f"{policy.min_rows} rows that the gate asks for: repeating them shows nothing more"
             )
     verdict: Verdict = "fail" if failed else "inconclusive" if open_ else "pass"
     return GateResult(verdict, (*failed, *open_, *held), numbers, evidence.digest)

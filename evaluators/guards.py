@@ -14,8 +14,8 @@ import numpy as np
 
 from evaluators.intervals import difference_bounds
 from evaluators.served import GateRow
-from evaluators.values import calls_of, read_call
 from infra.prompting.template import content_text
+from infra.prompting.values import calls_of, read_call
 
 MAX_NAMED = 5
 LENGTHS = ((500, "short"), (4000, "medium"))

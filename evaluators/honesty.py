@@ -23,9 +23,17 @@ class Honesty:
     """Rows whose prompt has another label elsewhere in the test: nobody gets them all right."""
     independent_labels: int
     """Rows whose label is a person's, not the teacher's."""
+    unseen_prompts: int | None = None
+    """Different prompts that are not in the training data; None: not counted when it was decided."""
 
     def to_dict(self) -> dict[str, int]:
-        return asdict(self)
+        # Without what was not counted, so that what was stored then keeps its digest.
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def telling_prompts(self) -> int:
+        """How many prompts show something: what was learned by heart and what is repeated does not."""
+        return self.distinct_prompts if self.unseen_prompts is None else self.unseen_prompts
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Honesty:
@@ -73,4 +81,5 @@ def check_honesty(
         repeated=len(prompts) - sum(map(len, said.values())),
         contradicted=sum(len(said[prompt]) > 1 for prompt in prompts),
         independent_labels=sum(independent),
+        unseen_prompts=len(said.keys() - known),
     )

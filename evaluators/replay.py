@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from evaluators.scoring import CallScore, answer_kind, score_answer
 from infra.calls.record import Checks
+from infra.prompting.confidence import answers_drawn
 
 MAX_ERROR_CHARACTERS = 200
 NOT_ASKED = "not asked"
@@ -67,6 +68,8 @@ class Outcome:
     """By score, where the answerer tells several; see ``prompting.confidence``."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    drawn_tokens: int = 0
+    """Of the answers that were drawn beside it."""
 
     @property
     def correct(self) -> float:
@@ -90,11 +93,18 @@ class Outcome:
             "confidences": dict(self.confidences),
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
+            "drawn_tokens": self.drawn_tokens,
         }
 
     def by(self, score: str) -> Outcome:
-        """The same with the confidence of that score, where it is known."""
-        return replace(self, confidence=self.confidences.get(score, self.confidence))
+        """The same with the confidence of that score, where it is known, and the tokens that it takes."""
+        drawn = self.drawn_tokens if answers_drawn(score) else 0
+        return replace(
+            self,
+            confidence=self.confidences.get(score, self.confidence),
+            completion_tokens=self.completion_tokens + drawn,
+            drawn_tokens=self.drawn_tokens - drawn,
+        )
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Outcome:
@@ -187,6 +197,7 @@ async def _ask(answerer: Answerer, example: Example, timeout_seconds: float) -> 
         },
         prompt_tokens=getattr(answer, "prompt_tokens", 0),
         completion_tokens=getattr(answer, "completion_tokens", 0),
+        drawn_tokens=getattr(answer, "drawn_tokens", 0),
     )
 
 

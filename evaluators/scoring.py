@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 from evaluators.texts import text_stages
 from evaluators.tool_calls import match_calls
-from evaluators.values import BROKEN, Message, calls_of, canonical, read_json, text_of
 from infra.prompting.answers import check_answer
+from infra.prompting.values import BROKEN, Message, calls_of, canonical, read_json, text_of
 
 Kind = Literal["tool_call", "structured", "label", "text"]
 

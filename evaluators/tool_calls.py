@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from evaluators.normalizing import normalize
-from evaluators.values import Message, calls_of, canonical, read_call
+from infra.prompting.values import Message, calls_of, canonical, read_call
 
 Call = tuple[str, dict[str, Any] | None]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from evaluators.further import MetricRow
-from evaluators.judge.questions import same_answer
 from evaluators.replay import Outcome
+from infra.prompting.values import same_answer
 from trainers.data_sets.versions import Example
 
 Message = Mapping[str, Any]

@@ -18,7 +18,7 @@ from evaluators.scorers import ScorerUnusable
 from evaluators.scoring import score_answer
 from evaluators.served import Served
 from flows.compared_pairs import Message, Pair
-from flows.judge_metric import by_judge, named_metrics, task_names
+from flows.judge_metric import AskedFor, by_judge, named_metrics, task_names
 from flows.wiring import Context
 from infra.settings.judging import JUDGE, ScorerUse, is_for
 from trainers.data_sets.versions import DatasetVersion, Example
@@ -46,6 +46,7 @@ async def further_scores(
     incumbent: Mapping[str, tuple[Outcome, Served]] | None,
     people: Calibration | None,
     say: Say,
+    asked_for: AskedFor = "night",
 ) -> Further:
     """Every further metric that the settings know for this task.
 
@@ -53,6 +54,7 @@ async def further_scores(
         outcomes, served: the candidate's, on the examples.
         incumbent: the champion's by example id; None: the teacher, whose answers are the labels.
         people: how far people agree with the judge (``meet_people``); None: it is not asked.
+        asked_for: whose budget the judge takes from.
 
     Raises:
         JudgeAway: the judge gives no verdicts now, or its budget ended before the last one.
@@ -72,7 +74,7 @@ async def further_scores(
         evidence[name], stages = await _by_scorer(use, pairs)
         rows = _with_stage(rows, name, stages)
     if people is not None:
-        evidence[JUDGE], stages = await by_judge(context, dataset, pairs, people, say)
+        evidence[JUDGE], stages = await by_judge(context, dataset, pairs, people, say, asked_for)
         rows = _with_stage(rows, JUDGE, stages)
     return Further(evidence, rows)
 

@@ -7,12 +7,13 @@ a budget must not go where it decides nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Literal
 
 from evaluators.further import MetricEvidence
 from evaluators.judge.asking import JudgeAway, Judgements
-from evaluators.judge.budget import Budget, clear_spent, night_of
+from evaluators.judge.budget import Budget, clear_spent, day_of, night_of
 from evaluators.judge.opinions import (
     Calibration,
     Labelled,
@@ -28,19 +29,27 @@ from flows.compared_pairs import Pair
 from flows.wiring import Context
 from infra.calls.record import utc_now
 from infra.settings.judging import JUDGE, is_for
-from trainers.data_sets.golden import judged_cases
+from trainers.data_sets.golden_places import judged_cases
 from trainers.data_sets.opinions import opinions
 from trainers.data_sets.versions import DatasetVersion
 
 Say = Callable[[str], None]
-BUDGET_ENDED = (
-    "the judge's budget of this night ended before its last verdict: what it said is kept, another "
-    "night asks for the rest; or raise judge.calls_per_night or judge.money_per_night"
-)
+LABELLED = "reports/judge/labelled/"
+AskedFor = Literal["night", "look"]
+"""Each has a budget of its own: whoever looks at an adapter by day takes nothing from the night."""
+BUDGET_ENDED: Mapping[AskedFor, str] = {
+    "night": "the judge's budget of this night ended before its last verdict: what it said is kept, "
+    "another night asks for the rest; or raise judge.calls_per_night or judge.money_per_night",
+    "look": "the judge's budget of today's looks ended before its last verdict: what it said is kept, "
+    "look again tomorrow; or raise judge.look_calls_per_day or judge.look_money_per_day",
+}
 
 
 async def meet_people(
-    context: Context, dataset: DatasetVersion, say: Say = lambda _: None
+    context: Context,
+    dataset: DatasetVersion,
+    say: Say = lambda _: None,
+    asked_for: AskedFor = "night",
 ) -> Calibration | None:
     """How far people agree with the judge; None where the gate does not name it for the task.
 
@@ -48,12 +57,14 @@ async def meet_people(
     """
     if JUDGE not in named_metrics(context, dataset.task_id):
         return None
-    async with _open(context, dataset) as judge:
+    # Not by data set: what people said stays the same in the next one, and is paid for once.
+    async with _open(context, f"{LABELLED}{dataset.task_id}/", asked_for) as judge:
         labelled = await asyncio.to_thread(_labelled, context, dataset)
         people = await calibrate(judge, labelled)
         say(f"the judge: {people.agreement.told}, {judge.asked} calls")
-    if people.left_out:
-        raise JudgeAway(BUDGET_ENDED)
+        if people.left_out:
+            raise JudgeAway(BUDGET_ENDED[asked_for])
+        await asyncio.to_thread(judge.clear_others)
     return people
 
 
@@ -63,6 +74,7 @@ async def by_judge(
     pairs: Sequence[Pair],
     people: Calibration,
     say: Say,
+    asked_for: AskedFor = "night",
 ) -> tuple[MetricEvidence, dict[str, float]]:
     """Evidence of the judge, and its opinion of the candidate's own answers by example.
 
@@ -90,12 +102,12 @@ async def by_judge(
                 break
             asked.append(pair)
         taken.append(pair)
-    async with _open(context, dataset) as judge:
+    async with _open(context, f"reports/judge/{dataset.digest}/", asked_for) as judge:
         questions = [partial(_opinion, judge, pair, people.cut) for pair in asked]
         said = await ask_in_order(questions, settings.concurrency)
         say(f"the judge: {len(taken)} rows, {judge.asked} calls")
     if len(said) < len(asked):
-        raise JudgeAway(BUDGET_ENDED)
+        raise JudgeAway(BUDGET_ENDED[asked_for])
     opinion = {pair.example.call_id: found for pair, found in zip(asked, said, strict=True)}
     rows, stages = [], {}
     for pair in taken:
@@ -117,16 +129,16 @@ def task_names(context: Context, task_id: str) -> set[str]:
     return {task_id, context.registry.task(task_id).name}
 
 
-def _open(context: Context, dataset: DatasetVersion) -> Judgements:
-    settings, now = context.settings.judge, utc_now()
+def _open(context: Context, prefix: str, asked_for: AskedFor) -> Judgements:
+    settings, now, zone = context.settings.judge, utc_now(), context.settings.night.timezone
     clear_spent(context.store, now)
-    budget = Budget(
-        context.store,
-        night_of(now, context.settings.night.timezone),
-        calls=settings.calls_per_night,
-        money=settings.money_per_night,
-    )
-    return Judgements(settings, context.store, budget, f"reports/judge/{dataset.digest}/")
+    if asked_for == "night":
+        name, calls, money = night_of(now, zone), settings.calls_per_night, settings.money_per_night
+    else:
+        name = f"looks-{day_of(now, zone)}"
+        calls, money = settings.look_calls_per_day, settings.look_money_per_day
+    budget = Budget(context.store, name, calls=calls, money=money)
+    return Judgements(settings, context.store, budget, prefix)
 
 
 async def _opinion(judge: Judgements, pair: Pair, cut: float) -> Opinion:
@@ -165,7 +177,7 @@ def _labelled(context: Context, dataset: DatasetVersion) -> list[Labelled]:
         dataset.task_id,
         context.settings.judge.max_labelled,
     )
-    golden = judged_cases(context.store, dataset)
+    golden = judged_cases(context.store, context.database, dataset)
     return [
         *(Labelled(row.id, row.request, row.answer, row.good, row.better) for row in found),
         *(Labelled(case.id, case.request, case.answer, True) for case in golden),

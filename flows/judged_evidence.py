@@ -18,12 +18,12 @@ from functools import partial
 from evaluators.judge.asking import BudgetSpent, JudgeAway, Judgements
 from evaluators.judge.budget import Budget, day_of
 from evaluators.judge.opinions import Opinion, ask_in_order, by_lot, compare, grade
-from evaluators.judge.questions import same_answer
 from evaluators.sessions import JUDGED, unique_calls
 from flows.kept_evidence import JUDGED_PREFIX, last_forgetting
 from flows.wiring import Context
 from infra.calls.record import CallRecord, FeedbackRecord
 from infra.objects.store import ObjectExists, ObjectMissing, ObjectStore, ObjectStoreError
+from infra.prompting.values import same_answer
 from infra.settings.judging import Judge
 from serving.registry.records import Rollout
 

@@ -16,14 +16,15 @@ from typing import Any
 from evaluators.calibration import calibrate_outcomes
 from evaluators.details import details_of
 from evaluators.engine_match import Said, compare_with_trainer
-from evaluators.gate import MAX_ERROR_SHARE, TEACHER, GateEvidence, GatePolicy, decide
-from evaluators.replay import NOT_ASKED, Answerer, Outcome, replay
+from evaluators.gate import TEACHER, GateEvidence, GatePolicy, decide
+from evaluators.replay import Answerer, Outcome, replay
 from evaluators.scorecard import make_scorecard
 from evaluators.scorecard_page import Price, costs_per_thousand
 from evaluators.served import Served, gate_rows, serve
 from flows.answerers import compared_cards, curves_of
 from flows.further_scores import by_example, further_scores
-from flows.judge_metric import meet_people, task_names
+from flows.heard import require_answers, require_golden, require_incumbent
+from flows.judge_metric import AskedFor, meet_people, task_names
 from flows.judgement import Judgement, tell_mismatch
 from flows.judging_inputs import (
     GOLDEN,
@@ -42,11 +43,11 @@ from flows.wiring import Context
 from infra.artifacts.folder import pull, read_manifest
 from infra.objects.store import ObjectExists, ObjectMissing
 from infra.prompting.answers import CUT_OFF
-from infra.prompting.confidence import MEAN
+from infra.prompting.confidence import MEAN, answers_drawn
 from infra.prompting.template import FULL, PromptFormat
-from serving.engines.protocol import Engine, EngineUnavailable
+from serving.engines.protocol import Engine
 from serving.small_model import SmallAnswer, SmallModel
-from trainers.data_sets.golden import judged_cases
+from trainers.data_sets.golden_places import judged_cases
 from trainers.data_sets.labels import prompt_key
 from trainers.data_sets.versions import DatasetVersion, Example, read_split
 
@@ -81,7 +82,12 @@ def judge(
 
 
 async def ask_and_decide(
-    context: Context, folder: Path, dataset: DatasetVersion, key: str, say: Say
+    context: Context,
+    folder: Path,
+    dataset: DatasetVersion,
+    key: str,
+    say: Say,
+    asked_for: AskedFor = "night",
 ) -> tuple[Judgement, list[Outcome]]:
     """Ask the engine everything and decide; keeps nothing but the base model's answers.
 
@@ -93,9 +99,9 @@ async def ask_and_decide(
     validation = read_split(context.store, dataset, "validation")[: gate.max_test_rows]
     test = read_split(context.store, dataset, "test")[: gate.max_test_rows]
     # First of all: where it is away, a whole replay would be for nothing.
-    people = await meet_people(context, dataset, say)
+    people = await meet_people(context, dataset, say, asked_for)
     earlier = earlier_tests(context, dataset, test, say)
-    golden = judged_cases(context.store, dataset)
+    golden = judged_cases(context.store, context.database, dataset)
     pinned = [case.example() for case in golden]
     async with context.engine() as engine:
         name = manifest.name
@@ -104,18 +110,27 @@ async def ask_and_decide(
         try:
             await engine.probe(name)
             heard: dict[str, Said] = {}
-            adapter = _answerer(context, engine, name, form, every_score=True, heard=heard)
-            calibration_rows = await _replay(
-                context, adapter, validation, say, f"{name}: validation"
+            adapter = _answerer(
+                context,
+                engine,
+                name,
+                form,
+                every_score=True,
+                drawn=gate.drawn_answers,
+                heard=heard,
             )
-            rows = await _replay(context, adapter, test, say, f"{name}: test")
+
+            async def asked(examples: Sequence[Example], what: str) -> list[Outcome]:
+                return await _replay(
+                    context, adapter, examples, say, f"{name}: {what}", gate.drawn_answers
+                )
+
+            calibration_rows = await asked(validation, "validation")
+            rows = await asked(test, "test")
             earlier_rows = {
-                digest: await _replay(context, adapter, rows_, say, f"{name}: earlier test")
-                for digest, rows_ in earlier.items()
+                digest: await asked(rows_, "earlier test") for digest, rows_ in earlier.items()
             }
-            golden_rows = right_or_wrong(
-                await _replay(context, adapter, pinned, say, f"{name}: golden cases"), golden
-            )
+            golden_rows = right_or_wrong(await asked(pinned, "golden cases"), golden)
             base_rows = await _base_outcomes(
                 context,
                 manifest.base_digest,
@@ -128,8 +143,8 @@ async def ask_and_decide(
             if loaded_here:
                 await let_go(context, engine, manifest.task_id, name)
     asked_before = [row for outcomes in earlier_rows.values() for row in outcomes]
-    _require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
-    _require_golden(golden_rows)
+    require_answers([*calibration_rows, *rows, *base_rows, *asked_before])
+    require_golden(golden_rows)
     champion, incumbent, champion_rows = await _incumbent(
         context,
         manifest.task_id,
@@ -137,7 +152,7 @@ async def ask_and_decide(
         {dataset.digest: test, GOLDEN: pinned, **earlier},
         say,
     )
-    not_answered = _require_incumbent(
+    not_answered = require_incumbent(
         incumbent, [row for outcomes in champion_rows.values() for row in outcomes]
     )
     threshold = calibrate_outcomes(calibration_rows, gate.risk, gate.level)
@@ -161,6 +176,7 @@ async def ask_and_decide(
         by_example(champion_rows[dataset.digest], champion[dataset.digest]) if champion else None,
         people,
         say,
+        asked_for,
     )
     rows = further.rows
     evidence = GateEvidence(
@@ -262,7 +278,7 @@ async def _base_outcomes(
     except ObjectMissing:
         pass
     outcomes = await _replay(context, answerer, examples, say, "base model")
-    _require_answers(outcomes)
+    require_answers(outcomes)
     context.store.put(key, json.dumps([row.to_dict() for row in outcomes]).encode())
     return outcomes
 
@@ -289,7 +305,17 @@ async def _incumbent(
         await engine.ensure_loaded(champion, folder)
         answerer = _answerer(context, engine, champion, form, score=manifest.confidence)
         said = {
-            digest: await _replay(context, answerer, test, say, f"incumbent {champion}")
+            digest: [
+                row.by(manifest.confidence)
+                for row in await _replay(
+                    context,
+                    answerer,
+                    test,
+                    say,
+                    f"incumbent {champion}",
+                    answers_drawn(manifest.confidence),
+                )
+            ]
             for digest, test in tests.items()
         }
     served = {digest: serve(rows, registered.threshold) for digest, rows in said.items()}
@@ -304,6 +330,7 @@ def _answerer(
     *,
     score: str = MEAN,
     every_score: bool = False,
+    drawn: int = 0,
     heard: dict[str, Said] | None = None,
 ) -> Answerer:
     """The small model as the gateway asks it, without a threshold; None asks the base model.
@@ -321,6 +348,7 @@ def _answerer(
             form=form,
             score=score,
             every_score=every_score,
+            drawn=drawn,
             max_tokens=limit,
         )
         if heard is not None:
@@ -332,52 +360,18 @@ def _answerer(
 
 
 async def _replay(
-    context: Context, answerer: Answerer, examples: Sequence[Example], say: Say, what: str
+    context: Context,
+    answerer: Answerer,
+    examples: Sequence[Example],
+    say: Say,
+    what: str,
+    drawn: int = 0,
 ) -> list[Outcome]:
+    """Full batches: a question takes a place in the engine for each answer drawn beside its own."""
     return await replay(
         answerer,
         examples,
         timeout_seconds=ANSWER_SECONDS,
-        concurrency=context.settings.engine.batch_size,
+        concurrency=max(1, context.settings.engine.batch_size // (1 + drawn)),
         progress=progress_of(say, what),
     )
-
-
-def _require_answers(outcomes: Sequence[Outcome]) -> None:
-    """A judgement is kept for good, so it must be of the adapter and not of a sick engine.
-
-    Raises EngineUnavailable when the engine gave up on more answers than the gate would let pass.
-    """
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if len(errors) > MAX_ERROR_SHARE * len(outcomes):
-        raise EngineUnavailable(
-            f"the engine failed on {len(errors)} of {len(outcomes)} questions, the last time with: "
-            f"{errors[-1]}; nothing is judged, run the night again when it is well"
-        )
-
-
-def _require_incumbent(name: str, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """Where the incumbent gives no answer the teacher's stands for it, as it does for callers. What it
-    refuses it would refuse again, so that is said with the decision.
-
-    Raises EngineUnavailable, as ``_require_answers`` does, when it was the engine that was sick.
-    """
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if len(errors) <= MAX_ERROR_SHARE * len(outcomes):
-        return ()
-    if any(not error.startswith(("EngineRefused", NOT_ASKED)) for error in errors):
-        _require_answers(outcomes)
-    return (
-        f"the incumbent {name} gave no answer to {len(errors)} of {len(outcomes)} questions, where "
-        f"the teacher answers for it; the first time with: {errors[0].split(':')[0]}",
-    )
-
-
-def _require_golden(outcomes: Sequence[Outcome]) -> None:
-    """One case that the engine did not answer would leave the judgement open for good.
-
-    Raises EngineUnavailable, but not for what it refuses: that it would refuse again.
-    """
-    errors = [o.error for o in outcomes if o.error and not o.error.startswith("EngineRefused")]
-    if errors:
-        raise EngineUnavailable(f"the engine failed on a golden case, with: {errors[-1]}")

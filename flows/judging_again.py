@@ -1,7 +1,7 @@
 """Judge a registered adapter now, as the night did or would. No Prefect here.
 
-No route, threshold or rollout is changed by it; the judge's verdicts come off its budget. Kept, it is
-one more decision of the gate beside the first, which stays.
+No route, threshold or rollout is changed by it; the large model as judge is paid from the looks' own
+budget. Kept, it is one more decision of the gate beside those before, which stay.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 from evaluators.replay import Outcome
@@ -20,6 +21,7 @@ from flows.releasing import scorecard_body
 from flows.scorecards import keep_scorecard
 from flows.wiring import Context
 from infra.artifacts.folder import pull
+from infra.calls.record import utc_now
 from infra.database.events import record_event
 from infra.prompting.template import content_text, render_answer
 from trainers.data_sets.versions import Example, read_split
@@ -59,14 +61,16 @@ def judge_again(
     dataset = dataset_of(context, registered.dataset_digest)
     folder = pull(context.store, registered.location, context.settings.gateway.adapters)
     with hold(context.database, "judge", context.holder):
-        judgement, rows = asyncio.run(ask_and_decide(context, folder, dataset, "", say))
+        judgement, rows = asyncio.run(ask_and_decide(context, folder, dataset, "", say, "look"))
     test = {example.call_id: example for example in read_split(context.store, dataset, "test")}
     page = _keep(context, judgement, actor, why) if keep else None
     return Again(judgement, _worst(judgement, rows, test), page)
 
 
 def _keep(context: Context, judgement: Judgement, actor: str, why: str) -> str:
-    digest = judgement.gate["evidence_digest"]
+    # By when, too: the same evidence may come again, and the newest that a person kept decides.
+    now = utc_now()
+    digest = sha256(f"{judgement.gate['evidence_digest']}/{now.isoformat()}".encode()).hexdigest()
     key = (
         f"reports/{judgement.adapter}/judgement-{judgement.dataset_digest[:16]}-{digest[:16]}.json"
     )
@@ -80,6 +84,7 @@ def _keep(context: Context, judgement: Judgement, actor: str, why: str) -> str:
         dataset_digest=kept.dataset_digest,
         body=scorecard_body(kept),
         gate=kept.gate,
+        now=now,
     )
     with context.database.begin() as connection:
         record_event(

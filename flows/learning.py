@@ -24,7 +24,7 @@ from serving.registry.retention.forgetting import forgotten
 from trainers.artifact import package
 from trainers.backends.preparing import context_tokens
 from trainers.base_model import BaseModel, prepare_base
-from trainers.data_sets.golden import untaught_cases
+from trainers.data_sets.golden_places import untaught_cases
 from trainers.data_sets.labels import Example
 from trainers.data_sets.near_copies import repeating
 from trainers.data_sets.splits import SPLITS, SplitName

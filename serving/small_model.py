@@ -5,17 +5,28 @@ The gateway and the judge both go through here, so what is judged is what is ser
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+from zlib import crc32
 
 from infra.calls.record import Checks
-from infra.prompting.answers import parse_answer
-from infra.prompting.confidence import MEAN, all_confidences, confidence_of
+from infra.prompting.answers import ParsedAnswer, parse_answer
+from infra.prompting.confidence import (
+    MEAN,
+    agreement,
+    agreement_name,
+    all_confidences,
+    answers_drawn,
+    confidence_of,
+)
 from infra.prompting.template import FULL, PromptFormat, render_prompt
 from serving.engines.protocol import Completion, Engine, EngineUnavailable
 
+T = TypeVar("T")
+U = TypeVar("U")
 Growing = Callable[[str, int, float], Awaitable[None]]
 """Hears the text so far, the number of its tokens, and its confidence."""
 BELOW_THRESHOLD = "confidence below the threshold"
@@ -31,7 +42,7 @@ class SmallAnswer:
     """The generated text as it came, without the stop token."""
     checks: Checks
     confidence: float
-    """By the score that the adapter is judged by, in (-inf, 0]; see ``prompting.confidence``."""
+    """By the score that the adapter is judged by, higher for surer; see ``prompting.confidence``."""
     accepted: bool
     reason: str
     """Why it was not accepted; empty when it was. Holds no text of the answer's values."""
@@ -42,6 +53,8 @@ class SmallAnswer:
     """Every score, where all were asked for."""
     token_logprobs: tuple[float, ...] = ()
     """As the engine told them."""
+    drawn_tokens: int = 0
+    """Of the answers that were drawn for it, in all."""
 
 
 class SmallModel:
@@ -65,6 +78,7 @@ class SmallModel:
         threshold: float | None = None,
         score: str = MEAN,
         every_score: bool = False,
+        drawn: int = 0,
         max_tokens: int = 160,
         timeout_seconds: float | None = None,
         growing: Growing | None = None,
@@ -78,6 +92,7 @@ class SmallModel:
             threshold: least confidence to accept; None accepts whatever passes the checks.
             score: which confidence the threshold is for; one that is not known reaches none.
             every_score: compute all of them, to choose among.
+            drawn: answers to draw beside it for one score more; at least those that ``score`` takes.
             max_tokens: the answer's limit; one that runs into it is never accepted. A smaller
                 limit of the caller's own (``max_completion_tokens``, ``max_tokens``) holds.
             growing: told of the text while it is generated; whatever it raises ends the generation.
@@ -89,16 +104,41 @@ class SmallModel:
         prompt = render_prompt(request, form)
         limit = answer_limit(request, max_tokens)
         seconds = timeout_seconds or self._timeout_seconds
+        drawn = max(drawn, answers_drawn(score))
+        shown: Awaitable[Completion]
         if growing is None:
-            completion = await self.engine.complete(
-                adapter, prompt, max_tokens=limit, timeout_seconds=seconds
+            shown = self.engine.complete(adapter, prompt, max_tokens=limit, timeout_seconds=seconds)
+        else:
+            shown = self._streamed(adapter, prompt, limit, seconds, score, growing)
+        others: tuple[Completion, ...] = ()
+        if drawn:
+            completion, others = await _both(
+                shown,
+                self.engine.draw(
+                    adapter,
+                    prompt,
+                    count=drawn,
+                    seed=seed_of(prompt),
+                    max_tokens=limit,
+                    timeout_seconds=seconds,
+                ),
             )
         else:
-            completion = await self._streamed(adapter, prompt, limit, seconds, score, growing)
+            completion = await shown
         latency_seconds = time.perf_counter() - started
-        parsed = parse_answer(completion.text, request, complete=completion.finish_reason == "stop")
+
+        def read(found: Completion) -> ParsedAnswer:
+            return parse_answer(found.text, request, complete=found.finish_reason == "stop")
+
+        parsed = read(completion)
         said = (completion.text, completion.tokens, completion.token_logprobs)
-        confidence = confidence_of(score, *said)
+        scores = all_confidences(*said) if every_score else {}
+        if drawn:
+            agreed = agreement(parsed, [read(other) for other in others])
+            scores[agreement_name(drawn)] = agreed
+        confidence = scores.get(score)
+        if confidence is None:
+            confidence = confidence_of(score, *said)
         reason = refusal(parsed.checks, confidence, threshold)
         return SmallAnswer(
             message=parsed.message,
@@ -110,8 +150,9 @@ class SmallModel:
             latency_seconds=latency_seconds,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
-            confidences=all_confidences(*said) if every_score else {},
+            confidences=scores,
             token_logprobs=completion.token_logprobs,
+            drawn_tokens=sum(other.completion_tokens for other in others),
         )
 
     async def _streamed(
@@ -147,6 +188,21 @@ class SmallModel:
             # Closing it tells the engine that nobody reads on.
             await stream.aclose()  # type: ignore[attr-defined]
         raise EngineUnavailable("the engine's stream ended without a reason")
+
+
+async def _both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
+    """At the same time, so that an engine batches them; where one fails the other is not waited for."""
+    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def seed_of(prompt: str) -> int:
+    """Of the answers drawn for it: by the prompt alone, so that the judge draws what serving will."""
+    return crc32(prompt.encode("utf-8", "surrogatepass"))
 
 
 def refusal(checks: Checks, confidence: float, threshold: float | None) -> str:

@@ -182,6 +182,69 @@ def real_answers(
     return {name: json.loads(part.read_text()) for name, part in parts.items()}
 
 
+def drawn_answers(
+    name: str, answers: Sequence[Mapping[str, Any]], count: int
+) -> list[list[dict[str, Any]]]:
+    """``count`` further answers of one adapter to each of those requests, as serving draws them.
+
+    Made a hundred requests at a time and kept, so that more can be asked for later.
+    """
+    part = KEPT / f"{name}-drawn-{count}.json"
+    kept: dict[str, list[dict[str, Any]]] = json.loads(part.read_text()) if part.exists() else {}
+    requests = _asked(ROWS)
+    missing = [requests[row["id"]] for row in answers if row["id"] not in kept]
+    if missing:
+        from infra.settings.serving import Engine
+        from tests.serving.engines.building import start_engine
+        from trainers.artifact import package
+        from trainers.base_model import prepare_base
+
+        options = ("--batch-size", "64", "--max-waiting", "512", "--threads", "1")
+        with start_engine(prepare_base(Engine()).folder, *options) as engine:
+            adapter = package(KEPT / name).folder
+            for start in range(0, len(missing), 100):
+                kept |= asyncio.run(_draw(engine.url, adapter, missing[start : start + 100], count))
+                write_atomically(part, json.dumps(kept))
+                print(f"{name}: {len(kept)} requests drawn for", file=sys.stderr, flush=True)
+    return [kept[row["id"]] for row in answers]
+
+
+async def _draw(
+    url: str, adapter: Path, asked: Sequence[Asked], count: int
+) -> dict[str, list[dict[str, Any]]]:
+    from infra.artifacts.folder import read_manifest
+    from infra.prompting.template import PromptFormat, render_prompt
+    from serving.engines.client import EngineClient
+    from serving.small_model import seed_of
+
+    places = asyncio.Semaphore(24)
+    async with EngineClient(url, timeout_seconds=1800) as engine:
+        name = read_manifest(adapter).name
+        await engine.ensure_loaded(name, adapter)
+
+        async def ask(item: Asked) -> list[dict[str, Any]]:
+            prompt = render_prompt(item.request, PromptFormat(**FORMAT))
+            async with places:
+                said = await engine.draw(
+                    name, prompt, count=count, seed=seed_of(prompt), max_tokens=96
+                )
+            return [{"text": one.text, "finish": one.finish_reason} for one in said]
+
+        found = await asyncio.gather(*map(ask, asked))
+    return {item.call_id: said for item, said in zip(asked, found, strict=True)}
+
+
+def _asked(rows: int) -> dict[str, Asked]:
+    learned = traffic(TRAIN_SEED, 2000)
+    return {item.call_id: item for item in unseen(traffic(ASKED_SEED, 4 * rows), learned)[:rows]}
+
+
+def requests_of(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each of the answers was asked."""
+    asked = _asked(ROWS)
+    return [asked[row["id"]].request for row in answers]
+
+
 def _make(parts: Mapping[str, Path], rows: int) -> None:
     from infra.settings.serving import Engine
     from tests.serving.engines.building import start_engine
@@ -189,7 +252,7 @@ def _make(parts: Mapping[str, Path], rows: int) -> None:
 
     base = prepare_base(Engine())
     learned = traffic(TRAIN_SEED, 2000)
-    asked = unseen(traffic(ASKED_SEED, 4 * rows), learned)[:rows]
+    asked = list(_asked(rows).values())
     for name, part in parts.items():
         steps, seed = ADAPTERS[name]
         every = max(25, steps // 3)

@@ -55,6 +55,7 @@ class Judgements:
         self.asked = 0
         """Calls that were made, repeats among them."""
         self._heard, self._refused = False, 0
+        self._wanted: set[str] = set()
         self._store, self._budget, self._prefix = store, budget, prefix
         self._places = asyncio.Semaphore(settings.concurrency)
         key = settings.api_key.get_secret_value() if settings.api_key else "none"
@@ -79,6 +80,7 @@ class Judgements:
             ObjectStoreError.
         """
         key = f"{self._prefix}{question.digest(self.model, self._sent)}.json"
+        self._wanted.add(key)
         kept = await asyncio.to_thread(self._kept, key)
         if kept is None:
             if question.characters > self.settings.max_characters:
@@ -91,6 +93,13 @@ class Judgements:
             kept = await asyncio.to_thread(self._keep, key, kept)
         self._heard |= kept.get("failed") != REFUSED
         return kept.get("verdict"), kept.get("failed")
+
+    def clear_others(self) -> None:
+        """Delete the verdicts that nobody asked for since it was opened: labels come and go, and so
+        what is kept of them stays bounded. Raises ObjectStoreError."""
+        for item in self._store.list(self._prefix):
+            if item.key not in self._wanted:
+                self._store.delete(item.key)
 
     def _count_refused(self) -> None:
         self._refused += 1

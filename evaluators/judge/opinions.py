@@ -14,7 +14,7 @@ from evaluators.judge.agreement import Agreement, agreement, cut_and_agreement
 from evaluators.judge.asking import BudgetSpent, Judgements
 from evaluators.judge.questions import grade_question, pair_question
 from evaluators.judge.verdicts import read_choice, read_grades
-from evaluators.values import Message
+from infra.prompting.values import Message
 
 T = TypeVar("T")
 

@@ -74,8 +74,9 @@ def judge(
 ) -> None:
     """Judge ADAPTER again now: replay its held-out calls through the engine, and show the scorecard.
 
-    No route and no rollout is changed by it. Where [judge] names a large model, it is asked too, and
-    takes from the night's budget. The engine has to run; minutes, by the number of test examples.
+    No route and no rollout is changed by it. Where [judge] names a large model, it is asked too, within
+    look_calls_per_day and look_money_per_day; what it has said before is not paid again. The engine
+    has to run; minutes, by the number of test examples.
     """
     from evaluators.pages import markdown
     from evaluators.scorecard_page import scorecard_page

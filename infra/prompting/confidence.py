@@ -1,7 +1,8 @@
-"""How sure a small model is of an answer, from the log-probabilities of the tokens it said.
+"""How sure a small model is of an answer: from the log-probabilities of the tokens it said, or from
+what it says when it is asked again.
 
-Four scores, each higher for surer; which one an adapter is judged and served by is written in its
-manifest. The judge, the gateway and the engine's stream all compute them here.
+Each score is higher for surer; which one an adapter is judged and served by is written in its
+manifest. The judge, the gateway and the engine's stream all compute them here. Of one answer alone:
 
 * ``mean``: mean over all tokens, length-normalized (Malinin & Gales, "Uncertainty estimation in
   autoregressive structured prediction", ICLR 2021).
@@ -9,6 +10,12 @@ manifest. The judge, the gateway and the engine's stream all compute them here.
 * ``least_token``: the least sure of all tokens.
 * ``least_value``: the least sure token among those that say a value: in JSON, which tool calls are,
   everything but keys, braces and commas; in plain text every token.
+
+Of further answers drawn at temperature 1:
+
+* ``agreement_K``: the share of K of them that say the same (self-consistency; Wang et al.,
+  "Self-consistency improves chain of thought reasoning in language models", ICLR 2023), 0 to 1.
+  It costs K answers more for each call.
 """
 
 from __future__ import annotations
@@ -18,10 +25,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
+from infra.prompting.answers import ParsedAnswer
+from infra.prompting.values import same_answer
+
 ScoreName = Literal["mean", "sequence", "least_token", "least_value"]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 MEAN: ScoreName = "mean"
+MAX_DRAWN = 16
+"""Answers that may be drawn for one."""
 
+_AGREEMENT = re.compile(r"agreement_([1-9][0-9]?)")
 _JSON_STARTS = ("{", "[")
 # Strings, then numbers and words; a string before a colon is a key.
 _LEAF = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?|[-+.\w]+')
@@ -50,6 +63,26 @@ def all_confidences(
 ) -> dict[str, float]:
     """Every score of one answer, by its name."""
     return {name: confidence_of(name, text, tokens, log_probabilities) for name in SCORES}
+
+
+def agreement_name(drawn: int) -> str:
+    """The name of the score of so many drawn answers."""
+    return f"agreement_{drawn}"
+
+
+def answers_drawn(name: str) -> int:
+    """How many answers the score called ``name`` takes beside the one that is shown; mostly 0."""
+    found = _AGREEMENT.fullmatch(name)
+    count = int(found.group(1)) if found else 0
+    return count if count <= MAX_DRAWN else 0
+
+
+def agreement(answer: ParsedAnswer, drawn: Sequence[ParsedAnswer]) -> float:
+    """Share of the drawn answers that are sound and say the same as the answer."""
+    same = sum(
+        other.checks.passed and same_answer(answer.message, other.message) for other in drawn
+    )
+    return same / len(drawn)
 
 
 def mean_log_probability(log_probabilities: Sequence[float]) -> float:

@@ -94,6 +94,12 @@ class Judge(Section):
     money_per_night: float = Field(
         5.0, ge=0, le=1e6, description="Over all tasks, in the currency of the costs below"
     )
+    look_calls_per_day: int = Field(
+        500, ge=0, le=10_000_000, description="Of `nightschool judge`, over all adapters"
+    )
+    look_money_per_day: float = Field(
+        2.0, ge=0, le=1e6, description="Of `nightschool judge`, over all adapters"
+    )
     rollout_share: Share = Field(
         0.0,
         description="Share of a canary's answers unlike the teacher's that it is asked about while the "

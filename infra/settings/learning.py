@@ -224,6 +224,14 @@ class Gate(Section):
         0.05, gt=0, lt=0.5, description="One-sided error rate, over all tries at one incumbent"
     )
     risk: float = Field(0.05, gt=0, lt=0.5, description="Tolerated error among shown answers")
+    drawn_answers: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="Answers drawn beside each for one confidence more, the share that says the same; "
+        "where it shows most, serving draws as many for every call "
+        "([decision 40](../decisions/0040-answers-that-agree.md)). 0: not offered",
+    )
     min_coverage: Share = Field(0.3, description="Below this the adapter is not worth it")
     min_rows: int = Field(
         30, ge=5, le=100_000, description="Test examples below which the verdict is inconclusive"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from serving.engines.protocol import (
@@ -21,20 +22,19 @@ MAX_REASON_CHARACTERS = 500
 
 def read_completion(body: Mapping[str, Any]) -> Completion:
     """The body of ``/v1/completions``. Raises EngineUnavailable when it is not one."""
-    try:
-        choice, usage = body["choices"][0], body["usage"]
-        return Completion(
-            text=str(choice["text"]),
-            token_logprobs=_logprobs(choice),
-            finish_reason=_finish_reason(choice) or "length",
-            prompt_tokens=int(usage["prompt_tokens"]),
-            completion_tokens=int(usage["completion_tokens"]),
-            tokens=_tokens(choice),
+    with _readable():
+        return _completion(body, body["choices"][0], int(body["usage"]["completion_tokens"]))
+
+
+def read_drawn(body: Mapping[str, Any], count: int) -> tuple[Completion, ...]:
+    """The same of several answers to one prompt. Raises EngineUnavailable also when some are missing."""
+    with _readable():
+        found = tuple(
+            _completion(body, choice, len(_logprobs(choice))) for choice in body["choices"]
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise EngineUnavailable(
-            f"the engine sent a completion that cannot be read: {type(error).__name__}"
-        ) from error
+    if len(found) != count:
+        raise EngineUnavailable(f"the engine sent {len(found)} answers of {count}")
+    return found
 
 
 def read_chunk(data: bytes) -> CompletionChunk | None:
@@ -70,6 +70,27 @@ def read_error(status: int, raw: bytes, *, admin: bool = False) -> EngineError:
     if status < 500 or (admin and status == 500):
         return EngineRefused(reason, status=status)
     return EngineUnavailable(reason, status=status)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise EngineUnavailable(
+            f"the engine sent a completion that cannot be read: {type(error).__name__}"
+        ) from error
+
+
+def _completion(body: Mapping[str, Any], choice: Mapping[str, Any], tokens: int) -> Completion:
+    return Completion(
+        text=str(choice["text"]),
+        token_logprobs=_logprobs(choice),
+        finish_reason=_finish_reason(choice) or "length",
+        prompt_tokens=int(body["usage"]["prompt_tokens"]),
+        completion_tokens=tokens,
+        tokens=_tokens(choice),
+    )
 
 
 def _reason(raw: bytes) -> str:

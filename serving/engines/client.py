@@ -15,7 +15,7 @@ import aiohttp
 from infra.artifacts.base import BaseShape
 from infra.artifacts.folder import verify_folder
 from infra.artifacts.manifest import ArtifactError
-from serving.engines.answers import read_chunk, read_completion, read_error
+from serving.engines.answers import read_chunk, read_completion, read_drawn, read_error
 from serving.engines.protocol import (
     STOPS,
     Completion,
@@ -175,6 +175,24 @@ class EngineClient:
         request = await self._request(model, prompt, max_tokens, stop, limit)
         body = await self._json("POST", "/v1/completions", request, timeout_seconds=limit)
         return read_completion(body)
+
+    async def draw(
+        self,
+        model: str | None,
+        prompt: str,
+        *,
+        count: int,
+        seed: int,
+        max_tokens: int,
+        timeout_seconds: float | None = None,
+        stop: Sequence[str] = STOPS,
+    ) -> tuple[Completion, ...]:
+        limit = timeout_seconds or self._timeout_seconds
+        request = await self._request(model, prompt, max_tokens, stop, limit)
+        # All that vLLM might take from a base model's own generation_config.json is said.
+        request |= {"n": count, "seed": seed, "temperature": 1.0, "top_p": 1.0, "top_k": -1}
+        body = await self._json("POST", "/v1/completions", request, timeout_seconds=limit)
+        return read_drawn(body, count)
 
     async def stream(
         self,

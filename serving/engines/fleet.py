@@ -233,15 +233,36 @@ class Fleet:
         timeout_seconds: float | None = None,
         stop: Sequence[str] = STOPS,
     ) -> Completion:
-        ends = time.monotonic() + (timeout_seconds or self._timeout_seconds)
-        first = self._choose(model)
-        try:
-            return await self._ask(first, model, prompt, max_tokens, ends, stop)
-        except EngineError as error:
-            second = self._second(first, model, error)
-            if second is None:
-                raise
-        return await self._ask(second, model, prompt, max_tokens, ends, stop)
+        def ask(engine: EngineClient, left: float) -> Awaitable[Completion]:
+            return engine.complete(
+                model, prompt, max_tokens=max_tokens, timeout_seconds=left, stop=stop
+            )
+
+        return await self._ask(model, ask, timeout_seconds)
+
+    async def draw(
+        self,
+        model: str | None,
+        prompt: str,
+        *,
+        count: int,
+        seed: int,
+        max_tokens: int,
+        timeout_seconds: float | None = None,
+        stop: Sequence[str] = STOPS,
+    ) -> tuple[Completion, ...]:
+        def ask(engine: EngineClient, left: float) -> Awaitable[tuple[Completion, ...]]:
+            return engine.draw(
+                model,
+                prompt,
+                count=count,
+                seed=seed,
+                max_tokens=max_tokens,
+                timeout_seconds=left,
+                stop=stop,
+            )
+
+        return await self._ask(model, ask, timeout_seconds)
 
     async def stream(
         self,
@@ -279,18 +300,35 @@ class Fleet:
 
     async def _ask(
         self,
+        model: str | None,
+        ask: Callable[[EngineClient, float], Awaitable[T]],
+        timeout_seconds: float | None,
+    ) -> T:
+        """What a replica says, or another one where that is worth it.
+
+        Args:
+            ask: gets the replica's client and the seconds that are left.
+        """
+        ends = time.monotonic() + (timeout_seconds or self._timeout_seconds)
+        replica = self._choose(model)
+        try:
+            return await self._ask_one(replica, model, ask, ends)
+        except EngineError as error:
+            second = self._second(replica, model, error)
+            if second is None:
+                raise
+        return await self._ask_one(second, model, ask, ends)
+
+    async def _ask_one(
+        self,
         replica: Replica,
         model: str | None,
-        prompt: str,
-        max_tokens: int,
+        ask: Callable[[EngineClient, float], Awaitable[T]],
         ends: float,
-        stop: Sequence[str],
-    ) -> Completion:
+    ) -> T:
         try:
             with replica.call(model):
-                answer = await replica.engine.complete(
-                    model, prompt, max_tokens=max_tokens, timeout_seconds=_left(ends), stop=stop
-                )
+                answer = await ask(replica.engine, _left(ends))
         except EngineError as error:
             self._note(replica, model, error)
             raise

@@ -56,7 +56,7 @@ class EngineRefused(EngineError):
 
 @dataclass(frozen=True)
 class Completion:
-    """The greedy continuation of one prompt."""
+    """One continuation of a prompt."""
 
     text: str
     """Generated text without the stop token."""
@@ -115,6 +115,23 @@ class Engine(Protocol):
         stop: Sequence[str] = STOPS,
     ) -> Completion:
         """Continue the prompt greedily, up to a stop string or ``max_tokens`` tokens."""
+        ...
+
+    async def draw(
+        self,
+        model: str | None,
+        prompt: str,
+        *,
+        count: int,
+        seed: int,
+        max_tokens: int,
+        timeout_seconds: float | None = None,
+        stop: Sequence[str] = STOPS,
+    ) -> tuple[Completion, ...]:
+        """``count`` continuations drawn from the model's own distribution, at most ``confidence.MAX_DRAWN``.
+
+        The same seed draws the same again, but where two tokens' chances differ in their last digits.
+        """
         ...
 
     def stream(

@@ -27,10 +27,13 @@ def test_the_most_that_could_be_shown_is_the_longest_prefix_within_the_risk():
 
 def test_every_rule_is_measured_on_the_whole_population():
     random = np.random.default_rng(3)
-    answers = [answer(-float(place) / 100, place < 85, place < 98) for place in range(100)]
+    answers = [
+        answer(-float(place) / 100, place < 85, place < 98) | {"agreement_4": float(place < 85)}
+        for place in range(100)
+    ]
     found = measure([answers[n] for n in random.permutation(100)], 0.03, 300, 4, 5)
     assert (found["answers"], found["right"]) == (100, 0.85)
-    for name in (*SCORES, "best of all, level divided", "chosen on one half"):
+    for name in (*SCORES, "agreement_4", "best of all, level divided", "chosen on one half"):
         assert found[name]["share beyond the risk"] == 0
         assert 0.7 < found[name]["coverage"] <= 0.87, name
     assert found["plain softmax threshold"]["coverage"] == 0.03

@@ -244,6 +244,28 @@ async def test_streaming_says_the_same(engine: OneOrMany, adapters: Named, oracl
         ]
 
 
+async def test_answers_are_drawn_by_their_seed_and_told_with_the_models_own_chances(
+    engine: OneOrMany, adapters: Named, oracle: Oracle
+) -> None:
+    name, folder = adapters[0]
+    await engine.ensure_loaded(name, folder)
+    greedy = oracle.complete(name, prompt(1), 1)
+    first = await engine.draw(name, prompt(1), count=4, seed=5, max_tokens=8)
+    assert len(first) == 4 and len({answer.text for answer in first}) > 1
+    for answer in first:
+        assert len(answer.token_logprobs) == answer.completion_tokens == len(answer.tokens) <= 8
+        assert answer.prompt_tokens == greedy.prompt_tokens
+        # Of the model's own distribution: no first token is likelier than the greedy one.
+        assert answer.token_logprobs[0] <= greedy.token_logprobs[0] + 2e-3
+    again = await engine.draw(name, prompt(1), count=4, seed=5, max_tokens=8)
+    assert [answer.text for answer in again] == [answer.text for answer in first]
+    other = await engine.draw(name, prompt(1), count=4, seed=77, max_tokens=8)
+    assert [answer.text for answer in other] != [answer.text for answer in first]
+    with pytest.raises(EngineRefused) as refused:
+        await engine.draw("nobody@0123456789abcdef", prompt(1), count=2, seed=1, max_tokens=4)
+    assert refused.value.status == 404
+
+
 async def test_loading_is_idempotent_listed_and_undone(engine: OneOrMany, adapters: Named) -> None:
     name, folder = adapters[0]
     assert await engine.loaded() == {}

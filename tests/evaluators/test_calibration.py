@@ -51,8 +51,13 @@ def test_the_unsure_half_is_left_to_the_teacher():
 
 
 def test_one_error_is_affordable_with_more_rows():
-    found = calibrate(*ranked(200, {10}), 0.05, 0.05)
+    found = calibrate(*ranked(240, {10}), 0.05, 0.05)
     assert found.coverage == 1 and found.errors == 1
+
+
+def test_one_that_is_right_on_less_than_half_and_knows_which_is_shown_there():
+    found = calibrate(*ranked(300, set(range(140, 300, 2))), 0.05, 0.05)
+    assert found.certified and 140 <= found.shown <= 160
 
 
 def test_confidently_wrong_shows_nothing():
@@ -175,3 +180,21 @@ def test_outcomes_choose_among_the_scores_that_all_of_them_have():
     found = calibrate_outcomes([*told[:-1], rows[-1]], 0.05, 0.05)
     assert (found.score, found.compared) == ("mean", {})
     assert told[0].by("least_value").confidence == -0.2 and rows[0].by("sequence") == rows[0]
+
+
+def test_an_agreement_competes_last_and_its_answers_cost_where_it_is_taken():
+    rows = [outcome(f"{place}") for place in range(400)]
+    scores = {"mean": -0.1, "agreement_4": 1.0}
+    told = [replace(row, confidences=scores, completion_tokens=10, drawn_tokens=40) for row in rows]
+    found = calibrate_outcomes(told, 0.05, 0.05)
+    assert list(found.compared) == ["mean", "agreement_4"] and found.score == "mean"
+    misled = [
+        replace(outcome(f"{place}", float(place >= 40)), confidences=scores)
+        for place, scores in enumerate(
+            {"mean": -float(place), "agreement_4": float(place >= 40)} for place in range(400)
+        )
+    ]
+    assert calibrate_outcomes(misled, 0.05, 0.05).score == "agreement_4"
+    taken = told[0].by("agreement_4")
+    assert (taken.confidence, taken.completion_tokens) == (1.0, 50)
+    assert taken.by("agreement_4") == taken and told[0].by("mean").completion_tokens == 10

@@ -296,7 +296,7 @@ def test_what_the_scores_do_not_say_of_themselves_is_said():
     prompts = [f"p{place}" for place in range(76)] + ["p0", "p0", "p1", "p2"]
     labels = ["yes"] * 79 + ["no"]
     found = check_honesty(prompts, labels, [False] * 80, {"p5", "p0", "gone"})
-    assert found == Honesty(80, 4, 76, 3, 2, 0)
+    assert found == Honesty(80, 4, 76, 3, 2, 0, 74)
     given_ = evidence(rows, honesty=found)
     result = decide(POLICY, given_)
     assert result.passed and result.numbers["honesty"]["seen_in_training"] == 4
@@ -312,3 +312,19 @@ def test_a_few_prompts_asked_often_are_few():
     few = check_honesty([f"p{n % 29}" for n in range(80)], ["yes"] * 80, [True] * 80, ())
     result = decide(POLICY, evidence(rows, honesty=few))
     assert result.verdict == "inconclusive" and "29 different prompts" in result.reasons[0]
+
+
+def test_what_was_learned_by_heart_shows_nothing_and_decisions_of_before_replay():
+    rows = [row(place) for place in range(80)]
+    prompts = [f"p{n}" for n in range(80)]
+    leaked = check_honesty(prompts, ["yes"] * 80, [True] * 80, set(prompts[29:]))
+    result = decide(POLICY, evidence(rows, honesty=leaked))
+    assert result.verdict == "inconclusive"
+    assert "29 different prompts that it was not trained on" in result.reasons[0]
+    enough = check_honesty(prompts, ["yes"] * 80, [True] * 80, set(prompts[30:]))
+    assert decide(POLICY, evidence(rows, honesty=enough)).passed
+    before = Honesty.from_dict(
+        {name: value for name, value in leaked.to_dict().items() if name != "unseen_prompts"}
+    )
+    assert "unseen_prompts" not in before.to_dict()
+    assert decide(POLICY, evidence(rows, honesty=before)).passed, "as it was decided then"

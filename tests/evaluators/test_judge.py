@@ -18,9 +18,10 @@ from evaluators.judge.agreement import agreement, best_cut, cut_and_agreement
 from evaluators.judge.asking import REFUSED, TOO_LONG, BudgetSpent, JudgeAway, Judgements
 from evaluators.judge.budget import Budget, clear_spent, day_of, night_of
 from evaluators.judge.opinions import Labelled, ask_in_order, calibrate, compare, grade
-from evaluators.judge.questions import grade_question, pair_question, same_answer
+from evaluators.judge.questions import grade_question, pair_question
 from evaluators.judge.verdicts import Unreadable, read_choice, read_grades
 from infra.objects.store import ObjectStore
+from infra.prompting.values import same_answer
 from infra.settings.judging import Judge
 from tests.evaluators.making import says
 from tests.evaluators.test_scoring import calls

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import multinomial
+from scipy.stats import binom, multinomial
 
 from evaluators.gate import non_inferiority_bounds
-from evaluators.paired import loss_p_value, loss_upper
+from evaluators.paired import MAX_ROWS, _chances, _least_won, loss_p_value, loss_upper
 
 ROWS, MARGIN = 24, 0.1
 CHAMPION = "lights@fedcba9876543210"
@@ -62,6 +62,19 @@ def test_the_bound_is_on_the_side_of_the_margin_that_the_test_says() -> None:
         assert (loss_upper(lost, won, 100, 0.05, 0.05) <= 0.05) == rejected
     assert loss_upper(0, 0, 69, 0.03, 0.05) == pytest.approx(1 - 0.03 ** (1 / 69), abs=5e-3)
     assert loss_upper(20, 2, 100, 0.05, 0.05) > 0.18
+
+
+def test_the_chance_is_that_of_the_tables_counted_one_by_one() -> None:
+    """Against scipy's binomials over every count, none left out, at the most rows it is used with."""
+    rows, lost, won, margin = MAX_ROWS, 700, 520, 0.05
+    least = _least_won(lost, won, rows, margin)
+    x = np.arange(rows + 1)
+    for chance in (0.0, 0.1, 0.1075, 0.3, 0.475):
+        sure = binom.sf(least - 1, rows - x, chance / (1 - chance - margin))
+        wanted = np.where(least <= rows, binom.pmf(x, rows, chance + margin) * sure, 0.0).sum()
+        assert _chances(least, rows, margin, np.array([chance]))[0] == pytest.approx(
+            wanted, rel=1e-9, abs=1e-15
+        )
 
 
 @pytest.mark.parametrize("table", [(-1, 0, 5), (3, 3, 5)])

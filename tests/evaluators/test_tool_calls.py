@@ -6,7 +6,7 @@ import pytest
 
 from evaluators.normalizing import normalize
 from evaluators.scoring import score_answer
-from evaluators.values import canonical
+from infra.prompting.values import canonical
 from tests.evaluators.test_scoring import calls
 
 SCHEMA: dict[str, Any] = {

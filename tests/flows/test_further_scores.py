@@ -18,7 +18,7 @@ from evaluators.scorecard import make_scorecard
 from evaluators.scoring import score_answer
 from evaluators.served import gate_rows, serve
 from flows.further_scores import Further, by_example, further_scores
-from flows.judge_metric import meet_people, task_names
+from flows.judge_metric import LABELLED, AskedFor, meet_people, task_names
 from flows.wiring import Context
 from infra.calls.record import Checks
 from infra.database.open import Database
@@ -29,6 +29,7 @@ from tests.evaluators.making import says
 from tests.scorer_package import offer_scorers
 from tests.serving.registry.world import NOW, add_task
 from tests.teacher_server import FakeTeacher
+from trainers.data_sets.golden import make_case, pin, take_away
 from trainers.data_sets.labels import Example
 from trainers.data_sets.versions import DatasetVersion
 
@@ -105,12 +106,23 @@ def other(n: int) -> str:
 
 
 async def further(
-    context: Context, outcomes: list[Outcome], champion: list[Outcome] | None = None
+    context: Context,
+    outcomes: list[Outcome],
+    champion: list[Outcome] | None = None,
+    asked_for: AskedFor = "night",
 ) -> Further:
     today = None if champion is None else by_example(champion, serve(champion, None))
-    people = await meet_people(context, DATASET)
+    people = await meet_people(context, DATASET, asked_for=asked_for)
     return await further_scores(
-        context, DATASET, examples(), outcomes, serve(outcomes, None), today, people, lambda _: None
+        context,
+        DATASET,
+        examples(),
+        outcomes,
+        serve(outcomes, None),
+        today,
+        people,
+        lambda _: None,
+        asked_for,
     )
 
 
@@ -304,6 +316,43 @@ async def test_a_spent_budget_decides_nothing_and_the_next_night_asks_for_the_re
     assert len(server.asked) == 30
     context = open_with(judge=PEOPLE, metrics=[{"name": "judge"}])
     assert decided(context, await further(context, outcomes), outcomes).verdict == "pass"
+    assert len(server.asked) == 2 * ROWS / 4
+
+
+async def test_what_people_labelled_is_paid_for_once_and_kept_as_long_as_it_is_asked(
+    open_with: Callable[..., Context], server: FakeTeacher
+) -> None:
+    server.otherwise = lambda _: '{"correct": 5, "form": 5}'
+    context = open_with(judge=PEOPLE | {"mode": "rubric"}, metrics=[{"name": "judge"}])
+    pinned = [
+        pin(
+            context.store,
+            context.database,
+            make_case(TASK, row.request, row.answer, why="t", by="ann"),
+        )
+        for row in examples()[:2]
+    ]
+    people = await meet_people(context, DATASET)
+    assert people is not None and people.agreement.rows == 2 and len(server.asked) == 2
+    later = replace(DATASET, digest="e" * 64, location=f"datasets/{TASK}/{'e' * 64}")
+    assert await meet_people(context, later) == people and len(server.asked) == 2
+    take_away(context.store, context.database, TASK, pinned[0].id, why="t", by="ann")
+    assert await meet_people(context, later) is not None and len(server.asked) == 2
+    assert len(list(context.store.list(LABELLED))) == 1
+
+
+async def test_a_look_takes_nothing_from_the_night_and_has_a_bound_of_its_own(
+    open_with: Callable[..., Context], server: FakeTeacher
+) -> None:
+    outcomes, terms = answered(other), PEOPLE | {"calls_per_night": 0, "look_calls_per_day": 40}
+    context = open_with(judge=terms, metrics=[{"name": "judge"}])
+    with pytest.raises(JudgeAway, match=r"calls_per_night"):
+        await further(context, outcomes)
+    assert server.asked == []
+    await further(context, outcomes, asked_for="look")
+    assert len(server.asked) == 2 * ROWS / 4
+    with pytest.raises(JudgeAway, match=r"look again tomorrow.*look_calls_per_day"):
+        await further(context, answered(lambda n: f"Number {n}?"), asked_for="look")
     assert len(server.asked) == 2 * ROWS / 4
 
 

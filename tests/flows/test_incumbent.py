@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from evaluators.served import Served
-from flows.judging import _incumbent, _require_incumbent
+from flows.heard import require_incumbent
+from flows.judging import _incumbent
 from flows.wiring import Context
 from infra.database.open import Database
 from infra.objects.open import open_store
@@ -65,7 +66,7 @@ async def asked(
         served, name, said = await _incumbent(
             context, TASK, "lights@0000", {"d": tests}, lambda _: None
         )
-        return served, name, _require_incumbent(name, said["d"])
+        return served, name, require_incumbent(name, said["d"])
 
 
 async def test_what_it_refuses_is_said_with_the_decision(

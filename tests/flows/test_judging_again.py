@@ -14,7 +14,10 @@ from click.testing import CliRunner
 from prefect.states import Failed
 from safetensors.numpy import save_file
 
+from evaluators.calibration import Threshold, calibrate_outcomes
 from evaluators.judge.asking import JudgeAway
+from evaluators.replay import Outcome
+from flows import judging
 from flows.cli import main
 from flows.letting_go import let_go
 from flows.night import worth_again
@@ -170,6 +173,16 @@ def test_looking_changes_nothing_and_keeping_adds_a_decision(
     assert context.registry.events(name, 1)[0].why == "a new engine"
     assert ask("gate", "--replay", name)["same"] is True
 
+    # The same evidence by other terms, and then by the first ones again: the newest decides.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NIGHTSCHOOL_GATE__MIN_ROWS", "100")
+        ask("judge", name, "--keep")
+    again = ask("judge", name, "--keep")
+    cards = context.registry.scorecards(name)
+    assert [card.verdict for card in cards] == ["fail", "inconclusive", "fail"]
+    assert len({card.gate["evidence_digest"] for card in cards}) == 1
+    assert len({kept["page"], again["page"]}) == 2 and ask("gate", "--replay", name)["same"]
+
 
 def test_further_metrics_stand_in_the_scorecard_and_replay(
     context: Context, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,10 +192,20 @@ def test_further_metrics_stand_in_the_scorecard_and_replay(
         "GATE__SCORERS": '[{"name": "ours", "use": "odd", "tasks": ["Task lights"]}]',
         "GATE__METRICS": '[{"name": "ours"}, {"name": "judge"}, {"name": "normalized"}]',
         "JUDGE__MODEL": "large",
+        "GATE__DRAWN_ANSWERS": "2",
     }.items():
         monkeypatch.setenv(f"NIGHTSCHOOL_{key}", value)
+    calibrated: list[Outcome] = []
+
+    def calibrate(rows: list[Outcome], risk: float, level: float) -> Threshold:
+        calibrated.extend(rows)
+        return calibrate_outcomes(rows, risk, level)
+
+    monkeypatch.setattr(judging, "calibrate_outcomes", calibrate)
     name = adapter(context, base, tmp_path / "made", [])
     found = ask("judge", name, "--keep")["judgement"]
+    assert len(calibrated) == 6 and all(row.drawn_tokens for row in calibrated)
+    assert all("agreement_2" in row.confidences for row in calibrated)
     card = found["scorecards"]["adapter"]
     assert (card["stages"]["ours"]["rows"], card["stages"]["ours"]["mean"]) == (12, 0.5)
     assert card["details"]["kind"] == "tool_call"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -37,11 +38,13 @@ class Scripted:
         finish_reason: FinishReason = "stop",
         error: Exception | None = None,
         tokens: Sequence[str] = (),
+        drawn: Sequence[str] = (),
     ) -> None:
         self.answer = Completion(
             text, tuple(logprobs), finish_reason, 11, len(logprobs), tuple(tokens)
         )
         self.error = error
+        self.drawn = drawn
         self.asked: list[dict[str, Any]] = []
 
     async def complete(self, model: str | None, prompt: str, **options: Any) -> Completion:
@@ -49,6 +52,12 @@ class Scripted:
         if self.error:
             raise self.error
         return self.answer
+
+    async def draw(
+        self, model: str | None, prompt: str, *, count: int, **options: Any
+    ) -> tuple[Completion, ...]:
+        self.asked.append({"model": model, "prompt": prompt, "count": count, **options})
+        return tuple(Completion(text, (), "stop", 11, 3) for text in self.drawn[:count])
 
     async def loaded(self) -> dict[str, str]:
         return {}
@@ -171,3 +180,50 @@ async def test_the_threshold_is_for_the_adapters_own_score(
             REQUEST, adapter="a@1", threshold=threshold, score=score, growing=hears
         )
         assert answer.accepted == accepted, (score, answer.confidence)
+
+
+@pytest.mark.parametrize(("threshold", "accepted"), [(0.75, True), (0.76, False)])
+async def test_an_adapter_judged_by_agreement_is_asked_again_and_shown_where_it_agrees(
+    threshold: float, accepted: bool
+) -> None:
+    other = GOOD.replace("kitchen", "hall")
+    for streamed in (False, True):
+        engine = Scripted(GOOD, drawn=(GOOD, other, GOOD.replace(":", ": "), GOOD))
+
+        async def growing(text: str, count: int, confidence: float) -> None: ...
+
+        answer = await SmallModel(engine).answer(
+            REQUEST,
+            adapter="a@1",
+            threshold=threshold,
+            score="agreement_4",
+            growing=growing if streamed else None,
+        )
+        assert (answer.accepted, answer.confidence) == (accepted, 0.75)
+        assert answer.text == GOOD and answer.drawn_tokens == 12
+        drawn = engine.asked[-1]
+        assert drawn["count"] == 4 and drawn["prompt"] == render_prompt(REQUEST, FULL)
+
+
+async def test_drawn_beside_the_other_scores_they_are_one_more_and_always_the_same_ones() -> None:
+    engine = Scripted(GOOD, drawn=(GOOD, "no"))
+    for _ in range(2):
+        answer = await SmallModel(engine).answer(REQUEST, adapter="a@1", every_score=True, drawn=2)
+        assert answer.confidences["agreement_2"] == 0.5
+        assert answer.confidence == answer.confidences["mean"] == pytest.approx(-0.2)
+    seeds = [asked["seed"] for asked in engine.asked if "seed" in asked]
+    assert len(seeds) == 2 and len(set(seeds)) == 1
+    await SmallModel(engine).answer(REQUEST, adapter="a@1")
+    assert len([asked for asked in engine.asked if "seed" in asked]) == 2, "nobody asked for more"
+
+
+async def test_where_no_answer_is_to_be_had_the_drawn_ones_are_not_waited_for() -> None:
+    class Hanging(Scripted):
+        async def draw(self, *args: Any, **options: Any) -> tuple[Completion, ...]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    with pytest.raises(EngineOverloaded):
+        await SmallModel(Hanging("", error=EngineOverloaded("full"))).answer(
+            REQUEST, adapter="a@1", score="agreement_2"
+        )

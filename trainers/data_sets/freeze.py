@@ -27,7 +27,7 @@ from infra.settings.model import Settings
 from infra.tasks.joined import PLACES
 from infra.tasks.signature import items, role_of, signature
 from trainers.data_sets.consistency import consistency
-from trainers.data_sets.golden import untaught_cases
+from trainers.data_sets.golden_places import untaught_cases
 from trainers.data_sets.labels import Example, Label, label_of, own, prompt_key
 from trainers.data_sets.near_copies import repeating
 from trainers.data_sets.splits import (

@@ -8,27 +8,21 @@ database; the same again adds whichever of them a killed process left out.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
-
-from sqlalchemy import select
 
 from infra.anonymize.anonymizer import Anonymizer, RecordDropped
 from infra.calls.finding import find_call
 from infra.calls.record import utc_now
 from infra.database.events import list_events, record_event
 from infra.database.open import Database
-from infra.database.tables import tasks
 from infra.objects.store import ObjectExists, ObjectMissing, ObjectStore
 from infra.prompting.answers import check_answer
 from infra.prompting.template import render_answer, render_prompt
 from infra.settings.model import Settings
-from infra.tasks.joined import PLACES, merged_into, part_of
 from trainers.data_sets.labels import Example, Label, answer_key, label_of, own, prompt_key
-from trainers.data_sets.versions import DatasetVersion
 from trainers.ingest.reading import feedback_files, read_feedback
 
 MAX_CASES = 200
@@ -236,37 +230,6 @@ def golden_cases(store: ObjectStore, task_id: str | None = None) -> list[GoldenC
         except ObjectMissing:
             continue  # taken away since it was listed
     return found
-
-
-def judged_cases(store: ObjectStore, dataset: DatasetVersion) -> list[GoldenCase]:
-    """What an adapter of the data set must get right: the cases of its task and of the tasks merged
-    into it whose calls it learns from. A prompt that several of them pinned has its task's answer.
-    """
-    found: dict[str, GoldenCase] = {}
-    for task_id in (dataset.task_id, *dataset.manifest.get(PLACES, ())):
-        for case in golden_cases(store, task_id):
-            found.setdefault(case.id, case)
-    return list(found.values())
-
-
-def untaught_cases(store: ObjectStore, database: Database, task_id: str) -> list[GoldenCase]:
-    """What no adapter of the task may be shown: its own cases, and those of every task that its calls
-    may have come from, whether that was merged into it or it was split off that one.
-    """
-    with database.read() as connection:
-        rows = connection.execute(select(tasks.c.id, tasks.c.details)).all()
-    inside: defaultdict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if (into := merged_into(row.details)) is not None:
-            inside[into].add(row.id)
-        if (whole := part_of(row.details)) is not None:
-            inside[row.id].add(whole)
-    wanted, left = [task_id], [task_id]
-    while left:
-        near = sorted(inside[left.pop()].difference(wanted))
-        wanted += near
-        left += near
-    return [case for name in wanted for case in golden_cases(store, name)]
 
 
 def _exists(store: ObjectStore, key: str) -> bool:

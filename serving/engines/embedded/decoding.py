@@ -1,4 +1,4 @@
-"""Greedy decoding of a batch that callers join and leave at every token.
+"""Decoding of a batch that callers join and leave at every token: greedy, or drawn with a seed.
 
 Rows are aligned at their last token: shorter ones are padded on the left and masked. A row that
 finishes leaves at once and takes its part of the key-value cache with it; new rows are prefilled
@@ -31,6 +31,10 @@ class Row:
     stop_tokens: frozenset[int] = frozenset()
     stop_texts: tuple[str, ...] = ()
     """Stop strings that are more than one token; found in the decoded text."""
+    temperature: float = 0.0
+    """Above 0: tokens are drawn from the model's distribution, divided by it."""
+    drawing: torch.Generator | None = None
+    """What draws them, seeded for this row alone: what else is in the batch changes nothing."""
     tokens: list[int] = field(default_factory=list)
     """Generated tokens; the stop token, if one came, is the last."""
     logprobs: list[float] = field(default_factory=list)
@@ -98,17 +102,28 @@ class RunningBatch:
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[Row]) -> list[Row]:
-        """Prefill rows and let them join. Each gets its first token; returns those finished by it."""
+        """Prefill rows and let them join. Each gets its first token; returns those finished by it.
+
+        What several rows are asked alike is read once.
+        """
+        asked: dict[tuple[int, tuple[int, ...]], int] = {}
+        places = [asked.setdefault((row.slot, tuple(row.prompt)), len(asked)) for row in rows]
+        first = [rows[places.index(place)] for place in range(len(asked))]
         longest = max(len(row.prompt) for row in rows)
-        ids = torch.full((len(rows), longest), self._pad_token)
-        real = torch.zeros((len(rows), longest), dtype=torch.bool)
-        for number, row in enumerate(rows):
+        ids = torch.full((len(first), longest), self._pad_token)
+        real = torch.zeros((len(first), longest), dtype=torch.bool)
+        for number, row in enumerate(first):
             ids[number, longest - len(row.prompt) :] = torch.tensor(row.prompt)
             real[number, longest - len(row.prompt) :] = True
         positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
         cache = DynamicCache()
-        self._bank.select([row.slot for row in rows], prompts=True)
+        self._bank.select([row.slot for row in first], prompts=True)
         logits = self._forward(ids, real, positions, cache)
+        if len(first) < len(rows):
+            index = torch.tensor(places)
+            logits, real = logits[index], real[index]
+            for layer in cache.layers:
+                layer.keys, layer.values = layer.keys[index], layer.values[index]
         self._sample(rows, logits)
         self._join(rows, cache, real)
         return self._drop([row for row in rows if row.finished])
@@ -144,8 +159,15 @@ class RunningBatch:
         return logits
 
     def _sample(self, rows: Sequence[Row], logits: Tensor) -> None:
+        """The next token of each row; its log-probability is the model's own, whatever the temperature."""
         best, tokens = logits.max(dim=-1)
-        logprobs = (best - logits.logsumexp(dim=-1)).tolist()
+        total = logits.logsumexp(dim=-1)
+        for number in torch.isfinite(best - total).nonzero().flatten().tolist():
+            row = rows[number]
+            if row.temperature:
+                chances = torch.softmax(logits[number] / row.temperature, dim=-1)
+                tokens[number] = torch.multinomial(chances, 1, generator=row.drawing)
+        logprobs = (logits.gather(1, tokens[:, None])[:, 0] - total).tolist()
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs, strict=True):
             if math.isfinite(logprob):
                 row.accept(token, min(logprob, 0.0), self._decode)

@@ -1,15 +1,23 @@
 """The HTTP dialect: what of vLLM's completion API the embedded engine reads and writes.
 
-What it cannot do (sampling, several answers, echo) it refuses, rather than answer something else.
+What it cannot do (echo, a stream of drawn answers) it refuses, rather than answer something else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from infra.prompting.confidence import MAX_DRAWN
 from serving.engines.protocol import FinishReason
 
 
@@ -31,8 +39,10 @@ class CompletionRequest(BaseModel):
     model: str = Field(max_length=256)
     prompt: str = Field(min_length=1)
     max_tokens: int = Field(16, ge=1)
-    temperature: Literal[0] | None = None
-    n: Literal[1] = 1
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    """None or 0: greedy."""
+    n: int = Field(1, ge=1, le=MAX_DRAWN)
+    seed: int | None = Field(None, ge=0, lt=1 << 62)
     echo: Literal[False] = False
     stop: tuple[str, ...] = Field((), max_length=8)
     logprobs: int | None = Field(None, ge=0, le=1)
@@ -41,10 +51,13 @@ class CompletionRequest(BaseModel):
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
 
-    @field_validator("temperature", mode="before")
-    @classmethod
-    def _greedy(cls, value: Any) -> Any:
-        return 0 if value == 0 else value
+    @model_validator(mode="after")
+    def _drawn_or_not(self) -> Self:
+        if self.n > 1 and not self.temperature:
+            raise ValueError("n must be 1 where the answer is greedy")
+        if self.stream and self.temperature:
+            raise ValueError("only a greedy answer is streamed")
+        return self
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -102,10 +115,11 @@ def choice(
     finish_reason: FinishReason | None,
     tokens: Sequence[str],
     logprobs: Sequence[float] | None,
+    index: int = 0,
 ) -> dict[str, Any]:
     """One element of ``choices``. ``logprobs`` None: not asked for."""
     return {
-        "index": 0,
+        "index": index,
         "text": text,
         "logprobs": None
         if logprobs is None
@@ -135,6 +149,14 @@ def completion(
         "choices": choices,
         "usage": usage,
     }
+
+
+def as_one(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The answers to one request as one body; its prompt is counted once."""
+    prompt_tokens = answers[0]["usage"]["prompt_tokens"]
+    told = sum(answer["usage"]["completion_tokens"] for answer in answers)
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    return answers[0] | {"choices": choices, "usage": usage(prompt_tokens, told)}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -1,11 +1,14 @@
-"""One request on its way: its row in the batch, the news of it, and what of it may be shown."""
+"""One answer on its way: its row in the batch, the news of it, and what of it may be shown."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+
+import torch
 
 from infra.calls.record import new_id
 from serving.engines.embedded import dialect
@@ -26,6 +29,7 @@ class Generation:
         slot: the adapter's slot.
         base: the base model.
         release: called once, when the row is out of the batch.
+        index: which of the request's answers it is.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Generation:
         slot: int,
         base: BaseModel,
         release: Callable[[], None] | None = None,
+        index: int = 0,
     ) -> None:
         special = base.special_tokens
         self._asked = asked
@@ -46,6 +51,11 @@ class Generation:
             stop_tokens=base.end_tokens | {special[text] for text in asked.stop if text in special},
             stop_texts=tuple(text for text in asked.stop if text not in special),
         )
+        self._index = index
+        if asked.temperature:
+            self.row.temperature, self.row.drawing = asked.temperature, torch.Generator()
+            seed = secrets.randbits(62) if asked.seed is None else asked.seed + index
+            self.row.drawing.manual_seed(seed)
         self.news: asyncio.Queue[News] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -70,7 +80,7 @@ class Generation:
         if error is not None:
             raise error
         choice = dialect.choice(
-            self._text(count, True), self.row.finish_reason, *self._tokens(0, count)
+            self._text(count, True), self.row.finish_reason, *self._tokens(0, count), self._index
         )
         return self._body([choice], dialect.usage(len(self.row.prompt), count))
 

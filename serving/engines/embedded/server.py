@@ -181,15 +181,20 @@ class EmbeddedServer:
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         asked = dialect.parse_request(await _json(request))
-        generation = self._submit(asked, await self._encode(asked))
+        prompt = await self._encode(asked)
+        generations: list[Generation] = []
         try:
+            for index in range(asked.n):
+                generations.append(self._submit(asked, prompt, index))
             if asked.stream:
-                return await _stream(request, generation)
-            return web.json_response(await generation.answer())
+                return await _stream(request, generations[0])
+            answers = [await generation.answer() for generation in generations]
+            return web.json_response(dialect.as_one(answers))
         except GenerationFailed as error:
             return _refusal(500, str(error))
         finally:
-            generation.job.cancelled = True
+            for generation in generations:
+                generation.job.cancelled = True
 
     async def _encode(self, asked: dialect.CompletionRequest) -> list[int]:
         limit = self._limits.max_prompt_tokens
@@ -214,7 +219,9 @@ class EmbeddedServer:
             f"the prompt has {least:.0f} tokens or more; this engine reads {limit} at most"
         )
 
-    def _submit(self, asked: dialect.CompletionRequest, prompt: list[int]) -> Generation:
+    def _submit(
+        self, asked: dialect.CompletionRequest, prompt: list[int], index: int
+    ) -> Generation:
         name = None if asked.model == self._name else asked.model
         try:
             slot = BASE_SLOT if name is None else self._adapters.acquire(name)
@@ -223,7 +230,7 @@ class EmbeddedServer:
         # Released when the row is out of the batch, not when the handler ends: a caller that left
         # early leaves its row running for a moment.
         release = partial(self._adapters.release, name) if name is not None else None
-        generation = Generation(asked, prompt, slot, self._base, release)
+        generation = Generation(asked, prompt, slot, self._base, release, index)
         try:
             self._batcher.submit(generation.job)
         except (QueueFull, BatcherClosed):

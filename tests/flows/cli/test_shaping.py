@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from tests.trainers.recorded import (
     translation,
 )
 from trainers.data_sets.freeze import freeze
-from trainers.data_sets.golden import judged_cases, make_case, pin, untaught_cases
+from trainers.data_sets.golden import make_case, pin
+from trainers.data_sets.golden_places import judged_cases, untaught_cases
+from trainers.data_sets.versions import DatasetVersion
 from trainers.discover.discover import TaskSummary, discover
 from trainers.ingest.ingest import ingest
 
@@ -198,7 +201,27 @@ def test_a_task_is_split_by_what_is_asked(world: World):
     assert len(planned) >= 2
     assert sum(row["calls"] for row in planned) == 80
     assert len(Registry(database).tasks()) == 1
+    store, _ = world
+    cases = {
+        pin(store, database, make_case(task.id, r.request, r.answer, why="", by="ann")).id
+        for r in (home(n) for n in range(200, 230))
+    }
+    whole = DatasetVersion("d" * 64, task.id, "datasets/x/d", {})
+    assert len(judged_cases(store, database, whole)) == len(cases)
     run("tasks", "split", task.id, "--by", "cluster", "--as", "ann")
+    by_part = {
+        row["task"]: judged_cases(store, database, replace(whole, task_id=row["task"]))
+        for row in planned
+    }
+    assert sum(map(len, by_part.values())) == len(cases), "each is one part's, and none is lost"
+    routes = Router(read_snapshot(database))
+    for part, judged in by_part.items():
+        assert judged
+        for case in judged:
+            routed = routes.route(case.request, None, "default")
+            assert (task.id if routed is None else routed.task.id) == part
+    merged = replace(whole, manifest={"places": [row["task"] for row in planned[1:]]})
+    assert len(judged_cases(store, database, merged)) == len(cases)
     sizes = {row["task"]: row["calls"] for row in planned}
     assert set(sizes) == {known.id for known in Registry(database).tasks()}
     assert ("task.split", "ann") in events(database, task.id)
@@ -301,7 +324,7 @@ def test_golden_cases_are_kept_through_merge_and_split(world: World):
     night(world, some(1000), 1)
     version = freeze(store, database, SETTINGS, kept, START)
     assert version.manifest["dropped"]["golden"] == 2
-    assert judged_cases(store, version) == [cases["translation"], cases["summary"]]
+    assert judged_cases(store, database, version) == [cases["translation"], cases["summary"]]
     with database.begin() as connection:
         part = {"part": {"of": of["home"], "by": "cluster"}}
         row = connection.execute(select(tasks).where(tasks.c.id == of["ticket"])).mappings().one()

@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from infra.prompting.confidence import SCORES, all_confidences, confidence_of
+from infra.prompting.answers import parse_answer
+from infra.prompting.confidence import (
+    SCORES,
+    agreement,
+    agreement_name,
+    all_confidences,
+    answers_drawn,
+    confidence_of,
+)
 
 TEXT = '{"name":"set","arguments":{"area":"living room","level":30}}'
 TOKENS = (
@@ -50,3 +58,37 @@ def test_what_cannot_be_told_apart_counts_whole(text: str, tokens: tuple[str, ..
 def test_an_unknown_score_and_no_tokens_are_never_sure() -> None:
     assert confidence_of("of-a-later-release", TEXT, TOKENS, doubt(0)) == -math.inf
     assert set(all_confidences("", (), ()).values()) == {-math.inf}
+
+
+def test_agreement_is_the_share_of_sound_answers_that_say_the_same() -> None:
+    request = {"tools": [{"type": "function", "function": {"name": "set"}}]}
+
+    def read(text: str, complete: bool = True):
+        return parse_answer(text, request, complete=complete)
+
+    shown = read('{"name":"set","arguments":{"area":"hall","level":30}}')
+    drawn = [
+        read('{"name": "set", "arguments": {"level": 30.0, "area": "hall"}}'),  # the same
+        read('{"name":"set","arguments":{"area":"hall","level":31}}'),
+        read('{"name":"set","arguments":{"area":"hall","level":30}}', complete=False),
+        read('{"name":"other","arguments":{}}'),
+    ]
+    assert agreement(shown, drawn) == 0.25
+    words = read("It is on.")
+    assert agreement(words, [read(" It is on. "), read("it is off")]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        (agreement_name(5), 5),
+        ("agreement_16", 16),
+        *((name, 0) for name in ("agreement_17", "agreement_0", "agreement_", "agreement_5x")),
+        *((name, 0) for name in ("mean", "of-a-later-release")),
+    ],
+)
+def test_a_scores_name_says_how_many_answers_it_takes(name: str, drawn: int) -> None:
+    assert answers_drawn(name) == drawn
+    # Asked of one answer alone it is never reached.
+    if name.startswith("agreement"):
+        assert confidence_of(name, TEXT, TOKENS, doubt(0)) == -math.inf

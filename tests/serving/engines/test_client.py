@@ -165,6 +165,37 @@ async def test_what_is_sent() -> None:
     assert base["add_special_tokens"] is False
 
 
+async def test_answers_that_are_drawn_are_asked_for_in_one_request_and_all_there() -> None:
+    seen: list[Any] = []
+
+    async def two(request: web.Request) -> web.Response:
+        seen.append(await request.json())
+        choices = [
+            {
+                "text": text,
+                "finish_reason": reason,
+                "logprobs": {"tokens": ["t"] * count, "token_logprobs": [-0.5] * count},
+            }
+            for text, reason, count in (("a", "stop", 2), ("b", "length", 3))
+        ]
+        usage = {"prompt_tokens": 4, "completion_tokens": 5}
+        return web.json_response({"choices": choices, "usage": usage})
+
+    async with serving(two) as client:
+        drawn = await client.draw(NAME, "prompt", count=2, seed=9, max_tokens=3)
+        with pytest.raises(EngineUnavailable, match="2 answers of 3"):
+            await client.draw(NAME, "prompt", count=3, seed=9, max_tokens=3)
+    assert [(one.text, one.finish_reason, one.completion_tokens) for one in drawn] == [
+        ("a", "stop", 2),
+        ("b", "length", 3),
+    ]
+    asked = seen[0]
+    assert (asked["n"], asked["seed"], asked["temperature"], asked["top_p"]) == (2, 9, 1, 1)
+    async with serving(saying(200, {"choices": [None], "usage": {}})) as client:
+        with pytest.raises(EngineUnavailable, match="cannot be read"):
+            await client.draw(NAME, "prompt", count=1, seed=9, max_tokens=3)
+
+
 async def test_something_that_is_no_engine() -> None:
     async with serving(saying(200, {}), models={"hello": 1}) as client:
         with pytest.raises(EngineUnavailable, match="is this an engine"):

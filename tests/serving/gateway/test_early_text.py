@@ -68,6 +68,33 @@ async def test_a_score_that_can_only_fall_lets_nothing_out_before_the_end(
     assert len(teacher.asked) == 1
 
 
+async def test_an_adapter_judged_by_agreement_is_drawn_from_and_shown_where_it_agrees(
+    start: Start,
+    database: Database,
+    store: ObjectStore,
+    tmp_path: Path,
+    engine: EngineServer,
+    teacher: TeacherServer,
+) -> None:
+    add_task(database)
+    name = add_adapter(database, store, tmp_path, threshold=0.75, confidence="agreement_4")
+    set_route(database, champion=name)
+    engine.say = lambda *_: "all of it"
+    async with start(stream_hold_tokens=2) as running:
+        await ready(running.http, running.url, name)
+        engine.draws = lambda index: "all of it" if index else "half of it"
+        found, headers = await texts(running, chat("on"))
+        assert (found, headers["x-nightschool-answered-by"]) == (["all of it"], name)
+        record = await logged(store, headers["x-nightschool-call-id"])
+        assert record.confidence == 0.75 and record.usage.completion_tokens == 3
+        engine.draws = lambda index: "all of it" if index > 1 else "half of it"
+        _, headers = await texts(running, chat("on"))
+        assert headers["x-nightschool-answered-by"] != name
+        record = await logged(store, headers["x-nightschool-call-id"])
+        assert record.answered_by.escalation == "confidence"
+    assert len(teacher.asked) == 1
+
+
 async def test_a_confident_text_is_read_while_it_is_generated(
     start: Start, champion: str, engine: EngineServer, store: ObjectStore
 ) -> None:

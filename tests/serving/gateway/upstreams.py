@@ -143,6 +143,8 @@ class EngineServer:
         self.mode = "ok"
         self.say: Callable[[str, str], str] = lambda _model, _prompt: "small answer"
         self.confidence = -0.01
+        self.draws: Callable[[int], str] | None = None
+        """What it says where answers are drawn, each by its place; None: what it says always."""
         self.finish_reason = "stop"
         self.pause_seconds = 0.0
         self.turning: int | None = None
@@ -206,17 +208,21 @@ class EngineServer:
                 await asyncio.sleep(60)
             await asyncio.sleep(self.pause_seconds)
         text = self.say(model, prompt)
-        choice = {
-            "index": 0,
-            "text": text,
-            "finish_reason": self.finish_reason,
-            "logprobs": {"token_logprobs": [self.confidence] * 3, "tokens": ["a", "b", "c"]},
-        }
+        drawn = self.draws if "n" in body else None
+        choices = [
+            {
+                "index": index,
+                "text": text if drawn is None else drawn(index),
+                "finish_reason": self.finish_reason,
+                "logprobs": {"token_logprobs": [self.confidence] * 3, "tokens": ["a", "b", "c"]},
+            }
+            for index in range(body.get("n", 1))
+        ]
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 3, "total_tokens": 0}
         if body.get("stream"):
             return await self._stream(request, text)
         return web.json_response(
-            {"id": "c", "object": "text_completion", "choices": [choice], "usage": usage}
+            {"id": "c", "object": "text_completion", "choices": choices, "usage": usage}
         )
 
     async def _stream(self, request: web.Request, text: str) -> web.StreamResponse:

@@ -98,6 +98,35 @@ def test_mixed_batch_equals_plain_decoding_one_by_one(decoder: Decoder) -> None:
     assert len({tuple(row.tokens) for row in rows[-2:]}) == 2, "adapters must show in the text"
 
 
+def test_drawn_answers_follow_the_models_chances_whatever_else_is_in_the_batch(
+    decoder: Decoder,
+) -> None:
+    def drawn(seed: int, temperature: float = 1.0, tokens: int = 1) -> Row:
+        drawing = torch.Generator()
+        drawing.manual_seed(seed)
+        return decoder.row(1, 1, tokens, temperature=temperature, drawing=drawing)
+
+    with torch.inference_mode():
+        ids = torch.tensor([decoder.base.encode(PROMPTS[1])])
+        logits = decoder.oracle(input_ids=ids, adapter_names=["1"]).logits
+    scores = logits[0, -1].log_softmax(-1)
+    chances = scores.exp()
+    entropy = float(-(chances * scores).sum())
+    spread = float((chances * (scores + entropy) ** 2).sum()) ** 0.5
+    rows = [drawn(seed) for seed in range(400)]
+    run(decoder.batch(), rows)
+    told = [row.logprobs[0] for row in rows]
+    assert told == pytest.approx([float(scores[row.tokens[0]]) for row in rows], abs=1e-4)
+    assert abs(sum(told) / len(told) + entropy) < 4 * spread / len(told) ** 0.5
+    cold, alone, greedy = drawn(3, 1e-4, 8), drawn(3, tokens=8), decoder.row(1, 1, 8)
+    run(decoder.batch(), [cold, decoder.row(2, 2, 8), greedy])
+    assert cold.tokens == greedy.tokens == decoder.expected(1, 1, 8)[0]
+    run(decoder.batch(), [alone])
+    company = drawn(3, tokens=8)
+    run(decoder.batch(), [drawn(4, tokens=8), greedy_again := decoder.row(1, 1, 8), company])
+    assert company.tokens == alone.tokens and greedy_again.tokens == greedy.tokens
+
+
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -85,8 +85,10 @@ async def unload(url: str, name: str) -> int:
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"temperature": 0.7}, "temperature"),
-        ({"n": 2}, "n:"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"temperature": 0.7, "stream": True}, "only a greedy answer is streamed"),
+        ({"n": 2}, "n must be 1 where the answer is greedy"),
+        ({"n": 17, "temperature": 1}, "n:"),
         ({"echo": True}, "echo"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 100_000}, "more than the model's"),

@@ -43,9 +43,24 @@ def read_json(text: str) -> Any:
     return value
 
 
+def same_answer(first: Message | None, second: Message | None) -> bool:
+    """Whether two answers say the same; spaces in JSON and the order of calls say nothing."""
+    return _said(first) == _said(second)
+
+
 def canonical(value: Any) -> str:
     """A JSON value as text that is equal exactly when the values are: 1 equals 1.0, not true."""
     return json.dumps(_plain_numbers(value), sort_keys=True, ensure_ascii=True)
+
+
+def _said(answer: Message | None) -> tuple[object, ...] | None:
+    if answer is None:
+        return None
+    calls = [(name, canonical(values)) for name, values in map(read_call, calls_of(answer))]
+    text = text_of(answer)
+    if text.startswith(("{", "[")) and (value := read_json(text)) is not BROKEN:
+        text = canonical(value)
+    return text, *sorted(calls)
 
 
 def _plain_numbers(value: Any) -> Any:
