@@ -268,7 +268,7 @@ def test_a_store_that_cannot_be_opened_ends_no_run_and_no_following(
         tmp_path / "run", storage=StoragePlace(url="ftp://nowhere"), run_id="lights", max_retries=0
     )
     run = tiny_run(job.run_dir, tiny_base)
-    assert RayRun(job, None).report().progress.steps == 12
+    assert RayRun(job, None, None).report().progress.steps == 12
     with reporting(run, job.storage, job.run_id):
         run.request_cancel()
         assert supervise(job).state == "cancelled"
