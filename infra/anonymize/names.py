@@ -1,8 +1,9 @@
 """Names of people, places and organisations: spaCy's recognizer, and what its sentences leave out.
 
 The statistical model sees whole sentences. Tool arguments, forms and signatures are none, so names
-are also told by what stands before them (``Name:``, ``Ms.``, ``Hi``), an entity takes in the
-capitalised words that belong to it, and a name that was seen once in a text is one everywhere in it.
+are also told by what stands around them (``name_cues``), an entity takes in the capitalised words that
+belong to it, and a name that was seen once in a text is one everywhere in it. Words in capitals are
+shown to the model as it knows names.
 """
 
 from __future__ import annotations
