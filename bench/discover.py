@@ -6,8 +6,12 @@ goes through ingest and discovery as at night. ``adjusted_rand_index`` compares 
 night's calls, and of its tasks, that have the same id after a second night with as much new traffic again.
 The peer is k-means over the same embeddings, told the number of kinds. ``growing`` are processor seconds
 and peak memory of grouping alone at growing numbers of calls, each in a process of its own.
+``--nights`` measures a whole discovery (files read, tasks written) over so many calls that were taken in,
+once with the default ``discovery.max_calls`` and once with all of them; the calls are copies of 10,000 with
+other ids, times, sessions and one other word in each prompt, so that no two embeddings are shared.
 
     python bench/discover.py [--quick] [--json FILE] [--calls 4000] [--sizes 5000,20000,50000]
+                             [--nights 50000,200000,1000000]
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from infra.objects.directory import DirectoryStore
 from infra.settings.model import Settings
 
 PER_OBJECT = 2000
+COPIED = 10_000
 
 
 def two_nights(kinds: dict[str, Maker], calls: int) -> dict[str, Any]:
@@ -128,16 +133,115 @@ def grouping(calls: int) -> dict[str, Any]:
     }
 
 
+def make_night(folder: Path, calls: int) -> None:
+    """A store and a database in which so many calls are committed."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from trainers.ingest import claims
+    from trainers.ingest.ingest import ingest
+    from trainers.ingest.reading import call_files
+    from trainers.ingest.sinks import parquet_bytes
+
+    store = DirectoryStore(folder / "objects")
+    database = Database(f"sqlite:///{folder / 'night.db'}")
+    database.upgrade()
+    records = [record for _, record in mix(FIRST, 7, min(calls, COPIED))]
+    key = log_key(records[0].time, "night", 0)
+    store.put(key, encode_lines(records))
+    ingest(store, database, Settings(), holder="bench")
+    tables = [
+        pq.read_table(pa.BufferReader(store.get(file.key))) for file in call_files(database, calls)
+    ]
+    for copy in range(1, calls // COPIED):
+        files = []
+        for number, table in enumerate(tables):
+            for name, tail in (
+                ("id", f"-{copy}"),
+                ("session", f"-{copy}"),
+                ("f_prompt", f" k{copy}"),
+            ):
+                changed = pc.binary_join_element_wise(table.column(name), tail, "")
+                table = table.set_column(table.column_names.index(name), name, changed)
+            later = pc.add(table.column("time"), pa.scalar(timedelta(minutes=copy)))
+            table = table.set_column(table.column_names.index("time"), "time", later)
+            made = f"calls/v1/copy-{copy:05d}-{number}.parquet"
+            store.put(made, parquet_bytes(table))
+            files.append({"key": made, "rows": table.num_rows})
+        info = store.put(log_key(records[0].time + timedelta(minutes=copy), "copy", copy), b"-")
+        held = claims.claim(database, info, "bench", 600, START)
+        assert held is not None
+        counts = {"calls": len(records), "call_files": files, "feedback_files": []}
+        assert claims.commit(database, held, counts, START)
+    database.close()
+
+
+def whole_night(folder: Path, limit: int) -> dict[str, Any]:
+    """In a process of its own: a whole discovery with this ``max_calls``."""
+    from trainers.discover.discover import discover
+
+    settings = Settings()
+    settings = settings.model_copy(
+        update={"discovery": settings.discovery.model_copy(update={"max_calls": limit})}
+    )
+    before = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    begun = time.process_time()
+    store = DirectoryStore(folder / "objects")
+    found = discover(store, Database(f"sqlite:///{folder / 'night.db'}"), settings, START)
+    return {
+        "max_calls": limit,
+        "tasks": len(found),
+        "calls_of_a_task": sum(task.size for task in found),
+        "cpu_seconds": round(time.process_time() - begun, 1),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mib_before": before,
+    }
+
+
+def in_a_process(*arguments: str) -> Any:
+    out = subprocess.run(
+        [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
+    ).stdout
+    return json.loads(out)
+
+
+def nights(sizes: list[int]) -> list[dict[str, Any]]:
+    found = []
+    for calls in sizes:
+        for limit in sorted({Settings().discovery.max_calls, calls}):
+            with tempfile.TemporaryDirectory(prefix="discover-") as name:
+                in_a_process("--in", name, "--make", str(calls))
+                night = in_a_process("--in", name, "--night", str(limit))
+            found.append({"calls": calls, **night})
+            print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="1,200 calls a night, one size")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--calls", type=int, help="of one night")
     parser.add_argument("--sizes", help="calls, by commas, growing")
+    parser.add_argument("--nights", help="only whole nights over so many calls, by commas")
     parser.add_argument("--grouping", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--in", dest="folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--night", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.grouping:
         print(json.dumps(grouping(options.grouping)))
+        return
+    if options.make:
+        print(json.dumps(make_night(options.folder, options.make)))
+        return
+    if options.night:
+        print(json.dumps(whole_night(options.folder, options.night)))
+        return
+    if options.nights:
+        told = {"nights": nights([int(size) for size in options.nights.split(",")])}
+        show(told, options.json)
         return
     calls = options.calls or (1200 if options.quick else 4000)
     sizes = options.sizes or ("2000" if options.quick else "5000,20000,50000")
@@ -147,17 +251,15 @@ def main() -> None:
         "growing": [],
     }
     for size in sizes.split(","):
-        done = subprocess.run(
-            [sys.executable, __file__, "--grouping", size],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        found["growing"].append(json.loads(done.stdout))
+        found["growing"].append(in_a_process("--grouping", size))
+    show(found, options.json)
+
+
+def show(found: dict[str, Any], path: Path | None) -> None:
     text = json.dumps(found, indent=1)
     print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    if path:
+        path.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.anonymize.anonymizer import Anonymizer
 from infra.anonymize.explain import Replacement, explain
 from infra.calls.codec import Problem, encode_line
 from infra.settings.model import Settings
 from trainers.ingest.privacy import PrivacyCheck
 from trainers.readers.reader import Skipped
 from trainers.readers.reading import read_source
+
+TEXT = "text"
+"""Not a format of calls: any text, line by line."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,13 @@ class AnonymizedRow:
 
 
 def anonymized(settings: Settings, file: Path, format_name: str) -> Iterator[AnonymizedRow]:
-    """Each call of a file as it would be stored; rows that are no calls are left out."""
+    """Each call of a file as it would be stored; rows that are no calls are left out.
+
+    Of ``text`` each line is rewritten by itself, as parts of one session.
+    """
+    if format_name == TEXT:
+        yield from _texts(settings, file)
+        return
     privacy = PrivacyCheck.of(settings.anonymizer)
     with file.open("rb") as stream:
         for read in read_source(
@@ -58,4 +68,28 @@ def anonymized(settings: Settings, file: Path, format_name: str) -> Iterator[Ano
                 encode_line(checked),
                 Counter(checked.anonymization.counts) - before,
                 tuple(explain(old, new)),
+            )
+
+
+def _texts(settings: Settings, file: Path) -> Iterator[AnonymizedRow]:
+    scope = Anonymizer(settings.anonymizer, ingest=True).scope()
+    limit = settings.ingest.max_line_bytes
+    with file.open("rb") as stream:
+        number = 0
+        while line := stream.readline(limit):
+            number += 1
+            if len(line) == limit and not line.endswith(b"\n"):
+                while (rest := stream.readline(limit)) and not rest.endswith(b"\n"):
+                    pass
+                yield AnonymizedRow(
+                    f"line {number}", problem=f"the line is longer than {limit} bytes"
+                )
+                continue
+            before, text = Counter(scope.counts), line.decode(errors="replace")
+            changed = scope.text(text)
+            yield AnonymizedRow(
+                f"line {number}",
+                changed.encode("utf-8", "replace"),
+                Counter(scope.counts) - before,
+                tuple(explain(text, changed, "text")),
             )

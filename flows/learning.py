@@ -36,6 +36,7 @@ from trainers.executors.protocol import Executor, ExecutorLost, RunHandle, RunOu
 from trainers.importing.importing import ImportReport, import_logs
 from trainers.importing.rerun import RerunReport, rerun
 from trainers.ingest.ingest import IngestReport, ingest
+from trainers.ingest.workers import open_workers
 from trainers.plan import step_examples
 from trainers.resampling import (
     Labels,
@@ -87,9 +88,15 @@ def ingest_logs(context: Context, say: Say = lambda _: None) -> IngestReport:
     with hold(context.database, INGEST, context.holder, wait_seconds=INGEST_WAIT_SECONDS):
         import_sources(context, say)
         # Whoever has the lease takes over the claims of one that was killed.
-        return ingest(
-            context.store, context.database, context.settings, holder=INGEST, progress=_seldom(say)
-        )
+        with open_workers(context.settings) as workers:
+            return ingest(
+                context.store,
+                context.database,
+                context.settings,
+                holder=INGEST,
+                progress=_seldom(say),
+                workers=workers,
+            )
 
 
 def import_sources(context: Context, say: Say = lambda _: None) -> None:

@@ -193,14 +193,20 @@ def rerun_entries(
 
 @click.command(
     epilog="\b\nExamples:\n  nightschool anonymize calls.jsonl --explain\n"
-    "  nightschool anonymize export.parquet --format langfuse --output clean.jsonl"
+    "  nightschool anonymize export.parquet --format langfuse --output clean.jsonl\n"
+    "  nightschool anonymize notes.txt --format text --explain"
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--explain", "explaining", is_flag=True, help="Show what would be replaced, never the value."
 )
 @click.option(
-    "--format", "format_name", type=click.Choice(FORMATS), default="auto", show_default=True
+    "--format",
+    "format_name",
+    type=click.Choice((*FORMATS, "text")),
+    default="auto",
+    show_default=True,
+    help="text: any text, line by line.",
 )
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="Else to the screen."
@@ -248,7 +254,7 @@ def anonymize(
         for line in lines():
             sys.stdout.buffer.write(line) if _is_binary() else click.echo(line, nl=False)
     if not told["records"]:
-        fail(f"no row of {file} could be read", FAILED)
+        fail(f"no row of {file} could be read as a call: --format text takes any text", FAILED)
 
 
 def _explain(settings: Settings, file: Path, format_name: str, as_json: bool) -> None:

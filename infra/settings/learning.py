@@ -42,6 +42,12 @@ class Ingest(Section):
         le=1,
         description="MinHash Jaccard similarity from which two calls count as copies",
     )
+    executor: Literal["auto", "local", "ray"] = Field(
+        "auto",
+        description="Who reads our logs. local: this process; ray: Ray Data, on `training.ray_address` or "
+        "a Ray started here; auto: ray where that address, an s3:// store and ray as `training.executor` "
+        "are set",
+    )
     sources: tuple[LogSource, ...] = Field(
         (),
         max_length=100,

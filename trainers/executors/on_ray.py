@@ -134,7 +134,7 @@ class RayExecutor:
         cpus_per_run: float = 1,
         gpus_per_run: float = 0,
     ) -> None:
-        self._owner = _connect(address, workers, cpus_per_run, gpus_per_run)
+        self._owner = connect(address, workers, cpus_per_run, gpus_per_run)
         self._cluster = _Cluster()
         self._closed = False
         self._runs: list[RayRun] = []
@@ -240,7 +240,7 @@ def _refuse_infeasible(job: TrainJob, resources: Mapping[str, float]) -> None:
             )
 
 
-def _connect(address: str | None, workers: int, cpus: float, gpus: float) -> bool:
+def connect(address: str | None, workers: int, cpus: float, gpus: float) -> bool:
     """Connect to a cluster or start one; True when it was started here."""
     try:
         import ray

@@ -3,27 +3,25 @@
 Effects per object, in order: claim (database), Parquet files and quarantine (object store, under
 keys made from the object's own key and etag, so that doing it again overwrites the same), commit
 (database). Only the commit makes the files count; killed anywhere before, the object is simply
-done again.
+done again. Who reads is ``workers``: this process or a Ray cluster, and all that decides is here.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from threading import Lock
 
-from infra.calls.codec import LOG_PREFIX, Problem, RecordError, parse_line, read_lines
-from infra.calls.record import CallRecord, LogRecord, utc_now
+from infra.calls.codec import LOG_PREFIX
+from infra.calls.record import utc_now
 from infra.database.open import Database
-from infra.objects.store import ObjectInfo, ObjectMissing, ObjectStore, ObjectStoreError
+from infra.objects.store import ObjectInfo, ObjectStore
 from infra.settings.model import Settings
 from trainers.ingest import claims
-from trainers.ingest.privacy import PrivacyCheck
-from trainers.ingest.sinks import ParquetFiles, Quarantine
+from trainers.ingest.taking import Counts, Here, Workers
 
 LIST_PAGE = 500
 Progress = Callable[[str], None]
@@ -66,6 +64,7 @@ def ingest(
     holder: str,
     now: datetime | None = None,
     progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> IngestReport:
     """Ingest every log object that no earlier run has committed.
 
@@ -74,37 +73,35 @@ def ingest(
             over at once, others wait ``ingest.claim_seconds``.
         now: for tests; aware.
         progress: called with a line of text after every object.
+        workers: who reads the objects; None: this process.
 
     Raises:
         ObjectStoreError: the store cannot be listed or written.
+        WorkersLost: the workers are gone.
     """
     # Clock readings per claim, so that a long run keeps its claims; a test's fixed time stays fixed.
     clock = (lambda: now) if now is not None else utc_now
+    ours = _Claims(database, holder, settings.ingest.claim_seconds, clock)
+    workers = workers or Here(
+        store, settings.ingest, settings.anonymizer, settings.storage.max_object_bytes
+    )
     total: Counter[str] = Counter()
     personal: Counter[str] = Counter()
     here: Counter[str] = Counter()
-    objects = store.list(LOG_PREFIX)
-    for page in _pages(objects, LIST_PAGE):
-        for item in claims.unfinished(database, page):
-            held = claims.claim(database, item, holder, settings.ingest.claim_seconds, clock())
-            if held is None:
-                total["busy"] += 1
-                continue
-            try:
-                counts = _object(store, database, settings, item, held, clock)
-            except _Unreadable as problem:
-                claims.release(database, held, clock())
-                total["failed"] += 1
-                _say(progress, f"{item.key}: {problem}; left for the next run")
-                continue
-            if counts is None:
-                total["busy"] += 1
-                continue
-            total["objects"] += 1
-            total.update({name: counts[name] for name in _COUNTED})
-            personal.update(counts["personal_data"])
-            here.update(counts["found_here"])
-            _say(progress, f"{total['objects']} objects, {total['calls']} calls")
+    for item, counts, problem in workers.take(ours.draw(store, total), ours.keep):
+        if problem is not None:
+            ours.release(item)
+            total["failed"] += 1
+            _say(progress, f"{item.key}: {problem}; left for the next run")
+            continue
+        if counts is None or not ours.commit(item, counts):
+            total["busy"] += 1
+            continue
+        total["objects"] += 1
+        total.update({name: counts[name] for name in _COUNTED})
+        personal.update(counts["personal_data"])
+        here.update(counts["found_here"])
+        _say(progress, f"{total['objects']} objects, {total['calls']} calls")
     return IngestReport(**total, personal_data=dict(personal), found_here=dict(here))
 
 
@@ -126,98 +123,54 @@ _COUNTED = (
 )
 
 
-class _Unreadable(Exception):
-    """The store did not give the object; nothing is known about its content."""
+class _Claims:
+    """What this run holds. Safe to keep from another thread while one commits."""
 
+    def __init__(
+        self, database: Database, holder: str, seconds: float, clock: Callable[[], datetime]
+    ) -> None:
+        self._database, self._holder, self._seconds = database, holder, seconds
+        self._clock = clock
+        self._lock = Lock()
+        self._held: dict[ObjectInfo, claims.Claim] = {}
 
-def _object(
-    store: ObjectStore,
-    database: Database,
-    settings: Settings,
-    item: ObjectInfo,
-    held: claims.Claim,
-    clock: Callable[[], datetime],
-) -> dict[str, Any] | None:
-    """All effects of one object; its counts, or None when another run took it over."""
-    ttl = settings.ingest.claim_seconds
-    source = hashlib.sha256(f"{item.key}\0{item.etag}".encode()).hexdigest()
-    files = ParquetFiles(store, item.key, source, settings.ingest)
-    quarantine = Quarantine(store, item.key, source)
-    privacy = PrivacyCheck.of(settings.anonymizer)
-    ids: set[int] = set()
-    lines = repeated = 0
-    for line, size, record in _records(store, item, settings):
-        lines += 1
-        if isinstance(record, Problem):
-            quarantine.add(line, record)
-        elif (identity := _identity(record)) in ids:
-            repeated += 1
-        else:
-            ids.add(identity)
-            checked = privacy.check(record)
-            if checked is not None and files.add(checked, size):
-                renewed = claims.hold(database, held, ttl, clock())
-                if renewed is None:
-                    return None
-                held = renewed
-    files.close()
-    left_out = privacy.left_out.total()
-    counts = {
-        **files.counts(),
-        "lines": lines,
-        "repeated": repeated,
-        "quarantined": quarantine.size,
-        "quarantine": quarantine.close(),
-        "left_out": left_out,
-        "left_out_for": dict(privacy.left_out),
-        "lost": lines - files.calls - files.feedback - quarantine.size - repeated - left_out,
-        "personal_data": dict(privacy.counts),
-        "found_here": dict(privacy.found_here),
-    }
-    return counts if claims.commit(database, held, counts, clock()) else None
+    def draw(self, store: ObjectStore, total: Counter[str]) -> Iterator[ObjectInfo]:
+        """What nobody has committed, each claimed when it is drawn; ``busy`` counts others' claims."""
+        for page in _pages(store.list(LOG_PREFIX), LIST_PAGE):
+            for item in claims.unfinished(self._database, page):
+                held = claims.claim(
+                    self._database, item, self._holder, self._seconds, self._clock()
+                )
+                if held is None:
+                    total["busy"] += 1
+                    continue
+                self._held[item] = held
+                yield item
 
+    def keep(self, item: ObjectInfo) -> bool:
+        """The claim for another while; False: it is not ours any more."""
+        with self._lock:
+            held = self._held.get(item)
+            if held is None:
+                return False
+            renewed = claims.hold(self._database, held, self._seconds, self._clock())
+            if renewed is None:
+                del self._held[item]
+                return False
+            self._held[item] = renewed
+            return True
 
-def _records(
-    store: ObjectStore, item: ObjectInfo, settings: Settings
-) -> Iterator[tuple[int, int, LogRecord | Problem]]:
-    """(line number, bytes, record or what is wrong) of one object. Raises _Unreadable."""
-    if item.size > settings.storage.max_object_bytes:
-        limit = settings.storage.max_object_bytes
-        yield (
-            0,
-            0,
-            Problem(f"the object has {item.size} bytes, storage.max_object_bytes is {limit}"),
-        )
-        return
-    try:
-        stream = store.open(item.key)
-    except ObjectMissing:
-        raise _Unreadable("the object is gone") from None
-    except ObjectStoreError as error:
-        raise _Unreadable(f"the store did not give it ({type(error).__name__})") from error
-    with stream:
-        lines = read_lines(stream, settings.ingest.max_line_bytes)
-        while True:
-            try:
-                number, content = next(lines)
-            except StopIteration:
-                return
-            except (OSError, ObjectStoreError) as error:
-                raise _Unreadable(f"reading it broke off ({type(error).__name__})") from error
-            if isinstance(content, Problem):
-                yield number, 0, content
-                continue
-            try:
-                yield number, len(content), parse_line(content)
-            except RecordError as error:
-                yield number, 0, Problem(error.reason, error.position)
+    def commit(self, item: ObjectInfo, counts: Counts) -> bool:
+        """Make its files count; False: it was taken over."""
+        with self._lock:
+            held = self._held.pop(item, None)
+            return held is not None and claims.commit(self._database, held, counts, self._clock())
 
-
-def _identity(record: LogRecord) -> int:
-    """64 bits of the record's kind and id: a set of these stays small for a million lines."""
-    kind = "call" if isinstance(record, CallRecord) else "feedback"
-    digest = hashlib.blake2b(f"{kind}:{record.tenant}:{record.id}".encode(), digest_size=8)
-    return int.from_bytes(digest.digest(), "big")
+    def release(self, item: ObjectInfo) -> None:
+        with self._lock:
+            held = self._held.pop(item, None)
+            if held is not None:
+                claims.release(self._database, held, self._clock())
 
 
 def _pages(objects: Iterator[ObjectInfo], size: int) -> Iterator[list[ObjectInfo]]:

@@ -161,6 +161,17 @@ def test_anonymize_writes_the_records(run: Run, tmp_path: Path):
     run("anonymize", str(file), "--explain", "--output", "x", status=2)
 
 
+def test_any_text_is_anonymized_by_its_lines(run: Run, tmp_path: Path):
+    file = tmp_path / "notes.txt"
+    file.write_bytes(f"Dear {MAIL}\nnothing\nagain {MAIL} \xff".encode("latin-1"))
+    assert "--format text" in run("anonymize", str(file), status=1).stderr
+    said = run("anonymize", str(file), "--format", "text").stdout
+    assert said == "Dear <EMAIL_1>\nnothing\nagain <EMAIL_1> \ufffd"
+    told = run("anonymize", str(file), "--format", "text", "--explain").stdout
+    assert "line 3  text: 1 x EMAIL -> <EMAIL_1>" in told and MAIL not in told
+    assert "3 records read, 0 unreadable" in told
+
+
 def test_sources_of_the_settings_are_taken_in_once_by_ingest(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,6 @@ from trainers.run_folder import RunFolder, StoragePlace, read_tail
 from trainers.run_report import reporting
 from trainers.run_storage import RunStorage
 from trainers.run_team import MemberFailed, _leading, _member, failure_in
-
-
-@pytest.fixture(scope="module")
-def ray_executor() -> Iterator[RayExecutor]:
-    executor = RayExecutor(workers=2)
-    yield executor
-    executor.close()
 
 
 def parent_of(pid: int) -> int:
