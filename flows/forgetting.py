@@ -18,8 +18,8 @@ from flows.drift_reports import every_look
 from flows.holding import KILLED_SECONDS, NIGHT, hold
 from flows.judged_evidence import words_of
 from flows.kept_evidence import FORGOTTEN, MAX_LINE_BYTES, PREFIX, note_logs_forgot
-from flows.learning import IMPORT, INGEST, INGEST_WAIT_SECONDS
 from flows.retraining import learned_from, mark_due
+from flows.taking_in import IMPORT, INGEST, INGEST_WAIT_SECONDS
 from flows.wiring import Context
 from infra.calls.finding import CallNotFound, find_call
 from infra.calls.record import utc_now

@@ -1,4 +1,4 @@
-"""From logs to adapters: the steps of a night as plain functions. No Prefect here.
+"""From logs taken in to adapters: the steps of a night as plain functions. No Prefect here.
 
 Each step is keyed by content (object and etag, data set digest, spec digest), so a night that was
 killed and runs again finds what is done and does the rest.
@@ -7,14 +7,13 @@ killed and runs again finds what is done and does the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from flows.following import POLL_SECONDS, Say, Show, follow
-from flows.holding import Busy, hold
+from flows.following import Say, Show, follow
 from flows.trials import choose, competing, learn_curve
 from flows.wiring import Context
 from infra.calls.record import utc_now
@@ -33,10 +32,6 @@ from trainers.defaults import MAX_SEQUENCE_TOKENS, longest_sequence
 from trainers.discover.discover import TaskSummary, discover
 from trainers.encoding import encode, load_tokenizer
 from trainers.executors.protocol import Executor, ExecutorLost, RunHandle, RunOutcome, TrainJob
-from trainers.importing.importing import ImportReport, import_logs
-from trainers.importing.rerun import RerunReport, rerun
-from trainers.ingest.ingest import IngestReport, ingest
-from trainers.ingest.workers import open_workers
 from trainers.plan import step_examples
 from trainers.resampling import (
     Labels,
@@ -52,9 +47,6 @@ from trainers.run_storage import RunStorage, place_of
 from trainers.spec import LoraSpec, TrainSpec
 
 _TAUGHT: tuple[SplitName, ...] = ("train", "validation")
-INGEST = "ingest"
-IMPORT = "import"
-INGEST_WAIT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -81,71 +73,6 @@ class TrainingFailed(Exception):
     def __init__(self, message: str, state: str = "failed") -> None:
         super().__init__(message)
         self.state = state
-
-
-def ingest_logs(context: Context, say: Say = lambda _: None) -> IngestReport:
-    """Take in what no run has taken in yet; waits for another ingest that is at it."""
-    with hold(context.database, INGEST, context.holder, wait_seconds=INGEST_WAIT_SECONDS):
-        import_sources(context, say)
-        # Whoever has the lease takes over the claims of one that was killed.
-        with open_workers(context.settings) as workers:
-            return ingest(
-                context.store,
-                context.database,
-                context.settings,
-                holder=INGEST,
-                progress=_seldom(say),
-                workers=workers,
-            )
-
-
-def import_sources(context: Context, say: Say = lambda _: None) -> None:
-    """Take in what is new in ``ingest.sources``. One that cannot be reached stops no other."""
-    for source in context.settings.ingest.sources:
-        try:
-            report = import_foreign(
-                context, source.format, source.location, tenant=source.tenant, say=_seldom(say)
-            )
-        except (Busy, ObjectStoreError) as error:
-            # An import by hand may be at it for long: neither it nor a store holds up a night.
-            say(f"{source.location} could not be read, and is tried again next time: {error}")
-            continue
-        say(
-            f"{source.location}: {report.stored} records of {report.objects} new objects, "
-            f"{report.quarantined.total()} rows in quarantine, {report.failed} objects failed"
-        )
-
-
-def import_foreign(
-    context: Context,
-    format_name: str,
-    location: str,
-    *,
-    tenant: str = "default",
-    dry_run: bool = False,
-    say: Say = lambda _: None,
-) -> ImportReport:
-    """Another system's logs into our own log; waits for another import that is at it."""
-    with hold(context.database, IMPORT, context.holder, wait_seconds=INGEST_WAIT_SECONDS):
-        return import_logs(
-            context.store,
-            context.database,
-            context.settings,
-            format_name,
-            location,
-            tenant=tenant,
-            dry_run=dry_run,
-            progress=say,
-        )
-
-
-def rerun_quarantine(context: Context, wanted: Sequence[str] = ()) -> RerunReport:
-    """Read the rows in quarantine again; not while an import or an ingest writes there."""
-    with (
-        hold(context.database, INGEST, context.holder, wait_seconds=INGEST_WAIT_SECONDS),
-        hold(context.database, IMPORT, context.holder, wait_seconds=INGEST_WAIT_SECONDS),
-    ):
-        return rerun(context.store, context.settings, wanted)
 
 
 def discover_tasks(context: Context) -> list[TaskSummary]:
@@ -310,19 +237,6 @@ def trial_name(spec: TrainSpec) -> str:
     """What sets a trial apart from the task's other ones."""
     share = f", {spec.data_share:.0%} of the examples" if spec.data_share < 1 else ""
     return f"trial of {spec.task_id} (rank {spec.lora.rank}, rate {spec.learning_rate:g}{share})"
-
-
-def _seldom(say: Say) -> Say:
-    """Pass on a line at most every ``POLL_SECONDS``: a day has thousands of log objects."""
-    last = time.monotonic()
-
-    def pass_on(line: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= POLL_SECONDS:
-            last = time.monotonic()
-            say(line)
-
-    return pass_on
 
 
 def _longest(context: Context, base: BaseModel, dataset: DatasetVersion) -> int:

@@ -33,7 +33,6 @@ from flows.learning import (
     Trained,
     dataset_of,
     discover_tasks,
-    ingest_logs,
     train,
     train_spec,
 )
@@ -42,6 +41,7 @@ from flows.planning import CUT_OFF, RunFact, plan_night, plan_rows, remember_nig
 from flows.releasing import Released, release
 from flows.reporting import report_url
 from flows.scorecards import keep_scorecard, scorecard_markdown
+from flows.taking_in import ingest_logs
 from flows.watching import watch_tasks
 from flows.wiring import open_context
 from infra.calls.record import utc_now

@@ -16,10 +16,10 @@ from flows.artifacts import described, showing
 from flows.drift_artifacts import show_looks
 from flows.holding import Busy, hold
 from flows.housekeeping import housekeep
-from flows.learning import ingest_logs
 from flows.night import night
 from flows.reporting import report_url
 from flows.rollout_picture import keep_picture
+from flows.taking_in import ingest_logs
 from flows.tending import Tender
 from flows.watching import watch_tasks
 from flows.wiring import Context, open_context

@@ -68,7 +68,7 @@ def import_logs(
     anything is stored. What was taken in before is left alone, so an import that was killed is run
     again, and goes on. The next ingest takes it in, and `night` learns from it.
     """
-    from flows.learning import import_foreign
+    from flows.taking_in import import_foreign
 
     if not 1 <= len(tenant) <= 200:
         fail("--tenant has 1 to 200 characters", USAGE)
@@ -174,7 +174,7 @@ def rerun_entries(
     ctx: click.Context, entry_ids: tuple[str, ...], why: str, actor: str, as_json: bool
 ) -> None:
     """Read entries again (all, or those named) where they still lie, e.g. after an update."""
-    from flows.learning import rerun_quarantine
+    from flows.taking_in import rerun_quarantine
 
     with context_of(ctx) as context:
         subject = ", ".join(entry_ids) or "all"

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flows.cli import main
-from flows.learning import ingest_logs
+from flows.taking_in import ingest_logs
 from flows.wiring import open_context
 from infra.calls.codec import LOG_PREFIX, parse_line
 from infra.database.open import Database
