@@ -18,7 +18,7 @@ from infra.database.tables import adapters, dataset_versions, routes
 from infra.objects.store import ObjectStore
 from serving.registry import catalogue, lineage, openings, task_rows
 from serving.registry import routes as route_rows
-from serving.registry.errors import RouteChanged, StaleFence
+from serving.registry.errors import RouteChanged
 from serving.registry.records import (
     Adapter,
     AdapterState,
@@ -204,11 +204,6 @@ class Registry(TaskRegister):
         with self.database.begin() as connection:
             task_rows.read_task(connection, task_id, lock=True)
             current = route_rows.read_route(connection, task_id)
-            if fence is not None and fence < current.fence:
-                raise StaleFence(
-                    f"the route of {task_id} was written under fence {current.fence}; "
-                    f"fence {fence} is out of date"
-                )
             if current.version != expected_version:
                 raise RouteChanged(
                     f"the route of {task_id} is at version {current.version}, "

@@ -25,7 +25,7 @@ from serving.registry.errors import (
 )
 from serving.registry.records import TEACHER
 from serving.registry.registry import Registry
-from serving.registry.routes import wanted_adapters
+from serving.registry.routes import wanted_adapters, write_route
 from tests.contracts.registry_steps import BY, POLICY, at_once, whats
 from tests.serving.registry.world import MINUTE, NOW, add_adapter, add_task, digest
 
@@ -131,6 +131,20 @@ def test_a_change_decided_on_an_old_version_is_refused(registry: Registry) -> No
             registry.set_route("mail", stale, None, champion=two.name, **BY)
     assert registry.route("mail").champion == one.name
     assert len(registry.events("mail")) == 1
+
+
+def test_a_change_of_what_was_read_before_is_refused(registry: Registry) -> None:
+    # Whoever reads without the task's lock, as ``set_route`` does not, is held by the row itself.
+    one, two = (add_adapter(registry, "mail", number) for number in (1, 2))
+    absent = registry.route("mail")
+    read = registry.set_route("mail", 0, None, champion=one.name, **BY)
+    registry.set_route("mail", 1, None, champion=two.name, **BY)
+    for stale in (absent, read):
+        with pytest.raises(RouteChanged), registry.database.begin() as connection:
+            write_route(
+                connection, stale, {"champion": TEACHER}, fence=None, what="x", now=NOW, **BY
+            )
+    assert registry.route("mail").champion == two.name
 
 
 def test_a_late_holder_is_fenced_off(registry: Registry) -> None:

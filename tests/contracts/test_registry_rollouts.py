@@ -11,6 +11,7 @@ from serving.registry.errors import (
     IllegalState,
     RolloutChanged,
     RolloutRefused,
+    RouteInvalid,
 )
 from serving.registry.openings import write_rollout
 from serving.registry.records import TEACHER, Adapter, Rollout
@@ -37,6 +38,15 @@ def test_an_opened_rollout_exposes_nobody(registry: Registry) -> None:
     # Opening it again, as a night that runs again does, changes nothing.
     assert registry.open_rollout("mail", adapter.name, POLICY, now=NOW + MINUTE, **BY) == rollout
     assert whats(registry, rollout.id) == ["rollout.opened"]
+
+
+def test_the_champion_stays_while_a_candidate_is_measured_against_it(registry: Registry) -> None:
+    one, two = (add_adapter(registry, "mail", number) for number in (1, 2))
+    registry.open_rollout("mail", one.name, POLICY, now=NOW, **BY)
+    route = registry.route("mail")
+    with pytest.raises(RouteInvalid, match="end the rollout first"):
+        registry.set_route("mail", route.version, None, champion=two.name, **BY)
+    assert registry.route("mail") == route
 
 
 @pytest.mark.parametrize("verdict", [None, "fail", "inconclusive"])

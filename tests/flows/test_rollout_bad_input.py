@@ -18,6 +18,7 @@ from serving.registry.errors import RolloutRefused
 from serving.registry.records import TEACHER
 from serving.rollout.controller import request_rollback
 from serving.rollout.policy import RolloutPolicy, fewest_sessions
+from tests.evaluators.making import ROLLOUT, START, call
 from tests.flows.rollout_world import POLICY, TASK, World, world_of
 
 
@@ -120,6 +121,19 @@ def test_records_of_one_arm_that_come_late_are_no_mismatch(world: World) -> None
     )
     assert sum(split.canaries + split.champions for split in splits) == 0
     assert mismatch(splits) is None
+
+
+def test_a_session_that_a_higher_weight_moved_counts_where_it_was_first() -> None:
+    records = [call("a", 0, "champion"), call("a", 5, epoch=2), call("b", 6, epoch=2)]
+    for order in (records, records[::-1]):
+        splits = exposures(
+            order,
+            rollout=ROLLOUT,
+            weights={1: 0.1, 2: 0.5},
+            settled_seconds=60,
+            now=START + timedelta(seconds=66),
+        )
+        assert splits == [Split(0, 1, 0.1), Split(1, 0, 0.5)]
 
 
 def test_equal_splits_are_hardly_ever_called_a_mismatch() -> None:

@@ -16,6 +16,7 @@ from serving.registry.records import TEACHER, Rollout
 from serving.registry.registry import Registry
 from serving.rollout.controller import tend
 from serving.rollout.machine import Observation
+from serving.rollout.states import read_state
 from tests.serving.registry.world import NOW, add_adapter
 from tests.serving.rollout.stage import (
     BAD,
@@ -179,6 +180,7 @@ def test_a_queued_rollout_is_not_observed_and_takes_its_turn(registry: Registry)
     route = registry.route("mail")
     assert claimed.state == "pending" and claimed.champion == first.adapter
     assert (route.rollout_id, route.candidate, route.weight) == (second.id, second.adapter, 0)
+    assert (claimed.step_entered, claimed.step_route_version) == (route.updated, route.version)
     assert tend(registry, second.id, look(FINE), later(5), "test").state == "shadow"
     chain_is_whole(registry)
 
@@ -206,6 +208,21 @@ def test_a_rollout_whose_route_was_taken_is_superseded(registry: Registry) -> No
     )
     assert tend(registry, rollout.id, look(GOOD), later(3), "test").state == "superseded"
     assert registry.route("mail").champion == TEACHER
+
+
+def test_a_route_with_another_champion_is_not_the_one_it_was_measured_on(
+    registry: Registry,
+) -> None:
+    # No write leaves such a row; one from outside must not promote on it either.
+    rollout, route, task = (
+        bring_to(registry, "canary"),
+        registry.route("mail"),
+        registry.task("mail"),
+    )
+    for champion, held in ((TEACHER, "own"), ("mail@another", "taken")):
+        with registry.database.begin() as connection:
+            found = read_state(connection, rollout, replace(route, champion=champion), task, NOW)
+        assert found.route == held
 
 
 def test_evidence_of_any_number_type_and_size_is_kept_or_left_out(registry: Registry) -> None:

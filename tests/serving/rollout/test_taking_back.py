@@ -159,8 +159,9 @@ def test_the_kill_switch_works_on_candidates_and_champions_and_once(
 def test_killing_a_champion_supersedes_the_candidate_measured_against_it(
     registry: Registry,
 ) -> None:
-    champion = bring_to(registry, "promoted", 1)
-    candidate = bring_to(registry, "canary", 2, now=later(1))
-    request_rollback(registry, "mail", champion.adapter, "unsafe output", "gateway", now=later(2))
-    assert registry.route("mail").champion == TEACHER
+    bring_to(registry, "promoted", 1)
+    champion = bring_to(registry, "promoted", 2, now=later(1))
+    candidate = bring_to(registry, "canary", 3, now=later(2))
+    request_rollback(registry, "mail", champion.adapter, "unsafe output", "gateway", now=later(3))
+    assert registry.route("mail").champion == TEACHER, "the one before is loaded nowhere"
     assert registry.rollout(candidate.id).state == "superseded"
