@@ -25,7 +25,7 @@ from serving.registry.errors import (
 )
 from serving.registry.records import TEACHER
 from serving.registry.registry import Registry
-from serving.registry.routes import wanted_adapters, write_route
+from serving.registry.routes import touch_route, wanted_adapters, write_route
 from tests.contracts.registry_steps import BY, POLICY, at_once, whats
 from tests.serving.registry.world import MINUTE, NOW, add_adapter, add_task, digest
 
@@ -144,6 +144,8 @@ def test_a_change_of_what_was_read_before_is_refused(registry: Registry) -> None
             write_route(
                 connection, stale, {"champion": TEACHER}, fence=None, what="x", now=NOW, **BY
             )
+        with pytest.raises(RouteChanged), registry.database.begin() as connection:
+            touch_route(connection, stale, fence=1, now=NOW)
     assert registry.route("mail").champion == two.name
 
 

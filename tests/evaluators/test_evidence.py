@@ -134,6 +134,14 @@ def test_feedback_wins_over_agreement_but_not_over_failure():
     assert only([right], both).low == 0.5
 
 
+def test_what_is_reported_after_now_is_not_known_yet():
+    record = call("s", 0, agrees=None)
+    said = [report_of(record, 0.0, 30)]
+    for seconds, high in ((29, 1.0), (30, 0.0)):
+        outcome = only([record], said, START + timedelta(seconds=seconds))
+        assert (outcome.settled, outcome.high) == (False, high)
+
+
 def test_another_tenants_feedback_and_other_rollouts_do_not_count():
     ours = call("one", 0)
     assert only([ours], [report_of(ours, 0, tenant="other")]).low == 1
