@@ -138,8 +138,10 @@ def test_a_change_of_what_was_read_before_is_refused(registry: Registry) -> None
     one, two = (add_adapter(registry, "mail", number) for number in (1, 2))
     absent = registry.route("mail")
     read = registry.set_route("mail", 0, None, champion=one.name, **BY)
-    registry.set_route("mail", 1, None, champion=two.name, **BY)
-    for stale in (absent, read):
+    untended = registry.set_route("mail", 1, None, champion=two.name, **BY)
+    with registry.database.begin() as connection:
+        touch_route(connection, untended, fence=1, now=NOW)
+    for stale in (absent, read, untended):
         with pytest.raises(RouteChanged), registry.database.begin() as connection:
             write_route(
                 connection, stale, {"champion": TEACHER}, fence=None, what="x", now=NOW, **BY
