@@ -167,7 +167,7 @@ def request_rollback(
     One that was off already, because its rollout ended before the message came, is rejected all the
     same: what had to be stopped once must not be tried again.
 
-    Raises UnknownTask.
+    Raises UnknownTask; RouteChanged where others are at it, and it must be said again.
     """
     why = f"kill switch: {reason}"
     try:
@@ -183,7 +183,11 @@ def _reject_late(registry: Registry, task_id: str, adapter: str, why: str, act: 
         task = read_task(connection, task_id, lock=True)
         route = read_route(connection, task.id)
         known = read_rollouts(connection, task_id=task_id, adapter=adapter)
-        if adapter in (route.champion, route.candidate) or not known:
+        if adapter in (route.champion, route.candidate):
+            raise RouteChanged(
+                f"{adapter} came back to the route of {task.id} meanwhile: say it again"
+            )
+        if not known:
             return
         if read_adapter(connection, adapter).state != "registered":
             return

@@ -23,7 +23,7 @@ from serving.registry.errors import (
     UnknownRollout,
     UnknownTask,
 )
-from serving.registry.records import TEACHER
+from serving.registry.records import TEACHER, Route
 from serving.registry.registry import Registry
 from serving.registry.routes import touch_route, wanted_adapters, write_route
 from tests.contracts.registry_steps import BY, POLICY, at_once, whats
@@ -135,19 +135,22 @@ def test_a_change_decided_on_an_old_version_is_refused(registry: Registry) -> No
 
 def test_a_change_of_what_was_read_before_is_refused(registry: Registry) -> None:
     # Whoever reads without the task's lock, as ``set_route`` does not, is held by the row itself.
+    def refused(stale: Route) -> None:
+        change = {"champion": TEACHER}
+        with pytest.raises(RouteChanged), registry.database.begin() as connection:
+            write_route(connection, stale, change, fence=None, what="x", now=NOW, **BY)
+        with pytest.raises(RouteChanged), registry.database.begin() as connection:
+            touch_route(connection, stale, fence=1, now=NOW)
+
     one, two = (add_adapter(registry, "mail", number) for number in (1, 2))
     absent = registry.route("mail")
     read = registry.set_route("mail", 0, None, champion=one.name, **BY)
+    refused(absent)
     untended = registry.set_route("mail", 1, None, champion=two.name, **BY)
+    refused(read)
     with registry.database.begin() as connection:
         touch_route(connection, untended, fence=1, now=NOW)
-    for stale in (absent, read, untended):
-        with pytest.raises(RouteChanged), registry.database.begin() as connection:
-            write_route(
-                connection, stale, {"champion": TEACHER}, fence=None, what="x", now=NOW, **BY
-            )
-        with pytest.raises(RouteChanged), registry.database.begin() as connection:
-            touch_route(connection, stale, fence=1, now=NOW)
+    refused(untended)
     assert registry.route("mail").champion == two.name
 
 

@@ -99,6 +99,8 @@ def test_a_broken_champion_is_replaced_by_the_teacher_and_stays_so_until_it_is_o
     assert (kept.answerer, kept.arm, kept.escalation) == (None, "champion", "kill_switch")
     again = KillSwitch(tmp_path / "kills.json", 3)
     assert again.champion_killed(ROUTE), "a restart does not bring it back"
+    again.forget(Snapshot())
+    assert again.undelivered() == [kill], "the registry does not know yet"
     again.delivered(kill.rollout_id)
     again.forget(Snapshot((ROUTE,)))
     assert again.champion_killed(ROUTE)

@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 
 from infra.database.open import Database
 from infra.database.tables import outbox
-from serving.registry.errors import IllegalState, RolloutRefused, RouteInvalid
+from serving.registry.errors import (
+    IllegalState,
+    NothingToRollBack,
+    RolloutRefused,
+    RouteChanged,
+    RouteInvalid,
+)
 from serving.registry.records import TEACHER, Rollout
 from serving.registry.registry import Registry
+from serving.rollout import controller
 from serving.rollout.controller import request_rollback, rollback, tend
 from serving.rollout.machine import ENDED, Observation, Order, Transition, next_step, order
 from serving.rollout.orders import give_order
@@ -302,6 +309,22 @@ def test_a_kill_ends_one_that_was_opened_again_and_waits_for_its_turn(registry: 
     assert registry.rollout(again.id).state == "rolled_back"
     assert registry.adapter(first.adapter).state == "rejected"
     assert registry.route("mail").candidate == other.adapter, "who answers is not touched"
+
+
+def test_a_kill_of_one_that_comes_back_at_that_moment_is_said_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout = bring_to(registry, "canary")
+
+    def away(*_: object) -> None:
+        raise NothingToRollBack("it was off, and stands on the route again since")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(controller, "_take_back", away)
+        with pytest.raises(RouteChanged, match="say it again"):
+            request_rollback(registry, "mail", rollout.adapter, "burst", "gateway")
+    assert registry.rollout(rollout.id) == rollout
+    assert request_rollback(registry, "mail", rollout.adapter, "burst", "gateway")
 
 
 # Whom a rollback means
