@@ -184,8 +184,10 @@ def test_a_saved_snapshot_is_the_present_one_also_when_little_changed(tmp_path: 
     ("minutes", "expected"), [(0, True), (14, True), (16, False), (-14, True), (-16, False)]
 )
 def test_a_clock_that_was_set_keeps_no_canary_alive(minutes: int, expected: bool) -> None:
-    route = TaskRoute("t", stage="canary", updated=NOW)
-    assert tended(route, NOW + timedelta(minutes=minutes), 900) is expected
+    for stage in ("shadow", "canary"):
+        route = TaskRoute("t", stage=stage, updated=NOW)
+        assert tended(route, NOW + timedelta(minutes=minutes), 900) is expected
+        assert not tended(replace(route, updated=None), NOW, 900)
     assert tended(TaskRoute("t"), NOW, 900)
 
 

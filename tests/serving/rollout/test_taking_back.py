@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from serving.registry.errors import (
     CannotJoin,
     NothingToRollBack,
     RolloutRefused,
+    RouteChanged,
     RouteInvalid,
     UnknownTask,
 )
-from serving.registry.records import TEACHER
+from serving.registry.records import TEACHER, Route
 from serving.registry.registry import Registry
+from serving.rollout import controller
 from serving.rollout.controller import request_rollback, rollback
 from tests.serving.registry.world import add_adapter, add_task
 from tests.serving.rollout.stage import (
@@ -45,23 +49,38 @@ def test_rolling_back_champions_walks_back_to_the_teacher(each_registry: Registr
     second = bring_to(registry, "promoted", 2, now=later(1))
     third = bring_to(registry, "promoted", 3, now=later(2))
     assert registry.past_champions("mail") == [second.adapter, first.adapter, TEACHER]
-    for expected in (second.adapter, first.adapter, TEACHER):
+    for minute, expected in ((3, second.adapter), (8, first.adapter), (13, TEACHER)):
         before = registry.route("mail")
-        route = rollback(registry, "mail", now=later(3), channels=CHANNELS, **BY)
+        route = rollback(registry, "mail", now=later(minute), channels=CHANNELS, **BY)
         assert route.champion == expected
         assert registry.adapter(before.champion).state == "rejected"
     assert registry.rollout(third.id).state == "promoted", "a verdict stays what it was"
     assert registry.task("mail").state == "candidate"
     with pytest.raises(NothingToRollBack, match="nothing to roll back"):
-        rollback(registry, "mail", now=later(4), **BY)
+        rollback(registry, "mail", now=later(14), **BY)
     said = [body for body in messages(registry) if "rolled back" in body["title"]]
     assert len(said) == 3
     assert said[-1]["exposed"] == "Now: the teacher answers all sessions."
     chain_is_whole(registry)
-    # The task rests after a champion's rollback as after a canary's.
+    # The task rests after a champion's rollback as after a canary's, and from the last one on.
     fresh = add_adapter(registry, "mail", 4)
     with pytest.raises(RolloutRefused, match="rests"):
-        registry.open_rollout("mail", fresh.name, POLICY, actor="n", why="w", now=later(5))
+        registry.open_rollout("mail", fresh.name, POLICY, actor="n", why="w", now=later(15))
+
+
+def test_a_rollback_that_meets_another_writer_is_tried_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_to(registry, "canary")
+    real, refusals = controller._take_back_once, [RouteChanged("somebody else was faster")]
+
+    def once(*given: Any) -> Route:
+        if refusals:
+            raise refusals.pop()
+        return real(*given)
+
+    monkeypatch.setattr(controller, "_take_back_once", once)
+    assert rollback(registry, "mail", now=later(1), **BY).candidate is None
 
 
 def test_never_back_to_a_broken_side(registry: Registry) -> None:
