@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from evaluators.evidence import EvidencePolicy, judge_canary, judge_shadow
+from evaluators.latency import champion_objective
 from evaluators.metrics import Metric
 from evaluators.sessions import session_outcomes
 from infra.calls.record import Checks, OtherAnswer
@@ -81,6 +82,21 @@ def test_a_teacher_that_is_slow_at_times_is_no_measure_of_perfection():
     assert one(decision, "latency").verdict == "continue" and decision.verdict == "continue"
     quick = [slow(item, 0.5) for item in calls]
     assert decide(quick, champion="teacher", latency_objective_seconds=2).verdict == "good"
+
+
+def test_the_objective_is_twice_what_nearly_all_answers_took_and_never_below_the_floor():
+    answers = [
+        slow(call(f"t{place}", place, "champion", adapter=CHAMPION), float(place))
+        for place in range(1, 21)
+    ]
+
+    def objective(calls, floor_seconds=5.0, now=LATER):
+        return champion_objective(calls, rollout=ROLLOUT, now=now, floor_seconds=floor_seconds)
+
+    others = [slow(call(f"c{place}", place), 90.0) for place in range(20)]
+    assert objective([*answers, *others]) == 2 * 19
+    assert objective(answers, floor_seconds=60) == 60
+    assert objective(answers[1:]) is None and objective(answers, now=START) is None
 
 
 def test_one_unfit_metric_holds_a_promotion_back():
