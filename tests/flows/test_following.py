@@ -130,4 +130,4 @@ def test_a_far_workers_report_of_an_earlier_submission_is_not_told(tmp_path: Pat
     assert storage is not None
     for submitted, step in ((1.0, 0), (2.0, 7)):
         storage.push_report(report(7, submitted=submitted).to_json())
-        assert RayRun(job, None).progress().step == step
+        assert RayRun(job, None, None).progress().step == step

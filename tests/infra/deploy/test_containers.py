@@ -145,8 +145,10 @@ def test_the_night_server_deployments_and_worker_on_the_pool(place: Place) -> No
 def test_ray_takes_work_from_elsewhere_and_only_with_the_token(place: Place) -> None:
     code = (
         "import sys; from pathlib import Path; import ray\n"
+        "from trainers.executors import on_ray\n"
         "from trainers.executors.on_ray import RayExecutor, _job_to_plain\n"
         "from trainers.executors.protocol import TrainJob\n"
+        "on_ray._CLIENT_ATTEMPTS = int(sys.argv[2])\n"
         "executor = RayExecutor(sys.argv[1])\n"
         # By name, as the product's own task is sent: the worker must have the product.
         "job = TrainJob(Path('/run/of/a/test'), cpus=1)\n"
@@ -157,10 +159,10 @@ def test_ray_takes_work_from_elsewhere_and_only_with_the_token(place: Place) -> 
         "print(done['run_dir'])\n"
     )
 
-    def ask(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    def ask(environment: dict[str, str], attempts: int = 3) -> subprocess.CompletedProcess[str]:
         address = load_settings(None, environment).training.ray_address
         return subprocess.run(
-            [sys.executable, "-c", code, str(address)],
+            [sys.executable, "-c", code, str(address), str(attempts)],
             env=environment,
             cwd=place.state,
             capture_output=True,
@@ -174,4 +176,4 @@ def test_ray_takes_work_from_elsewhere_and_only_with_the_token(place: Place) -> 
         assert done.stdout.splitlines()[-1] == "/run/of/a/test"
         assert "('CPU', 2.0)" in done.stdout, "the head runs no training, the worker two"
         stranger = {**place.environment("prefect-worker"), "RAY_AUTH_TOKEN": "6" * 64}
-        assert ask(stranger).returncode != 0
+        assert ask(stranger, attempts=1).returncode != 0
