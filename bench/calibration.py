@@ -154,7 +154,10 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=300, help="validation rows of a resample")
     parser.add_argument(
-        "--answers", type=int, default=ROWS, help="held-out requests that are asked of each adapter"
+        "--answers",
+        type=int,
+        default=ROWS,
+        help=f"held-out requests that are asked of each adapter; with --drawn the first of {ROWS}",
     )
     parser.add_argument(
         "--adapter", action="append", choices=list(ADAPTERS), help="asked for; default: each"

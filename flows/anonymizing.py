@@ -9,6 +9,7 @@ from pathlib import Path
 
 from infra.anonymize.anonymizer import Anonymizer
 from infra.anonymize.explain import Replacement, explain
+from infra.anonymize.policy import RecordDropped
 from infra.calls.codec import Problem, encode_line
 from infra.settings.model import Settings
 from trainers.ingest.privacy import PrivacyCheck
@@ -72,24 +73,28 @@ def anonymized(settings: Settings, file: Path, format_name: str) -> Iterator[Ano
 
 
 def _texts(settings: Settings, file: Path) -> Iterator[AnonymizedRow]:
-    scope = Anonymizer(settings.anonymizer, ingest=True).scope()
-    limit = settings.ingest.max_line_bytes
+    anonymizer = Anonymizer(settings.anonymizer, ingest=True)
+    scope, limit, number = anonymizer.scope(), settings.ingest.max_line_bytes, 0
     with file.open("rb") as stream:
-        number = 0
-        while line := stream.readline(limit):
+        while line := stream.readline(limit + 1):
             number += 1
-            if len(line) == limit and not line.endswith(b"\n"):
+            where = f"line {number}"
+            if len(line) > limit and not line.endswith(b"\n"):
                 while (rest := stream.readline(limit)) and not rest.endswith(b"\n"):
                     pass
-                yield AnonymizedRow(
-                    f"line {number}", problem=f"the line is longer than {limit} bytes"
-                )
+                yield AnonymizedRow(where, problem=f"the line is longer than {limit} bytes")
                 continue
             before, text = Counter(scope.counts), line.decode(errors="replace")
             changed = scope.text(text)
+            found = Counter(scope.counts) - before
+            try:
+                anonymizer.rules.may_store(found)
+            except RecordDropped as dropped:
+                yield AnonymizedRow(where, left_out=", ".join(dropped.kinds))
+                continue
             yield AnonymizedRow(
-                f"line {number}",
+                where,
                 changed.encode("utf-8", "replace"),
-                Counter(scope.counts) - before,
+                found,
                 tuple(explain(text, changed, "text")),
             )

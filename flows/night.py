@@ -255,7 +255,7 @@ def _outcome(future: Any) -> Any:
 
 def _raised(future: Any) -> Any:
     """What a task ended with that did not complete."""
-    return future.result(raise_on_failure=False) if future.state.is_failed() else None
+    return None if future.state.is_completed() else future.result(raise_on_failure=False)
 
 
 def _start_tending(orchestrator: Any) -> None:
@@ -268,7 +268,7 @@ def _start_tending(orchestrator: Any) -> None:
 
 def _fact(run: PlannedRun, future: Any) -> RunFact:
     done: Trained | None = _outcome(future)
-    error = future.result(raise_on_failure=False) if done is None else None
+    error = _raised(future)
     return RunFact(
         run.task_id,
         round(run.estimated_seconds, 1),

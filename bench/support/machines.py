@@ -7,7 +7,6 @@ Needs Linux, root, ``ip`` (iproute2), ``unshare`` and ``nsenter`` (util-linux).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -15,9 +14,12 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
+
+from infra.parent_death import end_with_parent
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _START = """
@@ -26,15 +28,6 @@ echo up
 while :; do sleep 3600 & wait; done
 """
 """The machine's first process: it binds the folders, then adopts what others leave behind."""
-
-
-_set_process_option = ctypes.CDLL(None).prctl
-_PARENT_DEATH_SIGNAL = 1
-
-
-def end_with_parent() -> None:
-    """For ``preexec_fn``: the kernel kills the new process when the thread that started it ends."""
-    _set_process_option(_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
 
 
 class NoMachines(Exception):
@@ -120,7 +113,10 @@ def _started(name: str, disk: Path, own: Sequence[Path]) -> Iterator[int]:
     enter = ["ip", "netns", "exec", name, "unshare", "--mount", "--propagation", "private"]
     enter += ["--pid", "--kill-child", "--mount-proc", "sh", "-c", _START, "sh", *binds, "--"]
     with subprocess.Popen(
-        enter, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, preexec_fn=end_with_parent
+        enter,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        preexec_fn=partial(end_with_parent, signal.SIGKILL),
     ) as outside:
         try:
             assert outside.stdout is not None

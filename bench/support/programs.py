@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,13 +13,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import psycopg
 
-from bench.support.machines import Machine, end_with_parent
+from bench.support.machines import Machine
+from infra.parent_death import end_with_parent
 from tests.contracts.servers import as_user, free_port, postgres_binaries, unprivileged_user
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -91,7 +94,7 @@ class Program:
                 stderr=output,
                 cwd=ROOT if not self._user else self.log.parent,
                 env={**os.environ, **self.environment},
-                preexec_fn=end_with_parent,
+                preexec_fn=partial(end_with_parent, signal.SIGKILL),
                 **self._user,
             )
         if wait:

@@ -254,7 +254,8 @@ def anonymize(
         for line in lines():
             sys.stdout.buffer.write(line) if _is_binary() else click.echo(line, nl=False)
     if not told["records"]:
-        fail(f"no row of {file} could be read as a call: --format text takes any text", FAILED)
+        hint = "" if format_name == "text" else " as a call: --format text takes any text"
+        fail(f"no row of {file} could be read{hint}", FAILED)
 
 
 def _explain(settings: Settings, file: Path, format_name: str, as_json: bool) -> None:

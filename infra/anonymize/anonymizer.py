@@ -13,7 +13,6 @@ answer, so that copying a value stays learnable. Across scopes nothing links, un
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
 from threading import RLock
@@ -358,10 +357,11 @@ class Scope:
         return other.model_copy(update=changed)
 
     def _name(self, name: str, mark: str, counts: Counts) -> str:
-        if not self._anonymizer.personal(name):
-            return name
         found = self._anonymizer.find(name)
-        add(counts, Counter(finding.kind for finding in found))
+        if not found:
+            return name
+        for finding in found:
+            add(counts, {finding.kind: 1})
         return f"{mark}-{self._anonymizer.rules.keyed_hash(name)}"
 
 

@@ -180,7 +180,7 @@ def _schema(request: Mapping[str, Any]) -> Any:
     if form.get("type") == "json_schema":
         named = form.get("json_schema") or {}
         # What is no object is handed on as it is: a schema that none can be checked against.
-        return (named.get("schema") or {}) if isinstance(named, Mapping) else named
+        return (named.get("schema") or {}) if isinstance(named, _MAPPING) else named
     return {"type": "object"} if form.get("type") == "json_object" else None
 
 

@@ -27,12 +27,11 @@ from typing import Literal, get_args
 
 from infra.prompting.answers import ParsedAnswer
 from infra.prompting.values import same_answer
+from infra.settings.bounds import MAX_DRAWN
 
 ScoreName = Literal["mean", "sequence", "least_token", "least_value"]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 MEAN: ScoreName = "mean"
-MAX_DRAWN = 16
-"""Answers that may be drawn for one."""
 
 _AGREEMENT = re.compile(r"agreement_([1-9][0-9]?)")
 _JSON_STARTS = ("{", "[")

@@ -17,6 +17,8 @@ OpenPath = Annotated[
     str, Field(pattern=r"^[A-Z]{3,7} (/[A-Za-z0-9_.:@~-]+)+(/\*)?$", max_length=200)
 ]
 Clock = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+MAX_DRAWN = 16
+"""Answers of the small model that may be drawn beside one."""
 
 
 class Section(BaseModel):

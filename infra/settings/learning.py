@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator, model_validator
 
-from infra.settings.bounds import Clock, Seconds, Section, Share, Text
+from infra.settings.bounds import MAX_DRAWN, Clock, Seconds, Section, Share, Text
 from infra.settings.judging import GateMetric, ScorerUse
 
 SLICE = r"^(tool|length|tenant|language)(=.+)?$"
@@ -233,7 +233,7 @@ class Gate(Section):
     drawn_answers: int = Field(
         0,
         ge=0,
-        le=16,
+        le=MAX_DRAWN,
         description="Answers drawn beside each for one confidence more, the share that says the same; "
         "where it shows most, serving draws as many for every call "
         "([decision 40](../decisions/0040-answers-that-agree.md)). 0: not offered",

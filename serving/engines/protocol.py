@@ -128,7 +128,7 @@ class Engine(Protocol):
         timeout_seconds: float | None = None,
         stop: Sequence[str] = STOPS,
     ) -> tuple[Completion, ...]:
-        """``count`` continuations drawn from the model's own distribution, at most ``confidence.MAX_DRAWN``.
+        """``count`` continuations drawn from the model's own distribution, at most ``MAX_DRAWN``.
 
         The same seed draws the same again, but where two tokens' chances differ in their last digits.
         """

@@ -23,12 +23,6 @@ from serving.rollout.policy import RolloutPolicy
 from tests.serving.registry.world import NOW, add_adapter, add_task, digest
 
 
-@pytest.fixture
-def registry(each_database: Database) -> Registry:
-    add_task(each_database, "mail")
-    return Registry(each_database)
-
-
 def id_at(moment: datetime, number: int) -> str:
     """A UUID of version 7 made at this moment."""
     milliseconds = int(moment.timestamp() * 1000)

@@ -19,7 +19,7 @@ from serving.registry.registry import Registry
 from serving.registry.retention import collecting
 from serving.registry.retention.collecting import collect
 from serving.rollout.policy import RolloutPolicy
-from tests.contracts.registry_steps import BY
+from tests.contracts.registry_steps import BY, at_once
 from tests.serving.registry.retention.shelves import (
     AT_ANY_TIME,
     AT_ONCE,
@@ -122,17 +122,8 @@ def test_two_collectors_at_once_remove_each_thing_once(
     registry: Registry, store: ObjectStore
 ) -> None:
     shelved = [shelve(registry, store, "mail", n) for n in range(6)]
-    results: list[list] = []
-
-    def run() -> None:
-        results.append(collect(registry.database, store, AT_ONCE, LATER))
-
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(results) == 3
+    results = at_once(*[lambda: collect(registry.database, store, AT_ONCE, LATER)] * 3)
+    assert not [found for found in results if isinstance(found, Exception)], results
     for _ in range(2):
         collect(registry.database, store, AT_ONCE, LATER)
     for old in shelved[:-1]:
@@ -286,14 +277,11 @@ def test_a_data_set_that_is_frozen_again_is_whole_again(
     place = f"datasets/mail/{old.dataset_digest}"
     assert not whole(store, place)
     data = registry.dataset(old.dataset_digest)
+    again = {name: value for name, value in vars(data).items() if name != "created"}
     with pytest.raises(BeingRemoved, match="write it again"):
-        registry.record_dataset(**{k: v for k, v in vars(data).items() if k != "created"})
-    with registry.database.begin() as connection:
-        reserve(connection, place, LATER)
-    put_files(store, place)
-    assert (
-        registry.record_dataset(**{k: v for k, v in vars(data).items() if k != "created"}) == data
-    )
+        registry.record_dataset(**again)
+    write_again(registry, store, place, LATER)
+    assert registry.record_dataset(**again) == data
     done = outcomes(collect(registry.database, store, GRACE, LATER))
     assert done[old.dataset_digest] in ("kept", "marked")
     assert whole(store, place)

@@ -72,7 +72,7 @@ def untaught_cases(store: ObjectStore, database: Database, task_id: str) -> list
 def _known(database: Database) -> dict[str, _Known]:
     columns = (tasks.c.id, tasks.c.signature, tasks.c.centroid, tasks.c.radius, tasks.c.details)
     with database.read() as connection:
-        rows = connection.execute(select(*columns).where(tasks.c.state != "retired")).all()
+        rows = connection.execute(select(*columns)).all()
     return {
         row.id: _Known(
             row.id,

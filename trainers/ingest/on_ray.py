@@ -7,6 +7,7 @@ keys as in training. A lost worker's object is read again by another (Ray's retr
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from trainers.executors.on_ray import connect
 from trainers.ingest.taking import Here, StillOurs, Taken, WorkersLost
 from trainers.run_folder import StoragePlace
 from trainers.run_storage import open_place
+
+logger = logging.getLogger(__name__)
 
 WINDOW = 64
 """Objects claimed and committed together; another run finds the rest free."""
@@ -86,7 +89,7 @@ class OnRay:
         pipeline = ray.remote(_pipeline).options(name="ingest", num_cpus=0, max_retries=3)
         try:
             told: list[str] = ray.get(pipeline.remote(self._read, rows, self._how))
-        except RayError as error:
+        except (RayError, ConnectionError) as error:
             first_line = str(error).strip().partition("\n")[0][:500]
             raise WorkersLost(
                 f"Ray could not take the logs in ({type(error).__name__}: {first_line}): what is done is "
@@ -103,7 +106,10 @@ class OnRay:
         def beat() -> None:
             while not done.wait(self._beat):
                 for item in tuple(open_items):
-                    still_ours(item)
+                    try:
+                        still_ours(item)
+                    except Exception as error:  # noqa: BLE001 - the next beat comes before it lapses
+                        logger.warning("a claim could not be kept: %s", type(error).__name__)
 
         thread = threading.Thread(target=beat, name="claims", daemon=True)
         thread.start()

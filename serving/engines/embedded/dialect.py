@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from infra.prompting.confidence import MAX_DRAWN
+from infra.settings.bounds import MAX_DRAWN
 from serving.engines.protocol import FinishReason
 
 

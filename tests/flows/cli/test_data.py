@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from flows.cli import main
 from infra.database.events import list_events
 from infra.database.open import Database
 from serving.registry.registry import Registry
+from tests.flows.cli.conftest import invoke as run
 from tests.trainers.recorded import SETTINGS, START, home, opened, put_log
 from trainers.data_sets.freeze import freeze
 from trainers.data_sets.splits import SPLITS
@@ -39,12 +38,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         f'[database]\nurl = "sqlite:///{tmp_path}/night.db"\n[storage]\nurl = "{tmp_path}/objects"\n'
     )
     return store, database, night((store, database), 0, 0)
-
-
-def run(*arguments: str, status: int = 0) -> Result:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == status, result.output
-    return result
 
 
 def test_a_name_and_a_pin_survive_the_next_night(world: World):

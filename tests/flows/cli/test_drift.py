@@ -6,12 +6,11 @@ import json
 from datetime import timedelta
 
 import pytest
-from click.testing import CliRunner, Result
 
-from flows.cli import main
 from infra.calls.record import utc_now
 from infra.database.open import Database
 from infra.settings.model import Settings
+from tests.flows.cli.conftest import invoke as run
 from tests.flows.test_watching import GERMAN, World, world  # noqa: F401
 
 
@@ -27,12 +26,6 @@ def told(world: World, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> W
     }.items():
         monkeypatch.setenv(f"NIGHTSCHOOL_{name}", str(value))
     return world
-
-
-def run(*words: str, status: int = 0) -> Result:
-    result = CliRunner().invoke(main, words, catch_exceptions=False)
-    assert result.exit_code == status, result.output
-    return result
 
 
 def test_it_says_what_drifted_by_how_much_and_shows_examples(told: World, database: Database):

@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from flows.cli import main
 from flows.taking_in import ingest_logs
 from flows.wiring import open_context
 from infra.calls.codec import LOG_PREFIX, parse_line
-from infra.database.open import Database
 from infra.objects.directory import DirectoryStore
+from tests.flows.cli.conftest import Run
 from tests.trainers.readers.samples import SAMPLES
 
 MAIL = "ann.lee@example.com"
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    # Commands change their own process's environment; here it is everybody's.
-    before = dict(os.environ)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NIGHTSCHOOL_DATABASE__URL", f"sqlite:///{tmp_path}/ns.db")
-    monkeypatch.setenv("NIGHTSCHOOL_STORAGE__URL", str(tmp_path / "objects"))
-    database = Database(f"sqlite:///{tmp_path}/ns.db")
-    database.upgrade()
-    database.close()
-
-    def invoke(*arguments: str, status: int = 0) -> Result:
-        result = CliRunner().invoke(main, arguments)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == status, result.output
-        return result
-
-    yield invoke
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("empty")
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -161,7 +134,9 @@ def test_anonymize_writes_the_records(run: Run, tmp_path: Path):
     run("anonymize", str(file), "--explain", "--output", "x", status=2)
 
 
-def test_any_text_is_anonymized_by_its_lines(run: Run, tmp_path: Path):
+def test_any_text_is_anonymized_by_its_lines(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     file = tmp_path / "notes.txt"
     file.write_bytes(f"Dear {MAIL}\nnothing\nagain {MAIL} \xff".encode("latin-1"))
     assert "--format text" in run("anonymize", str(file), status=1).stderr
@@ -170,6 +145,22 @@ def test_any_text_is_anonymized_by_its_lines(run: Run, tmp_path: Path):
     told = run("anonymize", str(file), "--format", "text", "--explain").stdout
     assert "line 3  text: 1 x EMAIL -> <EMAIL_1>" in told and MAIL not in told
     assert "3 records read, 0 unreadable" in told
+    monkeypatch.setenv("NIGHTSCHOOL_ANONYMIZER__KINDS", '{"EMAIL": "drop_record"}')
+    assert run("anonymize", str(file), "--format", "text").stdout == "nothing\n"
+
+
+def test_a_text_line_of_the_limit_is_read_and_a_longer_one_is_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NIGHTSCHOOL_INGEST__MAX_LINE_BYTES", "4096")
+    file = tmp_path / "long.txt"
+    file.write_bytes(b"a" * 4096 + b"\n" + b"b" * 9000 + b"\nshort\n" + b"c" * 4096)
+    done = run("anonymize", str(file), "--format", "text")
+    assert done.stdout == "a" * 4096 + "\nshort\n" + "c" * 4096
+    assert (
+        "longer than 4096 bytes"
+        in run("anonymize", str(file), "--format", "text", "--explain").output
+    )
 
 
 def test_sources_of_the_settings_are_taken_in_once_by_ingest(

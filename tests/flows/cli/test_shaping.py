@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy import select, update
 
-from flows.cli import main
 from infra.database.events import list_events
 from infra.database.open import Database
 from infra.database.tables import tasks
@@ -22,6 +20,7 @@ from serving.gateway.snapshot_rows import read_snapshot
 from serving.registry.errors import RolloutRefused
 from serving.registry.registry import Registry
 from serving.rollout.policy import RolloutPolicy
+from tests.flows.cli.conftest import invoke as run
 from tests.trainers.recorded import (
     SETTINGS,
     START,
@@ -72,12 +71,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         "[discovery]\nmin_calls = 20\ndimensions = 256\n"
     )
     return store, database
-
-
-def run(*arguments: str, status: int = 0) -> Result:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == status, result.output
-    return result
 
 
 def events(database: Database, subject: str) -> list[tuple[str, str]]:

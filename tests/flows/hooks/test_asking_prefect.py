@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from infra.database.tables import webhook_receipts
 from infra.settings.model import Settings
 from tests.flows.conftest import PrefectWorld
 from tests.flows.hooks.signing import context_with, signed
-from tests.prefect_server import free_port
+from tests.prefect_server import eventually, free_port
 from tests.serving.registry.world import add_task
 
 
@@ -88,6 +87,12 @@ def reachable(port: int, target: str) -> Iterator[None]:
         relay.wait()
 
 
+def carried(server: HookServer, receipts: Receipts) -> bool:
+    """Whether a look left nothing behind."""
+    server.carrier.carry_out()
+    return not receipts.kept()
+
+
 def test_prefect_is_away_and_comes_back_and_each_message_runs_once(
     prefect_world: PrefectWorld, deployed: None, settings: Settings, database: Database
 ):
@@ -110,11 +115,7 @@ def test_prefect_is_away_and_comes_back_and_each_message_runs_once(
         server.carrier.carry_out()
         assert server.carrier.prefect_is_down and len(receipts.kept()) == 3
         with reachable(own, target):
-            deadline = time.monotonic() + 60
-            while receipts.kept():
-                assert time.monotonic() < deadline, "kept messages were not started"
-                server.carrier.carry_out()
-                time.sleep(0.2)
+            eventually(lambda: carried(server, receipts), "kept messages were not started", 60, 0.2)
             found = [receipts.find("ci", message_id) for message_id in ids]
             runs = {one.flow_run_id for one in found if one is not None}
             assert len(runs) == 3 and None not in runs
@@ -137,11 +138,7 @@ def test_new_objects_start_one_ingest(
         for n in range(5):
             receipts.take("ci", f"{new_id()}-{n}", "objects", {"objects": 1})
         server = HookServer(context)
-        deadline = time.monotonic() + 90
         ids = [receipt.message_id for receipt in receipts.kept()]
-        while receipts.kept():
-            assert time.monotonic() < deadline, "the ingest was not started"
-            server.carrier.carry_out()
-            time.sleep(0.2)
+        eventually(lambda: carried(server, receipts), "the ingest was not started", 90, 0.2)
         runs = {one.flow_run_id for one in (receipts.find("ci", given) for given in ids) if one}
         assert len(runs) == 1 and None not in runs

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
@@ -17,6 +15,7 @@ from serving.registry.routes import touch_route
 from serving.rollout import controller
 from serving.rollout.controller import request_rollback, rollback, tend
 from serving.rollout.machine import Observation
+from tests.contracts.registry_steps import at_once
 from tests.serving.rollout.stage import (
     BAD,
     BY,
@@ -29,23 +28,6 @@ from tests.serving.rollout.stage import (
     look,
     messages,
 )
-
-
-def at_once(actions: list[Callable[[], Any]]) -> list[Any]:
-    barrier = threading.Barrier(len(actions))
-    results: list[Any] = [None] * len(actions)
-
-    def run(position: int) -> None:
-        barrier.wait(timeout=30)
-        results[position] = actions[position]()
-
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(actions))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-        assert not thread.is_alive()
-    return results
 
 
 @pytest.mark.parametrize("leases_hold", [True, False])
@@ -68,9 +50,12 @@ def test_many_controllers_at_once_act_once(
         monkeypatch.setattr(controller, "renew", lambda *_: True)
         monkeypatch.setattr(controller, "guard", lambda *_: None)
         monkeypatch.setattr(controller, "release", lambda *_: True)
-    at_once(
-        [lambda: tend(registry, rollout.id, observe, later(3), "test", CHANNELS) for _ in range(4)]
-    )
+
+    def act() -> Rollout:
+        return tend(registry, rollout.id, observe, later(3), "test", CHANNELS)
+
+    results = at_once(*[act] * 4)
+    assert not [found for found in results if isinstance(found, Exception)], results
     assert registry.rollout(rollout.id).state == "promoted"
     whats = [event.what for event in registry.history("mail")]
     assert whats.count("rollout.promoted") == 1
@@ -167,15 +152,13 @@ def test_kill_and_promotion_at_once_leave_the_adapter_off(each_registry: Registr
     registry = each_registry
     rollout = bring_to(registry, "canary")
     at_once(
-        [
-            lambda: tend(registry, rollout.id, look(GOOD), later(1), "test", CHANNELS),
-            lambda: request_rollback(
-                registry, "mail", rollout.adapter, "burst", "gateway", now=later(1)
-            ),
-            lambda: request_rollback(
-                registry, "mail", rollout.adapter, "burst", "other gateway", now=later(1)
-            ),
-        ]
+        lambda: tend(registry, rollout.id, look(GOOD), later(1), "test", CHANNELS),
+        lambda: request_rollback(
+            registry, "mail", rollout.adapter, "burst", "gateway", now=later(1)
+        ),
+        lambda: request_rollback(
+            registry, "mail", rollout.adapter, "burst", "other gateway", now=later(1)
+        ),
     )
     route = registry.route("mail")
     assert (route.champion, route.candidate) == (TEACHER, None)

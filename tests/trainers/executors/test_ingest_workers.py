@@ -128,7 +128,7 @@ def test_an_object_that_is_taken_over_meanwhile_counts_for_the_other(
 
 
 def test_a_worker_that_is_lost_with_an_object_is_replaced(
-    ray_executor: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_executor: RayExecutor, tmp_path: Path
 ) -> None:
     plain = filled(tmp_path / "plain")
     ingest(*plain, SETTINGS, holder="night", now=START)
