@@ -11,6 +11,7 @@ from infra.objects.store import ObjectStoreError
 from tests.trainers.recorded import SETTINGS, START, home, opened, put_log, run, stored, ticket
 from trainers.ingest import claims
 from trainers.ingest.ingest import ingest, totals
+from trainers.ingest.reading import call_files
 
 
 class Killed(BaseException):
@@ -165,6 +166,9 @@ def test_an_object_written_anew_is_ingested_anew(tmp_path):
     put_log(store, [home(1), home(2)])
     assert run(store, database).objects == 1
     assert sorted(stored(store, database)) == ["call-00001", "call-00002"]
+    assert [file.rows for file in call_files(database, 99)] == [2], (
+        "what it was before counts no more"
+    )
 
 
 def test_keys_that_are_too_long_for_the_table(tmp_path):

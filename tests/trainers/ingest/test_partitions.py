@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tests.trainers.recorded import SETTINGS, START, call, home, opened, put_log, run, ticket
 from trainers.data_sets.freeze import freeze
 from trainers.discover.discover import discover
-from trainers.ingest.features import features
+from trainers.ingest.features import FEATURE_COLUMNS, features, from_row
 from trainers.ingest.partitions import MAX_ROWS, MIN_ROWS, partitions
-from trainers.ingest.reading import call_files, read_calls
+from trainers.ingest.reading import call_files, read_calls, read_columns
 from trainers.ingest.sinks import parquet_bytes
 
 FEATURES = features(call())
@@ -54,6 +54,9 @@ def test_tenants_and_tasks_have_row_groups_of_their_own(tmp_path):
     kinds = [{(r.tenant, r.task_tag, len(r.request)) for r in records if r.id in g} for g in found]
     assert [len(ids) for ids in found] == [MIN_ROWS + 5] * 4
     assert all(len(kind) == 1 for kind in kinds)
+    said = {record.id: features(record) for record in records}
+    rows = read_columns(store, [file], FEATURE_COLUMNS)
+    assert all(from_row(row) == said[row["id"]] for row in rows)
 
 
 def test_only_the_row_groups_of_the_wanted_calls_are_decoded(tmp_path):
