@@ -171,6 +171,13 @@ def test_repeated_ids_are_kept_once(tmp_path):
     assert sorted(stored(store, database)) == ["call-00001", "call-00002", "call-00003"]
 
 
+def test_an_id_is_its_tenants_own(tmp_path):
+    store, database = opened(tmp_path)
+    put_log(store, [home(1), home(1, tenant="other")])
+    report = run(store, database)
+    assert (report.calls, report.repeated) == (2, 0)
+
+
 def test_copies_are_marked_and_share_their_weight(tmp_path):
     store, database = opened(tmp_path)
     records = [call(n, user=text) for n, text in enumerate(["turn it on", "other", "turn it on"])]
