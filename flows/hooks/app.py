@@ -133,7 +133,8 @@ class HookServer:
             "status_url": self._status_url(receipt),
             "duplicate": not new,
         }
-        if receipt.state == "kept" and hook != "feedback" and self.carrier.prefect_is_down:
+        waits = self.carrier.prefect_is_down or hook in ("retrain", "rollback")
+        if receipt.state == "kept" and hook != "feedback" and waits:
             answer["detail"] = "Prefect does not answer: this is kept, and started when it is back"
         return web.json_response(answer, status=422 if receipt.state == "failed" else 202)
 

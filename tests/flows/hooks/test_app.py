@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -111,6 +112,26 @@ async def test_with_prefect_down_a_message_is_kept_once_and_says_so(receiving: C
     assert [(item.message_id, item.body["task"]) for item in kept] == [("m1", "invoices")]
     events = [e for e in receiving.registry.events("invoices") if e.what == "retrain.asked"]
     assert [(event.actor, event.why) for event in events] == [("webhook:ci", "new prices")]
+
+
+async def test_a_prefect_that_takes_the_call_and_says_nothing_is_told_of_too(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("flows.hooks.app.START_SECONDS", 0.1)
+    monkeypatch.setattr("flows.orchestrator.REQUEST_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        update = {"api_url": f"http://127.0.0.1:{port}/api"}
+        prefect = settings.prefect.model_copy(update=update)
+        changed = settings.model_copy(update={"prefect": prefect})
+        with context_with(changed) as context:
+            async with client_of(context) as client:
+                answer = await client.post(
+                    "/hooks/retrain", data=b"{}", headers=signed(b"{}", "m1")
+                )
+                said = await answer.json()
+    assert (answer.status, said["state"]) == (202, "kept")
+    assert "Prefect does not answer" in said["detail"]
 
 
 async def test_what_waits_too_long_is_given_up(receiving: Context):
