@@ -74,18 +74,6 @@ def test_a_rollback_of_an_unknown_task_fails_and_says_why(
     assert "no task 'nobody'" in now.message
 
 
-def test_a_retraining_of_no_task_in_particular_is_one_of_all_and_says_so(
-    prefect_world: PrefectWorld, deployed: None
-):
-    api = prefect_world.orchestrator
-    # As the form sends it where nothing was written.
-    now = ended(api, api.start("retrain", {"task": "", "reason": "a form"}))
-    assert (now.state, now.name) == ("COMPLETED", "retrain all tasks: a form")
-    body = {"flow_runs": {"name": {"any_": ["night: retrain, a form"]}}}
-    (within,) = api._ask("POST", "/flow_runs/filter", body)
-    assert within["parameters"]["only"] is None
-
-
 def test_no_server_and_no_such_deployment_are_told_apart(prefect_world: PrefectWorld):
     with pytest.raises(OrchestratorDown, match="nightschool up"):
         Orchestrator(f"http://127.0.0.1:{free_port()}/api").start("night", {})
