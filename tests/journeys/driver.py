@@ -101,8 +101,9 @@ def main(arguments: list[str]) -> None:
     for stage in arguments:
         STAGES[stage]()
     if any("machines" in stage for stage in arguments):
-        retrain(reason="journey")
-    night(reason=f"journey {arguments}", by_hand=True, gate_override=OVERRIDE)
+        retrain(task="", reason="journey")
+    # Nothing written into Prefect's form is an empty text.
+    night(reason=f"journey {arguments}", only="", by_hand=True, gate_override=OVERRIDE)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def test_killed_in_every_stage_and_run_again_it_ends_the_same(
     for stage in WITHOUT_MACHINES:
         assert world.night_to_end(stage) == 1
         assert "CrashedRun" in world.last_words(), world.last_words()
+    assert "retrain all tasks: journey" in world.log.read_text()
 
     # In training: twice the night, under either executor, then the training process alone.
     for executor in ("local", "ray"):
