@@ -9,9 +9,11 @@ and peak memory of grouping alone at growing numbers of calls, each in a process
 ``--nights`` measures a whole discovery (files read, tasks written) over so many calls that were taken in,
 once with the default ``discovery.max_calls`` and once with all of them; the calls are copies of 10,000 with
 other ids, times, sessions and one other word in each prompt, so that no two embeddings are shared.
+``--freeze`` takes in so many calls of the first mix and freezes its eight largest tasks: all of that, and
+the part of it in which the tasks' calls are read back.
 
     python bench/discover.py [--quick] [--json FILE] [--calls 4000] [--sizes 5000,20000,50000]
-                             [--nights 50000,200000,1000000]
+                             [--nights 50000,200000,1000000] [--freeze 100000]
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ from infra.settings.model import Settings
 
 PER_OBJECT = 2000
 COPIED = 10_000
+FROZEN = 8
 
 
 def two_nights(kinds: dict[str, Maker], calls: int) -> dict[str, Any]:
@@ -181,10 +185,7 @@ def whole_night(folder: Path, limit: int) -> dict[str, Any]:
     """In a process of its own: a whole discovery with this ``max_calls``."""
     from trainers.discover.discover import discover
 
-    settings = Settings()
-    settings = settings.model_copy(
-        update={"discovery": settings.discovery.model_copy(update={"max_calls": limit})}
-    )
+    settings = looking_at(limit)
     before = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     begun = time.process_time()
     store = DirectoryStore(folder / "objects")
@@ -197,6 +198,72 @@ def whole_night(folder: Path, limit: int) -> dict[str, Any]:
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "peak_mib_before": before,
     }
+
+
+def make_freeze(folder: Path, calls: int) -> dict[str, Any]:
+    """So many calls taken in and their tasks found."""
+    from trainers.discover.discover import discover
+    from trainers.ingest.ingest import ingest
+    from trainers.ingest.reading import call_files
+
+    settings = looking_at(calls)
+    store = DirectoryStore(folder / "objects")
+    database = Database(f"sqlite:///{folder / 'night.db'}")
+    database.upgrade()
+    made = (record for _, record in mix(FIRST, 7, calls))
+    number = 0
+    while records := list(islice(made, PER_OBJECT)):
+        store.put(log_key(records[0].time, "night", number), encode_lines(records))
+        number += 1
+    ingest(store, database, settings, holder="bench")
+    discover(store, database, settings, START)
+    size = sum(store.info(file.key).size for file in call_files(database, calls))
+    database.close()
+    return {"calls": calls, "parquet_mib": round(size / (1 << 20), 1)}
+
+
+def freeze_tasks(folder: Path, calls: int) -> dict[str, Any]:
+    """In a process of its own: the eight largest tasks' calls read back, then frozen."""
+    from sqlalchemy import select
+
+    from infra.database.tables import tasks
+    from trainers.data_sets.freeze import freeze
+    from trainers.discover import assignments
+    from trainers.ingest.reading import call_files, read_calls
+
+    settings = looking_at(calls)
+    store = DirectoryStore(folder / "objects")
+    database = Database(f"sqlite:///{folder / 'night.db'}")
+    with database.read() as connection:
+        query = select(tasks.c.id).order_by(tasks.c.size.desc(), tasks.c.id).limit(FROZEN)
+        largest = list(connection.execute(query).scalars())
+    pointer = assignments.latest(database)
+    assert pointer is not None
+    owners = assignments.read(store, pointer)
+    members = {task: {call for call, owner in owners.items() if owner == task} for task in largest}
+    files = call_files(database, calls)
+    sum(1 for _ in read_calls(store, files, set(list(owners)[:1])))  # imports
+    before = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    begun = time.process_time()
+    read = [sum(1 for _ in read_calls(store, files, ids)) for ids in members.values()]
+    reading = time.process_time() - begun
+    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    begun = time.process_time()
+    digests = [freeze(store, database, settings, task, START).digest for task in largest]
+    return {
+        "calls_of_each": read,
+        "read_back_cpu_seconds": round(reading, 1),
+        "frozen_cpu_seconds": round(time.process_time() - begun, 1),
+        "peak_mib_before": before,
+        "peak_mib_of_reading": peak,
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "digests": [digest[:12] for digest in digests],
+    }
+
+
+def looking_at(calls: int) -> Settings:
+    discovery = Settings().discovery.model_copy(update={"max_calls": calls})
+    return Settings().model_copy(update={"discovery": discovery})
 
 
 def in_a_process(*arguments: str) -> Any:
@@ -225,6 +292,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, help="of one night")
     parser.add_argument("--sizes", help="calls, by commas, growing")
     parser.add_argument("--nights", help="only whole nights over so many calls, by commas")
+    parser.add_argument("--freeze", type=int, help="only data sets frozen out of so many calls")
+    parser.add_argument("--frozen", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--grouping", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--in", dest="folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
@@ -232,6 +301,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.grouping:
         print(json.dumps(grouping(options.grouping)))
+        return
+    if options.freeze and options.folder:
+        step = freeze_tasks if options.frozen else make_freeze
+        print(json.dumps(step(options.folder, options.freeze)))
+        return
+    if options.freeze:
+        with tempfile.TemporaryDirectory(prefix="freeze-") as name:
+            arguments = ("--in", name, "--freeze", str(options.freeze))
+            told = in_a_process(*arguments) | in_a_process(*arguments, "--frozen")
+        show({"freeze": told}, options.json)
         return
     if options.make:
         print(json.dumps(make_night(options.folder, options.make)))

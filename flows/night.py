@@ -53,6 +53,7 @@ from trainers.executors.open import open_executor
 from trainers.executors.protocol import Executor, ExecutorLost
 from trainers.failures import classify
 from trainers.ingest.ingest import IngestReport
+from trainers.ingest.taking import WorkersLost
 from trainers.plan import Plan, PlannedRun
 
 QUEUE_SECONDS = 6 * 3600.0
@@ -178,6 +179,18 @@ def night(
         gate_override: A reason to let adapters past a gate that did not pass.
         within_hours: How long training may take when it is started by hand.
     """
+    try:
+        # Prefect's form gives an empty text where nothing was written.
+        return _learn(only or None, by_hand or drill, drill, gate_override or None, within_hours)
+    except (ExecutorLost, WorkersLost) as error:
+        # As a night whose own machine is lost: the rest is done by whoever takes it over.
+        return Crashed(message=f"the machines that it needs are gone: {error}")
+
+
+def _learn(
+    only: str | None, now: bool, drill: bool, gate_override: str | None, within_hours: float
+) -> dict[str, Any]:
+    """The steps in order. Raises NightFailed, and ExecutorLost or WorkersLost without its machines."""
     logger = get_run_logger()
     logger.info("waiting for its turn, if another night or retraining is under way")
     with (
@@ -187,7 +200,7 @@ def night(
         try:
             ingested = ingest_task()
             tasks = discover_task()
-            plan = plan_task(tasks, only, within_hours if by_hand or drill else None, drill)
+            plan = plan_task(tasks, only, within_hours if now else None, drill)
         except (ObjectStoreError, OSError) as error:
             raise NightFailed(f"nothing is trained ({classify(error).state}): {error}") from error
         logger.info(
@@ -202,6 +215,10 @@ def night(
         drifts = [drift_task.submit(run) for run in plan.runs]
         # A retraining or a drill is of one task: the others have their own night.
         others = [] if only or drill else [looks_task.submit([run.task_id for run in plan.runs])]
+        if plan.runs:
+            logger.info(
+                "connecting to the machines that train; one that is away is waited for some minutes"
+            )
         executor = open_executor(context.settings.training) if plan.runs else None
         try:
             trained = [_submit_training(run, plan, executor, drill) for run in plan.runs]
@@ -234,8 +251,7 @@ def night(
         told = told_of(facts, forgot)
         if told:
             if any(isinstance(_raised(future), ExecutorLost) for future in trained):
-                # As a night whose own machine is lost: the rest is done by whoever takes it over.
-                return Crashed(message=f"the machines that trained are gone, {told}")
+                raise ExecutorLost(told)
             raise NightFailed(told)
         return {
             "calls": ingested.calls,

@@ -96,9 +96,9 @@ class RunFact:
     actual_seconds: float | None
     steps: int
     state: str
-    """``trained``, ``cancelled`` by the night's end, or how its run failed."""
+    """``trained``, ``cancelled`` by the night's end, or how its run, its judging or its release failed."""
     why: str = ""
-    """The run's own words where it was not trained."""
+    """The failure's own words."""
 
 
 CUT_OFF = "cancelled"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Crashed, State
 from pydantic import Field
@@ -109,8 +109,13 @@ def housekeeping(dry_run: bool = False) -> dict[str, int]:
     return kept
 
 
+def _retraining() -> str:
+    asked = runtime.flow_run.parameters
+    return f"retrain {asked['task'] or 'all tasks'}: {asked['reason']}"
+
+
 @described
-@flow(name="retrain", flow_run_name="retrain {task}: {reason}", timeout_seconds=18 * 3600)
+@flow(name="retrain", flow_run_name=_retraining, timeout_seconds=18 * 3600)
 def retrain(
     task: str | None = None,
     reason: str = "by hand",
@@ -128,7 +133,7 @@ def retrain(
     get_run_logger().info("asked for by %s", asked_by)
     ended = night(
         reason=f"retrain, {reason}",
-        only=task,
+        only=task or None,
         by_hand=True,
         within_hours=within_hours,
         return_state=True,
@@ -155,7 +160,7 @@ def rollback(
         route = take_back(
             context.registry,
             task,
-            to,
+            to or None,
             actor=asked_by[:100],
             why=reason,
             channels=tuple(context.channels),

@@ -66,6 +66,7 @@ def demo_variables(
         "rollout.teacher_rollback_margin": 0.15,
         # The large model's recorded answers come at once, which no small model on two cores does.
         "rollout.latency_floor_seconds": 30,
+        "rollout.slow_seconds": 30,
         "rollout.maturity_seconds": 6,
         "rollout.tend_seconds": 2,
     }

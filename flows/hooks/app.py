@@ -126,14 +126,16 @@ class HookServer:
         asked = wish(hook, how, request.headers, body, self._watched)
         digest = hashlib.sha256(body).hexdigest()
         receipt, new = await self._run(self._keep, signed, hook, asked, how.tenant, digest)
+        silent = False
         if receipt.state == "kept" and hook in ("retrain", "rollback"):
-            receipt = await self._start(receipt)
+            receipt, silent = await self._start(receipt)
         answer = {
             **receipt.to_dict(),
             "status_url": self._status_url(receipt),
             "duplicate": not new,
         }
-        if receipt.state == "kept" and hook != "feedback" and self.carrier.prefect_is_down:
+        silent = silent or self.carrier.prefect_is_down
+        if receipt.state == "kept" and hook != "feedback" and silent:
             answer["detail"] = "Prefect does not answer: this is kept, and started when it is back"
         return web.json_response(answer, status=422 if receipt.state == "failed" else 202)
 
@@ -214,17 +216,21 @@ class HookServer:
             detail=asked.ignored,
         )
 
-    async def _start(self, receipt: Receipt) -> Receipt:
-        """Start its flow run now if that is quickly done; else the background does."""
+    async def _start(self, receipt: Receipt) -> tuple[Receipt, bool]:
+        """Start its flow run now if that is quickly done; else the background does.
+
+        Also whether Prefect was asked and did not answer: it may hang without counting as down.
+        """
         if self.carrier.prefect_is_down or self._starting.locked():
-            return receipt
+            return receipt, False
         async with self._starting:
             try:
                 async with asyncio.timeout(START_SECONDS):
                     await self._run(self.carrier.start, receipt)
             except (OrchestratorDown, TimeoutError):
-                return receipt
-        return await self._run(self._receipts.find, receipt.sender, receipt.message_id) or receipt
+                return receipt, True
+        found = await self._run(self._receipts.find, receipt.sender, receipt.message_id)
+        return found or receipt, False
 
     def _status_url(self, receipt: Receipt) -> str:
         message_id, sender = quote(receipt.message_id, safe=""), quote(receipt.sender, safe="")

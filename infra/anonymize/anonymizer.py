@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import count
 from threading import RLock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from infra.anonymize.credentials import is_secret_name
 from infra.anonymize.finding import Finding, Recognizer
@@ -28,7 +28,7 @@ from infra.anonymize.quiet import quiet
 from infra.anonymize.recognizers import Structured, find
 from infra.anonymize.restoring import restored
 from infra.anonymize.rewriting import Counts, Rewriting, add, constant_first, is_count
-from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, OtherAnswer
+from infra.calls.record import Anonymization, CallRecord, FeedbackRecord, Record
 from infra.settings.serving import Anonymizer as AnonymizerSettings
 
 MAX_VALUES = 50_000
@@ -40,6 +40,7 @@ _KNOWN_REWRITTEN_BYTES = 16 << 10
 _OPEN_FIELDS = ("request", "response", "task_tag")
 
 Log = TypeVar("Log", CallRecord, FeedbackRecord)
+Part = TypeVar("Part", bound=Record)
 
 
 class Anonymizer:
@@ -186,24 +187,27 @@ class Scope:
             return record
         counts: Counts = {}
         changes: dict[str, Any] = {}
-        for name, value in self._open_fields(record).items():
-            changes[name], found = self._run(value)
-            add(counts, found)
         if isinstance(record, CallRecord):
+            changed = self._open(record, _OPEN_FIELDS, counts)
             changes["session"] = self._name(record.session, "s", counts)
-            reason, found = self._run(record.checks.reason)
-            add(counts, found)
-            changes["checks"] = record.checks.model_copy(update={"reason": reason})
+            changes["usage"] = self._open(record.usage, (), counts)
+            changes["answered_by"] = self._open(record.answered_by, ("escalation",), counts)
+            changes["checks"] = self._open(record.checks, ("reason",), counts)
             changes["other_answers"] = [
-                self._other(other, counts) for other in record.other_answers
+                self._open(other, ("message", "error"), counts).model_copy(
+                    update={"checks": self._open(other.checks, ("reason",), counts)}
+                )
+                for other in record.other_answers
             ]
+        else:
+            changed = self._open(record, ("correction", "label"), counts)
         changes["tenant"] = self._name(record.tenant, "t", counts)
         self._anonymizer.rules.may_store(counts)
         add(counts, record.anonymization.counts)
         changes["anonymization"] = Anonymization(
             policy=self._anonymizer.policy, counts=dict(sorted(counts.items()))
         )
-        return record.model_copy(update=changes)
+        return changed.model_copy(update=changes)
 
     def fields(self, fields: Mapping[str, Any], known: Redacted | None = None) -> dict[str, Any]:
         """What ``record`` does, for a call record in its stored form: JSON values by field name.
@@ -223,14 +227,13 @@ class Scope:
                 add(counts, found)
         changed["session"] = self._name(fields["session"], "s", counts)
         changed["tenant"] = self._name(fields["tenant"], "t", counts)
-        if fields["checks"]["reason"]:
-            reason, found = self._run(fields["checks"]["reason"])
-            add(counts, found)
-            changed["checks"] = {**fields["checks"], "reason": reason}
+        for part, name in (("checks", "reason"), ("answered_by", "escalation")):
+            changed[part] = self._text_in(fields[part], name, counts)
         others = []
         for other in fields["other_answers"]:
             said, found = self._run({"message": other["message"], "error": other["error"]})
             add(counts, found)
+            said["checks"] = self._text_in(other["checks"], "reason", counts)
             others.append({**other, **said})
         changed["other_answers"] = others
         self._anonymizer.rules.may_store(counts)
@@ -345,16 +348,28 @@ class Scope:
 
         map_strings(value, note, note)
 
-    def _open_fields(self, record: CallRecord | FeedbackRecord) -> dict[str, Any]:
-        """The fields that callers fill, among them those that this release does not know."""
-        names = _OPEN_FIELDS if isinstance(record, CallRecord) else ("correction", "label")
-        return {name: getattr(record, name) for name in names} | (record.model_extra or {})
-
-    def _other(self, other: OtherAnswer, counts: Counts) -> OtherAnswer:
-        fields = {"message": other.message, "error": other.error} | (other.model_extra or {})
-        changed, found = self._run(fields)
+    def _open(self, part: Part, names: Sequence[str], counts: Counts) -> Part:
+        """A record, or a part of one, with its fields of these names rewritten, and with them whatever
+        this release does not know, the names of those fields included."""
+        changed: dict[str, Any] = {}
+        for name in names:
+            if value := getattr(part, name):
+                changed[name], found = self._run(value)
+                add(counts, found)
+        if not (extra := part.model_extra):
+            return part.model_copy(update=changed) if changed else part
+        more, found = self._run(extra)
         add(counts, found)
-        return other.model_copy(update=changed)
+        declared = {name: getattr(part, name) for name in type(part).model_fields}
+        values = {**more, **declared, **changed}
+        return cast("Part", type(part).model_construct(part.model_fields_set, **values))
+
+    def _text_in(self, part: Mapping[str, Any], name: str, counts: Counts) -> Mapping[str, Any]:
+        if not part[name]:
+            return part
+        text, found = self._run(part[name])
+        add(counts, found)
+        return {**part, name: text} if found else part
 
     def _name(self, name: str, mark: str, counts: Counts) -> str:
         found = self._anonymizer.find(name)

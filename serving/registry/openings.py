@@ -240,7 +240,12 @@ def _insert(
 def _supersede(
     connection: Connection, old: Rollout, new: Rollout, *, actor: str, now: datetime
 ) -> None:
-    changes = {"state": "superseded", "reason": f"superseded by {new.adapter} (rollout {new.id})"}
+    changes: dict[str, Any] = {
+        "state": "superseded",
+        "reason": f"superseded by {new.adapter} (rollout {new.id})",
+    }
+    if old.paused:
+        changes["evidence"] = {**old.evidence, "paused": None}
     write_rollout(connection, old, changes, actor=actor, now=now)
 
 

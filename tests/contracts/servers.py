@@ -40,13 +40,14 @@ class PostgresServer:
     user: str
     _numbers: Iterator[int]
 
-    def new_database(self) -> str:
-        """Create an empty database; its SQLAlchemy URL."""
+    def new_database(self, like: str = "template1") -> str:
+        """Create a copy of a database that nobody is connected to, an empty one unless it is named;
+        its SQLAlchemy URL."""
         name = f"test_{next(self._numbers)}"
         with psycopg.connect(
             host="127.0.0.1", port=self.port, user=self.user, dbname="postgres", autocommit=True
         ) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {like}")  # type: ignore[arg-type]
         return f"postgresql+psycopg://{self.user}@127.0.0.1:{self.port}/{name}"
 
 

@@ -22,6 +22,7 @@ from tests.tiny_run import alive, kill, wait_until
 from trainers.run_folder import read_tail
 
 BEFORE_TRAINING = ("ingest", "discover", "freeze")
+WITHOUT_MACHINES = ("machines", "no machines")
 AFTER_TRAINING = ("publish", "register", "scorecard", "open", "opened")
 
 
@@ -84,8 +85,10 @@ def test_killed_in_every_stage_and_run_again_it_ends_the_same(
         assert world.night_to_end(stage) == -signal.SIGKILL, (stage, world.last_words())
 
     # Without its machines a night, and the retraining that it is part of, crashes and is taken over.
-    assert world.night_to_end("machines") == 1
-    assert "CrashedRun" in world.last_words(), world.last_words()
+    for stage in WITHOUT_MACHINES:
+        assert world.night_to_end(stage) == 1
+        assert "CrashedRun" in world.last_words(), world.last_words()
+    assert "retrain all tasks: journey" in world.log.read_text()
 
     # In training: twice the night, under either executor, then the training process alone.
     for executor in ("local", "ray"):
@@ -94,7 +97,7 @@ def test_killed_in_every_stage_and_run_again_it_ends_the_same(
 
     for stage in AFTER_TRAINING:
         assert world.night_to_end(stage) == -signal.SIGKILL, (stage, world.last_words())
-    assert {*BEFORE_TRAINING, "machines", "judge", *AFTER_TRAINING} == set(STAGES)
+    assert {*BEFORE_TRAINING, *WITHOUT_MACHINES, "judge", *AFTER_TRAINING} == set(STAGES)
     assert world.night_to_end() == 0, world.last_words()
     ended = registry_state(world)
     for part in undisturbed:

@@ -26,7 +26,13 @@ pace = Pace(
     batch_sessions=24,
     max_batches=100,
     kinds=("triage",),
-    settings={"training.max_steps": 60, "gate.max_base_rows": 6, "engine.models": sys.argv[3]},
+    settings={
+        "training.max_steps": 40,
+        "gate.max_base_rows": 6,
+        # A label is a few tokens; the base model, which knows none, talks on to the limit.
+        "engine.max_answer_tokens": 24,
+        "engine.models": sys.argv[3],
+    },
 )
 sys.exit(play_demo(Path(sys.argv[1]), int(sys.argv[2]), 3, keep_running=False, pace=pace))
 """

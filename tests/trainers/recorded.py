@@ -11,6 +11,8 @@ from infra.database.open import Database
 from infra.objects.directory import DirectoryStore
 from infra.settings.learning import Discovery, Ingest, Training
 from infra.settings.model import Settings
+from trainers.ingest.ingest import ingest
+from trainers.ingest.reading import call_files, read_columns
 
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 SETTINGS = Settings(
@@ -114,3 +116,12 @@ def put_log(store, records, sequence: int = 0, extra: bytes = b"") -> str:
     key = log_key(START, "gateway", sequence)
     store.put(key, encode_lines(records) + extra)
     return key
+
+
+def run(store, database, settings=SETTINGS, holder="night", now=START):
+    return ingest(store, database, settings, holder=holder, now=now)
+
+
+def stored(store, database):
+    files = call_files(database, 10**9)
+    return [row["id"] for row in read_columns(store, files, ["id"])]

@@ -26,8 +26,12 @@ _FLAG_SECONDS = 10
 """A supervisor that sees the flag to cancel has ended its process by then."""
 _LOOK_SECONDS = 20
 """Between two looks whether the cluster is still the one that has the runs."""
-_CLIENT_ATTEMPTS = 3
-"""Ray's client gives a server of its own half a minute to start, which a busy head may not keep."""
+_JOIN_SECONDS = 600.0
+"""So long a cluster that does not answer is waited for: its head, or this machine's raylet, may be
+starting again. A try that has begun lasts as long as Ray wishes (for a head that is away 14 minutes)."""
+_JOIN_AGAIN_SECONDS = 5.0
+_WORKERS_SECONDS = 180.0
+"""After joining a cluster, its workers may be joining again too."""
 _GONE = "its Ray cluster was replaced by another, or this machine's raylet died"
 _LEFT_ALONE = ""
 """What a task returns that ended its training because its raylet had died."""
@@ -135,6 +139,8 @@ class RayExecutor:
         gpus_per_run: float = 0,
     ) -> None:
         self._owner = connect(address, workers, cpus_per_run, gpus_per_run)
+        # One started here has what it will ever have.
+        self._complete_at = time.monotonic() + (_WORKERS_SECONDS if address is not None else 0)
         self._cluster = _Cluster()
         self._closed = False
         self._runs: list[RayRun] = []
@@ -147,7 +153,10 @@ class RayExecutor:
         if self._cluster.lost:
             raise ExecutorLost("the Ray cluster that this night began on is gone")
         # Ray keeps a task that fits nowhere waiting for ever, without an error.
-        _refuse_infeasible(job, ray.cluster_resources())
+        while refusal := _infeasible(job, ray.cluster_resources()):
+            if time.monotonic() >= self._complete_at:
+                raise ExecutorError(refusal)
+            time.sleep(1)
         job = replace(job, run_dir=Path(job.run_dir).absolute())
         RunFolder(job.run_dir).renew()
         task = ray.remote(_supervise).options(
@@ -227,21 +236,28 @@ def _outcome(text: str) -> RunOutcome:
     )
 
 
-def _refuse_infeasible(job: TrainJob, resources: Mapping[str, float]) -> None:
+def _infeasible(job: TrainJob, resources: Mapping[str, float]) -> str | None:
+    """Why the job can never run with these resources, and what to do."""
     for kind, wanted, setting in (
         ("CPU", job.cpus, "training.cpus_per_run"),
         ("GPU", job.gpus, "training.gpus_per_run"),
     ):
         wanted *= job.processes
         if wanted > resources.get(kind, 0):
-            raise ExecutorError(
+            return (
                 f"a run asks for {wanted:g} {kind} and the Ray cluster has "
                 f"{resources.get(kind, 0):g}: lower {setting}, or add a worker"
             )
+    return None
 
 
 def connect(address: str | None, workers: int, cpus: float, gpus: float) -> bool:
-    """Connect to a cluster or start one; True when it was started here."""
+    """Connect to a cluster or start one; True when it was started here.
+
+    Raises:
+        ExecutorLost: nobody answers at the address, for ``_JOIN_SECONDS``.
+        ExecutorError: Ray is not installed, or does not start here.
+    """
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -252,10 +268,10 @@ def connect(address: str | None, workers: int, cpus: float, gpus: float) -> bool
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is not None:
+        _join(address, quiet)
+        return False
     try:
-        if address is not None:
-            _join(address, quiet)
-            return False
         # On loopback and for this process only: a token would just leave a file in the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -267,8 +283,7 @@ def connect(address: str | None, workers: int, cpus: float, gpus: float) -> bool
             **quiet,
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        place = address or "this machine"
-        raise ExecutorError(f"no Ray at {place} ({error}): check training.ray_address") from error
+        raise ExecutorError(f"Ray does not start on this machine: {error}") from error
     return True
 
 
@@ -299,10 +314,17 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
     """Connect to a cluster; through Ray's client (``ray://host:port``) from a machine outside it."""
     import ray
 
-    for left in reversed(range(_CLIENT_ATTEMPTS if address.startswith("ray://") else 1)):
+    ends = time.monotonic() + _JOIN_SECONDS
+    while True:
         try:
             ray.init(address=address, **quiet)
             return
-        except (ConnectionError, RuntimeError):
-            if not left:
-                raise
+        except (RuntimeError, OSError) as error:
+            ray.shutdown()
+            if time.monotonic() >= ends:
+                told = f"no Ray at {address} ({error}): start it, or check training.ray_address"
+                raise ExecutorLost(told) from error
+        except ValueError as error:
+            told = f"no Ray at {address} ({error}): check training.ray_address"
+            raise ExecutorError(told) from error
+        time.sleep(_JOIN_AGAIN_SECONDS)

@@ -9,7 +9,9 @@ from trainers.executors.protocol import Executor
 def open_executor(settings: Training) -> Executor:
     """``ray`` connects to ``ray_address`` or starts Ray here; ``local`` starts nothing yet.
 
-    Raises ExecutorError when Ray is not installed or not there.
+    Raises:
+        ExecutorLost: nobody answers at ``ray_address``, and did not for minutes.
+        ExecutorError: Ray is not installed, or does not start here.
     """
     if settings.executor == "ray":
         from trainers.executors.on_ray import RayExecutor

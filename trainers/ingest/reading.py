@@ -47,9 +47,13 @@ def read_columns(
 def read_calls(
     store: ObjectStore, files: Sequence[CallFile], ids: Collection[str]
 ) -> Iterator[tuple[CallRecord, str]]:
-    """(record, key of its log object) of the calls with these ids, each once."""
+    """(record, key of its log object) of the calls with these ids, each once.
+
+    Only the row groups in which they lie are decoded: those of one task lie together (``partitions``).
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
     from infra.calls.arrow import table_to_records
 
@@ -57,15 +61,17 @@ def read_calls(
     for file in files:
         if not left:
             return
-        found = set(_table(store, file.key, ["id"]).column("id").to_pylist()) & left
-        if not found:
-            continue
-        table = _table(store, file.key, None)
-        table = table.filter(pc.is_in(table.column("id"), value_set=pa.array(sorted(found))))
-        for record in table_to_records(table, CallRecord):
-            if record.id in left:
-                left.discard(record.id)
-                yield record, file.source
+        parquet = pq.ParquetFile(pa.BufferReader(store.get(file.key)))
+        for group in range(parquet.num_row_groups):
+            found = set(parquet.read_row_group(group, ["id"]).column("id").to_pylist()) & left
+            if not found:
+                continue
+            table = parquet.read_row_group(group)
+            table = table.filter(pc.is_in(table.column("id"), value_set=pa.array(sorted(found))))
+            for record in table_to_records(table, CallRecord):
+                if record.id in left:
+                    left.discard(record.id)
+                    yield record, file.source
 
 
 def read_feedback(

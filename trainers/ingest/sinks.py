@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from infra.calls.codec import Problem
@@ -12,6 +13,7 @@ from infra.objects.store import ObjectStore
 from infra.settings.learning import Ingest
 from trainers.ingest.duplicates import exchange, group, weights
 from trainers.ingest.features import answer_of, columns, features
+from trainers.ingest.partitions import partitions
 
 CALLS_PREFIX = "calls/v1/"
 FEEDBACK_PREFIX = "feedback/v1/"
@@ -82,6 +84,7 @@ class ParquetFiles:
         from infra.calls.arrow import records_to_table
 
         found = [features(record) for record in records]
+        # Copies are told in the order of arrival: the first one said is the one that was repeated.
         leaders = group(
             [
                 exchange(record.request, answer_of(record), feature.signature)
@@ -90,20 +93,21 @@ class ParquetFiles:
             self._settings.near_duplicate_similarity,
         )
         self.duplicates += sum(leader != index for index, leader in enumerate(leaders))
-        table = records_to_table(records, CallRecord)
+        shares = weights(leaders)
+        order, row_groups = partitions(records, found)
+        table = records_to_table([records[index] for index in order], CallRecord)
         added: dict[str, list[Any]] = {
-            **columns(found),
+            **columns([found[index] for index in order]),
             "duplicate_of": [
-                None if leader == index else records[leader].id
-                for index, leader in enumerate(leaders)
+                None if leaders[index] == index else records[leaders[index]].id for index in order
             ],
-            "weight": weights(leaders),
+            "weight": [shares[index] for index in order],
             "source": [self._source_key] * len(records),
         }
         for name, values in added.items():
             kind = pa.string() if name == "duplicate_of" else None
             table = table.append_column(name, pa.array(values, type=kind))
-        return parquet_bytes(table)
+        return parquet_bytes(table, row_groups)
 
 
 class Quarantine:
@@ -137,12 +141,22 @@ class Quarantine:
         return self._key
 
 
-def parquet_bytes(table: Any) -> bytes:
-    """A Parquet file, the same bytes for the same table and library."""
+def parquet_bytes(table: Any, row_groups: Sequence[int] = ()) -> bytes:
+    """A Parquet file, the same bytes for the same table and library.
+
+    Args:
+        row_groups: how many rows each has, all of the table's together; none: thousands.
+    """
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=1000)
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
+        begin = 0
+        for size in row_groups:
+            writer.write_table(table.slice(begin, size))
+            begin += size
+        if not row_groups:
+            writer.write_table(table, row_group_size=1000)
     return buffer.getvalue()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ def run(folder: Path) -> Run:
 
 
 @pytest.fixture
-def empty(folder: Path) -> Iterator[Database]:
+def empty(folder: Path, sqlite_tables: Path) -> Iterator[Database]:
+    shutil.copyfile(sqlite_tables, folder / "ns.db")
     database = Database(f"sqlite:///{folder}/ns.db")
-    database.upgrade()
     yield database
     database.close()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -64,6 +66,13 @@ def client_of(context: Context) -> TestClient:
     return TestClient(TestServer(HookServer(context).application()))
 
 
+async def post(client: TestClient, message_id: str) -> dict[str, Any]:
+    answer = await client.post("/hooks/retrain", data=b"{}", headers=signed(b"{}", message_id))
+    assert answer.status == 202
+    said: dict[str, Any] = await answer.json()
+    return said
+
+
 async def test_unsigned_forged_and_stale_messages_are_refused(receiving: Context):
     body = b'{"task": "invoices"}'
     async with client_of(receiving) as client:
@@ -111,6 +120,30 @@ async def test_with_prefect_down_a_message_is_kept_once_and_says_so(receiving: C
     assert [(item.message_id, item.body["task"]) for item in kept] == [("m1", "invoices")]
     events = [e for e in receiving.registry.events("invoices") if e.what == "retrain.asked"]
     assert [(event.actor, event.why) for event in events] == [("webhook:ci", "new prices")]
+
+
+async def test_a_prefect_that_takes_the_call_and_says_nothing_is_told_of_too(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("flows.hooks.app.THREADS", 2)  # one of them may start runs
+    monkeypatch.setattr("flows.hooks.app.START_SECONDS", 3)
+    monkeypatch.setattr("flows.orchestrator.REQUEST_SECONDS", 4)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        update = {"api_url": f"http://127.0.0.1:{port}/api"}
+        prefect = settings.prefect.model_copy(update=update)
+        changed = settings.model_copy(update={"prefect": prefect})
+        with context_with(changed) as context:
+            async with client_of(context) as client:
+                asked = asyncio.create_task(post(client, "m1"))
+                connection, _ = await asyncio.to_thread(mute.accept)
+                # Behind another that is being started: nothing is known of Prefect yet.
+                behind = await post(client, "m2")
+                said = await asked
+                connection.close()
+    assert [answer["state"] for answer in (said, behind)] == ["kept", "kept"]
+    assert "Prefect does not answer" in said["detail"]
+    assert not behind["detail"]
 
 
 async def test_what_waits_too_long_is_given_up(receiving: Context):

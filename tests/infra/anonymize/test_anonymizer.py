@@ -11,19 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from infra.anonymize.anonymizer import Anonymizer, RecordDropped, Scope
+from infra.anonymize.anonymizer import Anonymizer, RecordDropped
 from infra.anonymize.finding import Finding
 from infra.anonymize.restoring import placeholders
-from infra.calls.codec import encode_line, parse_line
-from infra.calls.record import AnsweredBy, CallRecord, Checks, FeedbackRecord, OtherAnswer
+from infra.calls.record import FeedbackRecord, OtherAnswer
 from infra.settings.serving import Anonymizer as AnonymizerSettings
-
-ANN, BOB, PHONE, CARD = "ann@example.com", "bob@example.org", "415-555-2671", "4111111111111111"
-SECRETS = [ANN, BOB, PHONE, CARD, "203.0.113.7", "sk-abcdefghijklmnopqrstuvwx12"]
-
-
-def scope(**settings: Any) -> Scope:
-    return Anonymizer(AnonymizerSettings.model_validate(settings)).scope()
+from tests.infra.anonymize.examples import ANN, BOB, CARD, PHONE, SECRETS, call, scope
 
 
 def plain(value: Any) -> str:
@@ -298,111 +291,3 @@ class TestPolicies:
         anonymizer = Anonymizer(AnonymizerSettings(), [names])
         assert anonymizer.scope().text("ann here") == "<NAME_1> here"
         assert anonymizer.scope().text(ANN) == "<EMAIL_1>"
-
-
-def call(**values: Any) -> CallRecord:
-    return CallRecord.model_validate(
-        {
-            "session": "s",
-            "request": {"messages": [{"role": "user", "content": f"I am {ANN}"}]},
-            "response": {"choices": [{"message": {"role": "assistant", "content": f"hi {ANN}"}}]},
-            "answered_by": AnsweredBy(model="teacher"),
-            **values,
-        }
-    )
-
-
-class TestRecords:
-    def test_no_field_is_skipped(self) -> None:
-        record = call(
-            request={
-                "messages": [
-                    {"role": "system", "content": f"help {BOB}"},
-                    {"role": "user", "content": [{"type": "text", "text": ANN}]},
-                    {"role": "tool", "content": json.dumps({"ip": "203.0.113.7"})},
-                ],
-                "tools": [{"function": {"parameters": {"default": PHONE}}}],
-                "user": ANN,
-            },
-            response={
-                "choices": [
-                    {"message": {"tool_calls": [{"function": {"arguments": f'{{"a":"{CARD}"}}'}}]}}
-                ]
-            },
-            other_answers=[
-                OtherAnswer(
-                    model="m",
-                    purpose="shadow",
-                    message={"content": ANN},
-                    error=f"refused {BOB}",
-                    note=PHONE,
-                )
-            ],
-            checks=Checks(parsed=False, reason=f"no tool named '{ANN}'"),
-            task_tag=ANN,
-            session=ANN,
-            tenant=BOB,
-            from_the_future={"x": [ANN]},
-        )
-        changed = scope().record(record)
-        stored = encode_line(changed).decode()
-        for secret in SECRETS:
-            assert secret not in stored
-        assert parse_line(stored.encode()) == changed
-        assert changed.id == record.id
-        assert changed.time == record.time
-        assert changed.anonymization.policy == "replace/1"
-        assert changed.anonymization.counts == {
-            "CARD": 1,
-            "EMAIL": 10,
-            "IP_ADDRESS": 1,
-            "PHONE": 2,
-        }
-
-    def test_sessions_stay_apart_and_together(self) -> None:
-        anonymizer = Anonymizer(AnonymizerSettings())
-        names = [
-            anonymizer.scope().record(call(session=session)).session
-            for session in (ANN, ANN, BOB, "plain-1")
-        ]
-        assert names[0] == names[1] != names[2]
-        assert names[3] == "plain-1"
-
-    def test_a_second_pass_changes_nothing(self) -> None:
-        once = scope().record(call(session=ANN))
-        assert scope().record(once) == once
-
-    def test_feedback(self) -> None:
-        record = FeedbackRecord(call_id="c", label=f"by {ANN}", correction={"content": f"hi {ANN}"})
-        changed = scope().record(record)
-        assert changed.label == "by <EMAIL_1>"
-        assert changed.correction == {"content": "hi <EMAIL_1>"}
-        assert changed.anonymization.counts == {"EMAIL": 2}
-
-    def test_the_original_is_untouched(self) -> None:
-        record = call()
-        before = record.model_dump_json()
-        scope().record(record)
-        assert record.model_dump_json() == before
-
-
-class TestSize:
-    def test_a_prompt_of_10_mb_is_cut_between_words_and_says_so(self) -> None:
-        session = scope()
-        text = session.text(f"{ANN} likes tea. " * 400_000)
-        assert ANN not in text
-        assert text.startswith("<EMAIL_1> likes tea.")
-        assert text.endswith("characters left out]")
-        assert "@" not in text
-        assert session.counts["TOO_LONG"] == 1
-
-    def test_a_long_json_string_stays_json(self) -> None:
-        session = scope(max_text_characters=1000)
-        changed = session.text(json.dumps({"a": f"{ANN} " * 1000, "b": [ANN] * 1000}))
-        assert "@" not in changed
-        assert json.loads(changed)["b"] == ["<EMAIL_1>"] * 1000
-
-    def test_pictures_are_left_alone(self) -> None:
-        picture = "data:image/png;base64," + "iVBORw0KGgo4111111111111111" * 10 + "=="
-        assert scope().text(picture) == picture
-        assert scope().text(f"data:x;base64,abc {ANN}") == "data:x;base64,abc <EMAIL_1>"

@@ -125,11 +125,16 @@ class Place:
     ) -> None:
         check = [self.here(word) for word in health_check_of(self.services[name])]
         deadline = time.monotonic() + START_SECONDS
-        while subprocess.run(check, env=environment, capture_output=True).returncode != 0:
+        while True:
+            asked = time.monotonic()
+            if subprocess.run(check, env=environment, capture_output=True).returncode == 0:
+                return
             said = f"{name}: {log.read_text(errors='replace')[-3000:]}"
             assert process.poll() is None, said
             assert time.monotonic() < deadline, said
-            time.sleep(0.2)
+            # Each is a process of its own, Ray's with all of its libraries: the service starts
+            # in what they leave of the processor.
+            time.sleep(max(0.2, 2 * (time.monotonic() - asked)))
 
     def written(self) -> set[str]:
         """What was made in the containers' own folder, which is read-only there."""

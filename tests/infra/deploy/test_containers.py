@@ -148,7 +148,7 @@ def test_ray_takes_work_from_elsewhere_and_only_with_the_token(place: Place) -> 
         "from trainers.executors import on_ray\n"
         "from trainers.executors.on_ray import RayExecutor, _job_to_plain\n"
         "from trainers.executors.protocol import TrainJob\n"
-        "on_ray._CLIENT_ATTEMPTS = int(sys.argv[2])\n"
+        "on_ray._JOIN_SECONDS = float(sys.argv[2])\n"
         "executor = RayExecutor(sys.argv[1])\n"
         # By name, as the product's own task is sent: the worker must have the product.
         "job = TrainJob(Path('/run/of/a/test'), cpus=1)\n"
@@ -159,10 +159,10 @@ def test_ray_takes_work_from_elsewhere_and_only_with_the_token(place: Place) -> 
         "print(done['run_dir'])\n"
     )
 
-    def ask(environment: dict[str, str], attempts: int = 3) -> subprocess.CompletedProcess[str]:
+    def ask(environment: dict[str, str], patience: float = 600) -> subprocess.CompletedProcess[str]:
         address = load_settings(None, environment).training.ray_address
         return subprocess.run(
-            [sys.executable, "-c", code, str(address), str(attempts)],
+            [sys.executable, "-c", code, str(address), str(patience)],
             env=environment,
             cwd=place.state,
             capture_output=True,
@@ -176,4 +176,4 @@ def test_ray_takes_work_from_elsewhere_and_only_with_the_token(place: Place) -> 
         assert done.stdout.splitlines()[-1] == "/run/of/a/test"
         assert "('CPU', 2.0)" in done.stdout, "the head runs no training, the worker two"
         stranger = {**place.environment("prefect-worker"), "RAY_AUTH_TOKEN": "6" * 64}
-        assert ask(stranger, attempts=1).returncode != 0
+        assert ask(stranger, patience=0).returncode != 0

@@ -27,7 +27,7 @@ from serving.rollout.machine import ENDED, Observation, Order, Transition, next_
 from serving.rollout.orders import give_order
 from serving.rollout.states import state_from_json, state_to_json
 from serving.rollout.targets import resolve
-from tests.serving.registry.world import add_task
+from tests.serving.registry.world import add_adapter, add_task
 from tests.serving.rollout.stage import (
     BAD,
     CHANNELS,
@@ -169,6 +169,18 @@ def test_a_pause_nobody_ends_is_inconclusive(registry: Registry) -> None:
     assert (after.state, after.paused) == ("inconclusive", False)
     assert "paused for 86400 seconds and not resumed" in after.reason
     assert registry.route("mail").candidate is None
+
+
+def test_a_successor_ends_a_paused_rollout_and_its_pause(registry: Registry) -> None:
+    rollout = bring_to(registry, "canary")
+    give(registry, rollout, "pause")
+    supersede = replace(POLICY, when_open="supersede")
+    new = registry.open_rollout(
+        "mail", add_adapter(registry, "mail", 2).name, supersede, actor="n", why="w", now=later(2)
+    )
+    ended = registry.rollout(rollout.id)
+    assert (ended.state, ended.paused) == ("superseded", False)
+    assert registry.route("mail").rollout_id == new.id and not new.paused
 
 
 def test_a_bad_verdict_ends_a_paused_rollout(registry: Registry) -> None:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import ray
 
 from infra.objects.directory import DirectoryStore
+from tests.prefect_server import free_port
 from tests.tiny_run import (
     alive,
     checkpoint_sealed,
@@ -113,6 +115,70 @@ def test_where_the_machines_own_raylet_dies_its_runs_end_and_are_said_to_be_lost
         [sys.executable, "-c", ALONE, str(run.path)], capture_output=True, text=True, timeout=280
     )
     assert "lost" in done.stdout.splitlines(), done.stderr[-3000:]
+
+
+# The head takes no runs, as in a cluster; its worker comes after the run was handed in.
+LATE = """
+import subprocess, sys, threading
+from pathlib import Path
+from trainers.executors.on_ray import RayExecutor
+from trainers.executors.protocol import TrainJob
+
+run, port, folder = sys.argv[1:]
+start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--object-store-memory=80000000"]
+head = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}", "--num-cpus=0"]
+worker = [f"--address=127.0.0.1:{port}", "--num-cpus=1"]
+nodes = []
+
+def begin(*arguments):
+    nodes.append(subprocess.Popen([*start, *arguments], stdout=subprocess.DEVNULL))
+
+begin(*head, "--include-dashboard=false")
+try:
+    executor = RayExecutor(f"127.0.0.1:{port}")
+    threading.Timer(2, begin, worker).start()
+    print(executor.submit(TrainJob(Path(run))).wait(200).state)
+finally:
+    for node in reversed(nodes):
+        node.terminate()
+        node.wait()
+"""
+
+
+def test_a_head_that_is_not_there_yet_and_then_its_worker_are_waited_for(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", tiny_base, steps=2)
+    with TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as short:  # holds sockets
+        done = subprocess.run(
+            [sys.executable, "-c", LATE, str(run.path), str(free_port()), short],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
+        )
+    assert done.stdout.split() == ["done"], done.stderr[-3000:]
+
+
+def test_a_cluster_is_tried_again_for_minutes_and_then_a_night_is_without_its_machines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries = []
+
+    def init(**how: object) -> None:
+        tries.append(how["address"])
+        if len(tries) < 3:
+            raise RuntimeError("No node info found matching attributes: '127.0.0.1'")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(on_ray, "_JOIN_AGAIN_SECONDS", 0)
+    on_ray._join("head:6379", {})
+    assert tries == ["head:6379"] * 3
+    tries.clear()
+    monkeypatch.setattr(on_ray, "_JOIN_SECONDS", 0)
+    with pytest.raises(ExecutorLost, match=r"no Ray at head:6379 .* check training\.ray_address"):
+        on_ray._join("head:6379", {})
+    assert len(tries) == 1
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no client"), ray.exceptions.RpcError("away")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from infra.anonymize.session_names import SessionNames
@@ -136,6 +138,34 @@ def test_a_tenant_goes_with_its_feedback_and_a_bad_line_that_names_it(tmp_path):
     forget(store, database, about("match", "broken too"))
     assert not list(store.list("quarantine/"))
     assert ids(store, database) == ["call-00001"]
+
+
+def test_feedback_after_its_call_goes_too_wherever_it_breaks_off(tmp_path):
+    for after in range(4):
+        (tmp_path / f"{after}").mkdir()
+        store, database = opened(tmp_path / f"{after}")
+        said = [
+            FeedbackRecord(call_id="call-00002", tenant=t, time=START) for t in ("default", "x")
+        ]
+        put_log(store, [call(2), call(5)], 0)
+        later = put_log(store, said, 1)
+        ingest(store, database, SETTINGS, holder="night", now=START)
+        with suppress(Dies):
+            forget(Failing(store, after), database, about("session", "session-0001"))
+        forget(store, database, about("session", "session-0001"))
+        (left,) = lines(store, later)
+        assert b'"tenant":"x"' in left, (
+            "another tenant's word on a call of that id is not the subject's"
+        )
+
+
+def test_what_cannot_be_read_goes_with_the_subject(tmp_path):
+    store, database = opened(tmp_path)
+    key = put_log(store, [call(2), call(5, user="long " * 1000)], 0)
+    subject = about("session", "session-0001")
+    assert take_from_logs(store, subject, 2000)["unreadable"] == 1
+    assert lines(store, key) == []
+    database.close()
 
 
 def test_too_short_a_text_and_none_at_all_are_refused():

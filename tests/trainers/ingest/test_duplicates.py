@@ -45,6 +45,10 @@ def test_the_steps_of_an_agent_loop_are_no_duplicates():
     assert group(steps, 0.5) == [0, 1, 2]
 
 
+def test_a_long_past_in_common_makes_no_copies():
+    assert group([call(STORY, "turn on the lamp"), call(STORY, "what is new?")], 0.8) == [0, 1]
+
+
 def test_other_structures_are_never_compared():
     assert group([call(STORY, signature="a"), call(STORY, signature="b")], 0.5) == [0, 1]
 
