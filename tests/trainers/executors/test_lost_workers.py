@@ -163,7 +163,8 @@ def test_a_head_that_is_not_there_yet_and_then_its_worker_are_waited_for(
 def test_a_cluster_is_tried_again_for_minutes_and_then_a_night_is_without_its_machines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tries = []
+    tries: list[object] = []
+    ended: list[int] = []
 
     def init(**how: object) -> None:
         tries.append(how["address"])
@@ -171,9 +172,11 @@ def test_a_cluster_is_tried_again_for_minutes_and_then_a_night_is_without_its_ma
             raise RuntimeError("No node info found matching attributes: '127.0.0.1'")
 
     monkeypatch.setattr(ray, "init", init)
+    # The real one would end the Ray of the tests beside this one.
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(len(tries)))
     monkeypatch.setattr(on_ray, "_JOIN_AGAIN_SECONDS", 0)
     on_ray._join("head:6379", {})
-    assert tries == ["head:6379"] * 3
+    assert (tries, ended) == (["head:6379"] * 3, [1, 2])
     tries.clear()
     monkeypatch.setattr(on_ray, "_JOIN_SECONDS", 0)
     with pytest.raises(ExecutorLost, match=r"no Ray at head:6379 .* check training\.ray_address"):
@@ -183,7 +186,11 @@ def test_a_cluster_is_tried_again_for_minutes_and_then_a_night_is_without_its_ma
 
 @pytest.mark.parametrize("error", [ConnectionError("no client"), ray.exceptions.RpcError("away")])
 def test_a_driver_that_lost_its_connection_has_lost_the_cluster(
-    error: Exception, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    ray_executor: RayExecutor,
+    error: Exception,
+    tmp_path: Path,
+    tiny_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def get(*_: object, **__: object) -> None:
         raise error
@@ -194,6 +201,38 @@ def test_a_driver_that_lost_its_connection_has_lost_the_cluster(
     cluster = on_ray._Cluster()
     outcome = RayRun(TrainJob(run.path), None, cluster).wait(0.01)
     assert (outcome.failure, cluster.lost) == ("cluster_lost", True)
+
+
+CUT_OFF = """
+import sys
+from pathlib import Path
+import ray
+from trainers.executors.on_ray import RayExecutor
+from trainers.executors.protocol import ExecutorLost, TrainJob
+
+job = TrainJob(Path(sys.argv[1]))
+executor = RayExecutor()
+handle = executor.submit(job)
+ray.shutdown()  # as Ray's client does when its server is gone
+outcome = handle.wait(60)
+assert (outcome.state, outcome.failure) == ("failed", "cluster_lost"), outcome
+try:
+    executor.submit(job)
+except ExecutorLost:
+    handle.cancel()
+    executor.close()
+    print("in a new Ray" if ray.is_initialized() else "in none")
+"""
+
+
+def test_a_driver_that_is_in_no_cluster_any_more_begins_none_by_asking(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", tiny_base)
+    done = subprocess.run(
+        [sys.executable, "-c", CUT_OFF, str(run.path)], capture_output=True, text=True, timeout=280
+    )
+    assert done.stdout.splitlines() == ["in none"], done.stderr[-3000:]
 
 
 def test_a_worker_lost_with_its_disk_is_replaced_by_one_that_takes_up_its_checkpoint(
