@@ -17,7 +17,7 @@ from typing import Any
 
 from trainers.executors.protocol import ExecutorError, ExecutorLost, RunOutcome, TrainJob
 from trainers.executors.supervisor import outcome_to_json, supervise
-from trainers.failures import FailureState
+from trainers.failures import FailureState, classify
 from trainers.run_folder import Progress, RunFolder, StoragePlace, TrainResult
 from trainers.run_report import REPORT_SECONDS, Report, report_from_afar, report_of, reporting
 
@@ -97,6 +97,11 @@ class RayRun:
         except (exceptions.RayError, ConnectionError) as error:
             if self._run.cancel_requested:
                 return RunOutcome("cancelled", len(self._run.attempts()))
+            if isinstance(error, exceptions.RayTaskError):
+                # Nobody is lost: whoever watches the run there could not go on, say for a full disk.
+                failure = classify(error.cause)
+                told = f"its worker could not watch over it: {failure.message}"
+                return self._failed(told, failure.state)
             if isinstance(error, ConnectionError) or type(error).__name__ in _AWAY:
                 self._cluster.lost = True
             first_line = str(error).strip().partition("\n")[0]
