@@ -7,8 +7,8 @@ killed and runs again finds what is done and does the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from trainers.defaults import MAX_SEQUENCE_TOKENS, longest_sequence
 from trainers.discover.discover import TaskSummary, discover
 from trainers.encoding import encode, load_tokenizer
 from trainers.executors.protocol import Executor, ExecutorLost, RunHandle, RunOutcome, TrainJob
+from trainers.failures import classify
 from trainers.plan import step_examples
 from trainers.resampling import (
     Labels,
@@ -73,6 +74,24 @@ class TrainingFailed(Exception):
     def __init__(self, message: str, state: str = "failed") -> None:
         super().__init__(message)
         self.state = state
+
+
+@contextmanager
+def ending_by_name(task_id: str) -> Iterator[None]:
+    """What a store, a disk or a base model ends a training with here, as it would end its run there.
+
+    Raises TrainingFailed for every error that ``trainers.failures`` has a name for.
+    """
+    try:
+        yield
+    except (TrainingFailed, ExecutorLost):
+        raise
+    except Exception as error:
+        failure = classify(error)
+        if failure.state == "unexpected":
+            raise
+        told = f"training {task_id} ended failed ({failure.state}): {failure.message}"
+        raise TrainingFailed(told, failure.state) from error
 
 
 def discover_tasks(context: Context) -> list[TaskSummary]:
@@ -216,7 +235,9 @@ def train(
         raise TrainingFailed(told, outcome.failure or outcome.state)
     began = folder.attempts()
     if folder.result() is None and not storage.pull_result(folder):
-        raise TrainingFailed(f"training {spec.task_id} is done, but its result is nowhere")
+        told = f"training {spec.task_id} is done, but its result is nowhere"
+        why = f": {outcome.error}" if outcome.error else ""
+        raise TrainingFailed(f"{told}{why}", outcome.failure or "worker_lost")
     packaged = package(folder.path)
     if place is not None:
         # The adapter is on this disk now; judging and release store it for good.

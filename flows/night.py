@@ -33,11 +33,12 @@ from flows.learning import (
     Trained,
     dataset_of,
     discover_tasks,
+    ending_by_name,
     train,
     train_spec,
 )
 from flows.orchestrator import OrchestratorDown, OrchestratorRefused
-from flows.planning import CUT_OFF, RunFact, plan_night, plan_rows, remember_night
+from flows.planning import RunFact, plan_night, plan_rows, remember_night, told_of
 from flows.releasing import Released, release
 from flows.reporting import report_url
 from flows.scorecards import keep_scorecard, scorecard_markdown
@@ -45,10 +46,12 @@ from flows.taking_in import ingest_logs
 from flows.watching import watch_tasks
 from flows.wiring import open_context
 from infra.calls.record import utc_now
+from infra.objects.store import ObjectStoreError
 from trainers.base_model import prepare_base
 from trainers.discover.discover import TaskSummary
 from trainers.executors.open import open_executor
 from trainers.executors.protocol import Executor, ExecutorLost
+from trainers.failures import classify
 from trainers.ingest.ingest import IngestReport
 from trainers.ingest.taking import WorkersLost
 from trainers.plan import Plan, PlannedRun
@@ -85,7 +88,7 @@ def plan_task(
 @task(cache_policy=NO_CACHE, task_run_name="train {run.task_id}")
 def train_task(run: PlannedRun, plan: Plan, executor: Executor, drill: bool) -> Trained:
     say = get_run_logger().info
-    with open_context() as context:
+    with ending_by_name(run.task_id), open_context() as context:
         base = prepare_base(context.settings.engine, say)
         dataset = dataset_of(context, run.dataset)
         spec = train_spec(context, base, dataset, run.steps, shuffle_answers=drill, say=say)
@@ -194,15 +197,18 @@ def _learn(
         open_context() as context,
         hold(context.database, NIGHT, context.holder, wait_seconds=QUEUE_SECONDS),
     ):
-        ingested = ingest_task()
+        try:
+            ingested = ingest_task()
+            tasks = discover_task()
+            plan = plan_task(tasks, only, within_hours if now else None, drill)
+        except (ObjectStoreError, OSError) as error:
+            raise NightFailed(f"nothing is trained ({classify(error).state}): {error}") from error
         logger.info(
             "ingested %d calls of %d objects, %d lines in quarantine",
             ingested.calls,
             ingested.objects,
             ingested.quarantined,
         )
-        tasks = discover_task()
-        plan = plan_task(tasks, only, within_hours if now else None, drill)
         _tell_plan(plan)
         show_plan(plan, context.settings.training.workers)
         progress = Progress(len(plan.runs))
@@ -227,10 +233,12 @@ def _learn(
         finally:
             if executor is not None:
                 executor.close()
-        facts = [_fact(run, future) for run, future in zip(plan.runs, trained, strict=True)]
+        facts = [
+            _fact(run, *futures)
+            for run, *futures in zip(plan.runs, trained, judged, released, strict=True)
+        ]
         show_facts(facts)
-        if only is None and not drill:
-            remember_night(context, plan, facts)
+        forgot = "" if only or drill else remember_night(context, plan, facts)
         verdicts = [_outcome(future) for future in judged]
         reports = [_outcome(future) for future in drifts]
         for looked in others:
@@ -240,13 +248,8 @@ def _learn(
         if any(outcome.rollout for outcome in good):
             _start_tending(context.orchestrator())
         # The night's end is no failure: what it cut off comes first tomorrow.
-        failed = [
-            fact.task
-            for fact, outcome in zip(facts, outcomes, strict=True)
-            if outcome is None and fact.state != CUT_OFF
-        ]
-        if failed:
-            told = f"not brought to an end: {', '.join(failed)}; see the task runs"
+        told = told_of(facts, forgot)
+        if told:
             if any(isinstance(_raised(future), ExecutorLost) for future in trained):
                 raise ExecutorLost(told)
             raise NightFailed(told)
@@ -282,16 +285,23 @@ def _start_tending(orchestrator: Any) -> None:
         get_run_logger().warning("the rollout flow was not started at once: %s", error)
 
 
-def _fact(run: PlannedRun, future: Any) -> RunFact:
-    done: Trained | None = _outcome(future)
-    error = _raised(future)
+def _fact(run: PlannedRun, training: Any, judging: Any, releasing: Any) -> RunFact:
+    done: Trained | None = _outcome(training)
+    state, why = "trained", ""
+    for name, step in (("", training), ("judging: ", judging), ("releasing: ", releasing)):
+        if not step.state.is_completed():
+            # The first of them has the reason: of those after it Prefect says that they waited for it.
+            error = _raised(step)
+            state = str(getattr(error, "state", None) or classify(error).state)
+            why = f"{name}{error}"[:500]
+            break
     return RunFact(
         run.task_id,
         round(run.estimated_seconds, 1),
         None if done is None or done.seconds is None else round(done.seconds, 1),
         run.steps,
-        "trained" if done is not None else str(getattr(error, "state", "failed")),
-        "" if done is not None else str(error)[:500],
+        state,
+        why,
     )
 
 

@@ -127,7 +127,7 @@ class Orchestrator:
         return bool(self._ask("POST", "/flow_runs/filter", body))
 
     def last_run(self, flow: str) -> dict[str, Any] | None:
-        """The deployment's newest run that began: id, name, state, start and end. Raises as ``start``."""
+        """The deployment's newest run that began: id, name, state, words, start, end. Raises as ``start``."""
         body = {
             "deployments": {"name": {"any_": [flow]}},
             "flow_runs": {"start_time": {"is_null_": False}},
@@ -141,6 +141,7 @@ class Orchestrator:
         return {ours: found[0].get(theirs) for ours, theirs in names.items()} | {
             "started": found[0].get("start_time"),
             "ended": found[0].get("end_time"),
+            "told": (found[0].get("state") or {}).get("message"),
         }
 
     def crashed(self, flows: Sequence[str], since: datetime) -> list[PastRun]:

@@ -16,6 +16,7 @@ from infra.artifacts.base_folder import local_base_folder
 from infra.artifacts.manifest import ArtifactError
 from infra.calls.record import utc_now
 from infra.database.events import list_events
+from infra.objects.store import ObjectStoreError
 from infra.prompting.template import PromptFormat
 from serving.registry.errors import UnknownDataset
 from serving.registry.records import Scorecard
@@ -24,7 +25,7 @@ from trainers.data_sets.versions import DatasetVersion, find_dataset, read_split
 from trainers.defaults import MAX_SEQUENCE_TOKENS
 from trainers.discover.discover import TaskSummary
 from trainers.encoding import encode, load_tokenizer
-from trainers.failures import TrainingError
+from trainers.failures import TrainingError, classify
 from trainers.packing import lower_bound
 from trainers.plan import BaseScore, Measured, Plan, plan
 
@@ -95,19 +96,44 @@ class RunFact:
     actual_seconds: float | None
     steps: int
     state: str
-    """``trained``, ``cancelled`` by the night's end, or how its run failed."""
+    """``trained``, ``cancelled`` by the night's end, or how its run, its judging or its release failed."""
     why: str = ""
-    """The run's own words where it was not trained."""
+    """The failure's own words."""
 
 
 CUT_OFF = "cancelled"
 
 
-def remember_night(context: Context, made: Plan, facts: Sequence[RunFact]) -> None:
-    """Keep what did not fit or was cut off, for the next plan, and how long the rest took."""
+def told_of(facts: Sequence[RunFact], forgot: str = "") -> str:
+    """What a night says of itself at its end: every task that it could not bring to one, and why.
+
+    Empty where nothing failed. What the night's end cut off is no failure: it comes first tomorrow.
+
+    Args:
+        forgot: what ``remember_night`` returned.
+    """
+    failed = [
+        f"{fact.task} ({fact.state}: {fact.why[:200]})"
+        for fact in facts
+        if fact.state not in ("trained", CUT_OFF)
+    ]
+    ended = f"not brought to an end: {', '.join(failed)}; see the task runs" if failed else ""
+    return "; ".join(filter(None, [ended, forgot]))
+
+
+def remember_night(context: Context, made: Plan, facts: Sequence[RunFact]) -> str:
+    """Keep what did not fit or was cut off, for the next plan, and how long the rest took.
+
+    Returns why nothing was kept, where the store would not have it: no reason to forget what is to be
+    told of the runs themselves.
+    """
     cut_off = [fact.task for fact in facts if fact.state == CUT_OFF]
     value = {"deferred": [*made.deferred, *cut_off], "runs": [asdict(fact) for fact in facts]}
-    context.store.put(LAST_NIGHT, json.dumps(value, sort_keys=True, indent=1).encode())
+    try:
+        context.store.put(LAST_NIGHT, json.dumps(value, sort_keys=True, indent=1).encode())
+    except ObjectStoreError as error:
+        return f"what comes first tomorrow is not kept ({classify(error).state}: {error})"
+    return ""
 
 
 def plan_rows(made: Plan) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ from infra.database.open import Database, open_database
 from infra.objects.open import open_store
 from infra.objects.store import ObjectStore
 from infra.settings.model import Settings
+from tests.contracts.guarded_s3 import GuardedS3, start_guarded_s3
 from tests.contracts.servers import PostgresServer, S3Server, start_postgres, start_s3
 from tests.prefect_server import PrefectServer, start_prefect
 
@@ -142,6 +143,13 @@ def postgres() -> Iterator[PostgresServer]:
 def s3_server() -> Iterator[S3Server]:
     """A real server process that speaks the S3 protocol over HTTP."""
     with start_s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def guarded_s3() -> Iterator[GuardedS3]:
+    """Such a server that refuses keys which it does not know, or no longer."""
+    with start_guarded_s3() as server:
         yield server
 
 

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
-from infra.objects.store import ObjectStoreError
+from infra.objects.store import ObjectRefused, ObjectStoreError
 
 FailureState = Literal[
     "loss_not_finite",
@@ -35,14 +35,6 @@ FailureState = Literal[
     "unexpected",
 ]
 STATES: tuple[str, ...] = get_args(FailureState)
-_REFUSALS = (
-    "AccessDenied",
-    "Forbidden",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "Permission denied",
-)
 
 
 class TrainingError(Exception):
@@ -88,9 +80,8 @@ def classify(error: BaseException) -> Failure:
     if is_disk_full(error):
         return Failure("disk_full", f"{message}: free space below training.runs", True)
     if isinstance(error, ObjectStoreError):
-        refused = any(word in str(error) for word in _REFUSALS)
-        state: FailureState = "storage_refused" if refused else "storage_unreachable"
-        return Failure(state, message, True)
+        refused = isinstance(error, ObjectRefused)
+        return Failure("storage_refused" if refused else "storage_unreachable", message, True)
     return Failure("unexpected", message, isinstance(error, OSError))
 
 

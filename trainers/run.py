@@ -98,14 +98,12 @@ def train_here(run: RunFolder, on_step: Callable[[StepEvent], None] | None = Non
     )
     if team.leads:
         write_atomically(run.result_file, result.model_dump_json(indent=1))
-        if result.stopped != "paused":
-            copy.finish()
     return result
 
 
 @dataclass
 class KeptCopy:
-    """The run's copy in object storage, while it trains.
+    """The run's copy in object storage, while it trains; the supervisor adds the result.
 
     A store that cannot be written to stops no training: what is on this disk is enough unless the
     machine is lost. It is said in the record.
@@ -129,9 +127,6 @@ class KeptCopy:
             f"storing the checkpoint of step {step}",
             lambda storage: storage.push_checkpoint(self.run, folder, step),
         )
-
-    def finish(self) -> None:
-        self._tried("storing the result", lambda storage: storage.push_result(self.run))
 
     def _tried(self, what: str, act: Callable[[RunStorage], object]) -> None:
         if self.storage is None:

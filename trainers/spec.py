@@ -69,6 +69,7 @@ class TrainSpec(BaseModel):
     """Validations in a row without a better loss before the run ends; None: never early."""
     max_sequence_tokens: int = Field(512, ge=16)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the base model; fp32 is refused by the unsloth backend on a GPU that has bf16."""
     load_in_4bit: bool = False
     """Hold the base in 4 bit while training (unsloth backend); it is served as it is."""
     processes: int = Field(1, ge=1, le=64)

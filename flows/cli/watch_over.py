@@ -78,7 +78,8 @@ def _night(said: dict[str, Any]) -> str:
     if said["state"] is None:
         return "none yet"
     state, ended = str(said["state"]).lower(), said["ended"] or "-"
-    return f"{said['name']}, {state}, began {said['started']}, ended {ended}"
+    why = f": {said['told'][:500]}" if state in ("failed", "crashed") and said.get("told") else ""
+    return f"{said['name']}, {state}, began {said['started']}, ended {ended}{why}"
 
 
 def _drift(said: dict[str, Any]) -> str:

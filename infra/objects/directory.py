@@ -7,6 +7,7 @@ object or the new one. Unlike on S3, ``a`` and ``a/b`` cannot both be objects.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -26,6 +27,7 @@ from infra.objects.store import (
     ObjectExists,
     ObjectInfo,
     ObjectMissing,
+    ObjectRefused,
     ObjectStoreError,
 )
 
@@ -65,7 +67,7 @@ class DirectoryStore:
             self._temporary.mkdir(parents=True, exist_ok=True)
             self._locks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ObjectStoreError(
+            raise _kind(error)(
                 f"cannot use {self.root} as object store: {error.strerror}. "
                 "Check [storage] url and the folder's permissions"
             ) from error
@@ -163,6 +165,10 @@ class DirectoryStore:
             )
         except (FileNotFoundError, NotADirectoryError):
             return
+        except PermissionError as error:
+            raise ObjectRefused(
+                f"the folder {folder} cannot be listed: {error.strerror}"
+            ) from error
         for name in found:
             key = base + name
             if not name.endswith("/"):
@@ -270,4 +276,9 @@ def _explained(key: str, *, writing: bool = False) -> Iterator[None]:
     except FileNotFoundError:
         raise ObjectMissing(f"no object under the key {key}") from None
     except OSError as error:
-        raise ObjectStoreError(f"the object {key} failed: {error.strerror}") from error
+        raise _kind(error)(f"the object {key} failed: {error.strerror}") from error
+
+
+def _kind(error: OSError) -> type[ObjectStoreError]:
+    refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return ObjectRefused if refused else ObjectStoreError

@@ -9,7 +9,14 @@ from typing import Any, BinaryIO, cast
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 
 from infra.objects.keys import check_key
 from infra.objects.store import (
@@ -17,6 +24,7 @@ from infra.objects.store import (
     ObjectExists,
     ObjectInfo,
     ObjectMissing,
+    ObjectRefused,
     ObjectStoreError,
 )
 from infra.settings.serving import Storage
@@ -30,6 +38,8 @@ BUFFER_BYTES = 256 << 10
 
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 _PRECONDITION = frozenset({"PreconditionFailed", "412"})
+# Of status 400, unlike every other refusal. To HEAD the status is all that is said.
+_EXPIRED = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
 # Two conditional writes at the same time: S3 asks to try again.
 _CONFLICT = frozenset({"ConditionalRequestConflict", "409", "OperationAborted"})
 
@@ -211,9 +221,15 @@ class S3Store:
                 raise ObjectStoreError(
                     f"there is no bucket {self.bucket}: create it, or correct [storage] url"
                 ) from None
-            raise ObjectStoreError(
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            kind = ObjectRefused if status in (401, 403) or code in _EXPIRED else ObjectStoreError
+            raise kind(
                 f"the bucket {self.bucket} refused {error.operation_name} of {key} ({code}): "
                 "check [storage] credentials and the bucket's policy"
+            ) from error
+        except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+            raise ObjectRefused(
+                f"no key for the bucket {self.bucket} ({error}): check [storage] credentials"
             ) from error
         except BotoCoreError as error:
             raise ObjectStoreError(

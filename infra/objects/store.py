@@ -11,6 +11,10 @@ class ObjectStoreError(Exception):
     """The store could not be reached or refused; the message says which key and what to do."""
 
 
+class ObjectRefused(ObjectStoreError):
+    """The store answers and lets us not: a key that was revoked or ran out, a policy, permissions."""
+
+
 class ObjectMissing(ObjectStoreError):
     """No object under that key."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from pydantic import ValidationError
 
 from infra.artifacts.base import read_base_shape
 from infra.artifacts.folder import pull, verify_folder
-from infra.artifacts.manifest import CARD, MANIFEST, WEIGHTS, ArtifactError
+from infra.artifacts.manifest import CARD, CONFIG, MANIFEST, WEIGHTS, ArtifactError
 from infra.objects.store import ObjectStore
 from tests.tiny_run import tiny_run
 from trainers.artifact import package, publish
@@ -100,6 +102,30 @@ def test_other_bytes_under_the_same_name_are_an_alarm(
     store.put(f"adapters/lights/{packaged.digest}/{WEIGHTS}", b"something else")
     with pytest.raises(ArtifactError, match="tampered"):
         publish(store, packaged.folder)
+
+
+def test_what_was_changed_since_it_was_packaged_is_not_published(
+    trained: RunFolder, store: ObjectStore, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(package(trained.path).folder, tmp_path / "changed")
+    weights = bytearray((folder / WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(weights)
+    with pytest.raises(ArtifactError):
+        publish(store, folder)
+    assert not list(store.list("adapters/"))
+
+
+def test_an_adapter_that_does_not_fit_its_base_is_never_seen_packaged(
+    trained: RunFolder, tmp_path: Path
+) -> None:
+    run = RunFolder(shutil.copytree(trained.path, tmp_path / "run"))
+    shutil.rmtree(run.path / "packaged", ignore_errors=True)
+    config = json.loads((run.adapter / CONFIG).read_text())
+    (run.adapter / CONFIG).write_text(json.dumps({**config, "r": 2}))
+    with pytest.raises(ArtifactError):
+        package(run.path)
+    assert not list((run.path / "packaged").iterdir())
 
 
 def test_a_run_without_a_result_cannot_be_packaged(tiny_base: Path, tmp_path: Path) -> None:

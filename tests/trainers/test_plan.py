@@ -1,5 +1,5 @@
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from infra.settings.learning import Gate, Night, Training
 from infra.settings.model import Settings
 from trainers.packing import lower_bound, makespan
-from trainers.plan import BaseScore, Measured, night_window, plan
+from trainers.plan import BaseScore, Measured, night_window, plan, step_examples
 
 NOW = datetime(2026, 3, 2, 23, 0, tzinfo=UTC)
 SETTINGS = Settings(
@@ -174,6 +174,35 @@ def test_a_base_model_that_can_do_it_already_is_left_alone():
     assert one(
         dataset=Dataset(), measured=Measured(base_scores={"a": BaseScore(0.5, train_rows=1000)})
     ).runs
+
+
+def test_what_was_forgotten_is_trained_again_whatever_speaks_against_it():
+    known = Measured(trained=frozenset("d"), base_scores={"a": BaseScore(0.99, train_rows=1000)})
+    assert not one(dataset=Dataset(), measured=known).runs
+    due = one(dataset=Dataset(), measured=replace(known, due=frozenset("a")))
+    assert "due, for what was forgotten" in due.runs[0].reason
+
+
+def with_training(**changes):
+    return SETTINGS.model_copy(update={"training": SETTINGS.training.model_copy(update=changes)})
+
+
+def test_a_spec_has_no_more_steps_than_are_set_and_its_processes_share_each_evenly():
+    few = one(dataset=Dataset(), settings=with_training(max_steps=7))
+    assert few.runs[0].steps == 7
+    team = with_training(processes_per_run=4)
+    assert step_examples(Dataset(), team) == 12
+    assert one(dataset=Dataset(), settings=team).runs[0].steps == 84
+
+
+def test_each_base_that_competes_is_in_the_estimate():
+    alone = one(dataset=Dataset(), measured=FREE)
+    against = one(dataset=Dataset(), settings=with_training(candidate_bases=("b", "c", "d")))
+    assert against.runs[0].estimated_seconds > 1.9 * alone.runs[0].estimated_seconds
+
+
+def test_two_of_three_like_runs_on_two_workers_follow_each_other():
+    assert lower_bound([5.0, 5.0, 5.0], 2) == 10
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=20), st.integers(1, 5))

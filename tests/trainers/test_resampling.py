@@ -12,6 +12,7 @@ from tests.teacher_server import FakeTeacher
 from trainers.data_sets.labels import Example, Source
 from trainers.resampling import (
     TeacherAway,
+    disagreeing,
     kept_labels,
     labels_digest,
     majority,
@@ -124,6 +125,33 @@ def test_a_teacher_that_goes_away_loses_nothing_and_is_asked_for_the_rest(
     assert len(after) == 2
     assert before.items() <= after.items()
     assert labels_digest(before) != labels_digest(after)
+
+
+def test_the_most_divided_prompt_is_asked_first_and_a_persons_word_divides_nobody() -> None:
+    late = [example(n, "late", answer) for n, answer in enumerate(["red", "blue", "grey"])]
+    calm = [example(9, "set", "red"), example(10, "set", "grey", "correction")]
+    asked = disagreeing([*EXAMPLES[3:6], *late, *calm]).values()
+    assert [request["messages"][0]["content"] for request in asked] == ["late", "two"]
+
+
+def test_each_question_is_one_call_of_the_budget(teacher: FakeTeacher) -> None:
+    teacher.script["one"] = [503, "red", "red"]
+    ask, close = open_teacher(teacher.settings)
+    with pytest.raises(TeacherAway):
+        ask(EXAMPLES[0].request)
+    close()
+    assert teacher.asked == ["one"]
+
+
+def test_answers_of_no_use_and_single_refusals_make_no_label(
+    teacher: FakeTeacher, store: ObjectStore
+) -> None:
+    teacher.script.update(one=["", "", "red"], two=[400, "red", "red"])
+    ask, close = open_teacher(teacher.settings)
+    resample(store, DATASET, EXAMPLES, ask, calls=6, answers=3)
+    close()
+    labels = kept_labels(store, DATASET).values()
+    assert {label and label["content"] for label in labels} == {None, "red"}
 
 
 def test_half_is_no_majority() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tests.tiny_run import tiny_run, tiny_spec
 from trainers.run_folder import RunFolder, RunRequest, append_line, begun_before, read_tail
@@ -84,3 +85,13 @@ def test_out_of_memory_a_team_halves_what_each_of_its_processes_computes(
     )
     wide = tiny_run(tmp_path / "wide", tiny_base, batch_size=4, processes=4)
     assert wide.halve_micro_batch("out of memory") is None
+
+
+def test_a_spec_that_cannot_be_carried_out_is_none(tiny_base: Path) -> None:
+    for changes, words in (
+        ({"old_share": 0.2}, "go together"),
+        ({"old_datasets": ("e" * 64,)}, "go together"),
+        ({"batch_size": 4, "processes": 3}, "multiple"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            tiny_spec(tiny_base, **changes)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from infra.objects.directory import DirectoryStore
-from tests.tiny_run import tiny_run
+from tests.tiny_run import tiny_run, tiny_spec
 from trainers import run as running
 from trainers.backends import fine_tuning
-from trainers.failures import classify
+from trainers.backends.accelerated import refuse_fp32
+from trainers.failures import TrainingError
 from trainers.run_folder import RunFolder
 
 
@@ -76,6 +76,14 @@ def test_an_optimizer_whose_package_is_missing(tiny_base: Path, tmp_path: Path) 
     ends(run, "library_missing", "bitsandbytes", "training.optimizer")
 
 
+def test_a_precision_that_the_backend_would_not_keep(tiny_base: Path) -> None:
+    with pytest.raises(TrainingError, match="cannot be held to fp32") as refused:
+        refuse_fp32(tiny_spec(tiny_base, precision="fp32"), bf16=True)
+    assert refused.value.state == "spec_invalid"
+    refuse_fp32(tiny_spec(tiny_base, precision="fp32"), bf16=False)
+    refuse_fp32(tiny_spec(tiny_base, precision="auto"), bf16=True)
+
+
 def test_a_full_disk_is_tried_again(tiny_base: Path, tmp_path: Path, monkeypatch: Any) -> None:
     def full(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -114,22 +122,6 @@ def test_an_example_that_no_memory_holds(tiny_base: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(fine_tuning, "answer_loss", hungry)
     ends(tiny_run(tmp_path / "r", tiny_base), "out_of_memory", "single example")
-
-
-def test_a_revoked_storage_key_stops_no_training_and_is_said(
-    tiny_base: Path, tmp_path: Path, monkeypatch: Any
-) -> None:
-    from infra.objects.store import ObjectStoreError
-
-    def refused(*_: Any) -> Any:
-        raise ObjectStoreError("the bucket b refused PutObject of x (AccessDenied): check it")
-
-    monkeypatch.setattr(DirectoryStore, "put", refused)
-    place = {"url": str(tmp_path / "objects")}
-    run = tiny_run(tmp_path / "r", tiny_base, request={"storage": place})
-    assert running._run(run) == 0
-    assert any("storage_refused" in note for note in run.notes())
-    assert classify(ObjectStoreError("no answer from the bucket")).state == "storage_unreachable"
 
 
 def copied(base: Path, target: Path) -> Path:

@@ -15,8 +15,10 @@ from infra.settings.serving import Storage
 from tests.contracts.servers import S3Server
 from tests.tiny_run import tiny_run, training_process, wait_until
 from trainers.backends.checkpoints import checkpoint_steps
+from trainers.executors.protocol import TrainJob
+from trainers.executors.supervisor import supervise
 from trainers.run import train
-from trainers.run_folder import RunFolder, append_line, read_tail
+from trainers.run_folder import RunFolder, StoragePlace, append_line, read_tail
 from trainers.run_storage import RunStorage, stored_runs
 
 
@@ -66,7 +68,8 @@ def test_killed_on_one_worker_it_ends_on_another(
     assert storage.pull_inputs(other)
     for name, value in environment(keys).items():
         monkeypatch.setenv(name, value)
-    train(other)
+    job = TrainJob(other.path, storage=StoragePlace(**place(keys)), run_id=storage.run_id)
+    assert supervise(job).state == "done"
     steps = [event["step"] for event in read_tail(other.events_file) if event.get("tokens")]
     assert steps[-1] == 24
     assert steps.count(1) == 1, "it began anew"

@@ -26,11 +26,20 @@ def test_variations_keep_the_scale_and_the_limit(tiny_base: Path) -> None:
     assert all(s.lora.alpha / s.lora.rank == 2 for s in found)
     assert candidates(spec, (4, 8), (0.01, 0.002), 2) == found[:2]
     assert candidates(spec, (), (), 5) == [spec]
+    # Who names another base wants it to compete, however few may.
+    others = candidates(spec, (4, 8), (), 1, [("other", "e" * 64)])
+    assert [s.base_model for s in others] == ["tiny", "other"]
 
 
 @pytest.mark.parametrize(
     ("count", "steps", "expected", "cost"),
-    [(1, 100, [], 1.0), (2, 100, [50], 1.5), (4, 100, [25, 50], 2.0), (5, 80, [10, 20, 40], 2.0)],
+    [
+        (1, 100, [], 1.0),
+        (2, 100, [50], 1.5),
+        (4, 100, [25, 50], 2.0),
+        (5, 80, [10, 20, 40], 2.0),
+        (4, 1, [], 1.0),
+    ],
 )
 def test_rungs_and_what_they_cost(count: int, steps: int, expected: list[int], cost: float) -> None:
     assert rungs(count, steps) == expected
@@ -40,6 +49,7 @@ def test_rungs_and_what_they_cost(count: int, steps: int, expected: list[int], c
 def test_the_better_half_goes_on_and_a_failed_one_never() -> None:
     assert survivors({"a": 1.0, "b": 0.5, "c": None, "d": 2.0}) == ["b", "a"]
     assert survivors({"a": 1.0, "b": float("nan"), "c": 0.9}, final=True) == ["c"]
+    assert survivors({"a": 1.0, "b": 0.5, "c": 2.0}) == ["b", "a"], "half of three, rounded up"
     assert survivors({"a": None}) == []
 
 

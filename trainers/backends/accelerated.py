@@ -54,6 +54,8 @@ class AcceleratedBackend:
         import torch
 
         on_gpu = torch.cuda.is_available()
+        bf16 = on_gpu and torch.cuda.is_bf16_supported()
+        refuse_fp32(spec, bf16)
         begin_alike(spec.seed)
         model, tokenizer = FastLanguageModel.from_pretrained(
             str(base),
@@ -77,7 +79,7 @@ class AcceleratedBackend:
         )
         # Unsloth brings its own fused loss behind the standard one.
         options: dict[str, Any] = {"loss_type": "nll", "fp16": False}
-        options["bf16"] = on_gpu and torch.cuda.is_bf16_supported()
+        options["bf16"] = bf16
         if on_gpu and spec.batching == "packed":
             # Its GPU attention does not see from the positions where an example begins, as that of
             # transformers does: only in rows that it packs itself are examples kept apart.
@@ -95,6 +97,16 @@ class AcceleratedBackend:
             answers_only=False,
             on_checkpoint=on_checkpoint,
             before_probes=_return_logits,
+        )
+
+
+def refuse_fp32(spec: TrainSpec, bf16: bool) -> None:
+    """Raises TrainingError where the library would compute in bf16 whatever the spec asks for."""
+    if bf16 and spec.precision == "fp32":
+        raise TrainingError(
+            "unsloth computes in bf16 on this GPU and cannot be held to fp32: leave the precision to "
+            "'auto', or set training.backend to peft",
+            "spec_invalid",
         )
 
 

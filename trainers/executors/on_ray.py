@@ -17,7 +17,7 @@ from typing import Any
 
 from trainers.executors.protocol import ExecutorError, ExecutorLost, RunOutcome, TrainJob
 from trainers.executors.supervisor import outcome_to_json, supervise
-from trainers.failures import FailureState
+from trainers.failures import FailureState, classify
 from trainers.run_folder import Progress, RunFolder, StoragePlace, TrainResult
 from trainers.run_report import REPORT_SECONDS, Report, report_from_afar, report_of, reporting
 
@@ -48,6 +48,14 @@ class _Cluster:
         self._next_look = 0.0
         self.lost = False
 
+    def connected(self) -> bool:
+        """Whoever asks Ray anything without a connection gets a new cluster, begun on this machine."""
+        import ray
+
+        if not ray.is_initialized():
+            self.lost = True
+        return not self.lost
+
     def gone(self) -> bool:
         if not self.lost and self._id is not None and time.monotonic() >= self._next_look:
             seen = _cluster_id()
@@ -72,10 +80,13 @@ class RayRun:
         import ray
         from ray import exceptions
 
-        if self._cancelled is not None and time.monotonic() > self._cancelled + _FLAG_SECONDS:
-            # Its machine does not see the flag: taking the task away ends the process below it.
-            ray.cancel(self._reference, force=True)
+        overdue = self._cancelled is not None and time.monotonic() > self._cancelled + _FLAG_SECONDS
         try:
+            if not ray.is_initialized():
+                raise ConnectionError("this process is in no cluster any more")
+            if overdue:
+                # Its machine does not see the flag: taking the task away ends the process below it.
+                ray.cancel(self._reference, force=True)
             text = ray.get(self._reference, timeout=timeout_seconds)
         except exceptions.GetTimeoutError as error:
             if self._cluster.gone():
@@ -86,6 +97,11 @@ class RayRun:
         except (exceptions.RayError, ConnectionError) as error:
             if self._run.cancel_requested:
                 return RunOutcome("cancelled", len(self._run.attempts()))
+            if isinstance(error, exceptions.RayTaskError):
+                # Nobody is lost: whoever watches the run there could not go on, say for a full disk.
+                failure = classify(error.cause)
+                told = f"its worker could not watch over it: {failure.message}"
+                return self._failed(told, failure.state)
             if isinstance(error, ConnectionError) or type(error).__name__ in _AWAY:
                 self._cluster.lost = True
             first_line = str(error).strip().partition("\n")[0]
@@ -108,7 +124,7 @@ class RayRun:
         # that still waits for a place never looks at the flag, so it is taken out of the queue.
         self._run.request_cancel()
         self._cancelled = self._cancelled or time.monotonic()
-        if not self._cluster.lost and not self._run.attempts():
+        if self._cluster.connected() and not self._run.attempts():
             ray.cancel(self._reference, force=False)
 
     def progress(self) -> Progress:
@@ -150,7 +166,7 @@ class RayExecutor:
 
         if self._closed:
             raise ExecutorError("the executor is closed")
-        if self._cluster.lost:
+        if not self._cluster.connected():
             raise ExecutorLost("the Ray cluster that this night began on is gone")
         # Ray keeps a task that fits nowhere waiting for ever, without an error.
         while refusal := _infeasible(job, ray.cluster_resources()):
@@ -176,7 +192,7 @@ class RayExecutor:
         import ray
 
         self._closed = True
-        if self._cluster.lost:
+        if not self._cluster.connected():
             return  # nobody there to be asked, and Ray ends a process that asks
         pending = [run._reference for run in self._runs]
         if pending:

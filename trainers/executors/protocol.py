@@ -47,7 +47,10 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended. ``result`` is there when done, ``error`` when failed."""
+    """How a run ended. ``result`` is there when done, ``error`` when failed.
+
+    Of a done run ``error`` and ``failure`` say why its result lies in the worker's folder alone.
+    """
 
     state: State
     attempts: int
@@ -55,7 +58,7 @@ class RunOutcome:
     error: str | None = None
     result: TrainResult | None = None
     failure: str | None = None
-    """The named state of a failed run, see ``trainers.failures``."""
+    """The named state, see ``trainers.failures``."""
 
 
 class RunHandle(Protocol):

@@ -21,6 +21,7 @@ import trainers
 from infra.objects.store import ObjectStoreError
 from infra.settings.sources import SettingsError
 from trainers.executors.protocol import RunOutcome, TrainJob
+from trainers.failures import Failure, classify
 from trainers.run_folder import RunFolder, append_line, now
 from trainers.run_storage import storage_of
 
@@ -41,11 +42,13 @@ def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> R
         abandoned: asked a few times a second; True ends the process and the run counts as cancelled.
     """
     run = RunFolder(job.run_dir)
-    _take_up(run, job)
+    kept_away = _take_up(run, job)
+    if kept_away is not None:
+        return kept_away
     code, killed_at = 0, None
     while True:
         attempts = len(run.attempts())
-        ended = _ended(run, attempts, abandoned)
+        ended = _ended(run, job, attempts, abandoned)
         if ended is not None:
             return ended
         if attempts > job.max_retries:
@@ -72,22 +75,56 @@ def supervise(job: TrainJob, abandoned: Callable[[], bool] = lambda: False) -> R
             )
 
 
-def _take_up(run: RunFolder, job: TrainJob) -> None:
-    """Bring the run's inputs, or what was asked of it last, to a machine that has a disk of its own."""
+def _take_up(run: RunFolder, job: TrainJob) -> RunOutcome | None:
+    """Bring the run's inputs, or what was asked of it last, to a machine that has a disk of its own.
+
+    Returns how the run ends where they are not to be had.
+    """
     try:
         storage = storage_of(job.storage, job.run_id)
         if storage is not None:
             storage.pull_inputs(run)
     except (ObjectStoreError, SettingsError) as error:
+        failure = classify(error)
         if not run.spec_file.exists():
-            raise
-        run.note(f"looking for what was asked last failed: {error}"[:500])
+            told = f"this worker cannot read what it is to train: {failure.message}"
+            return RunOutcome("failed", 0, told, failure=failure.state)
+        _note(run, "looking for what was asked last", failure)
+    if not run.spec_file.exists():
+        told = (
+            f"this worker sees neither {run.path} nor a copy of it: turn training.store_checkpoints "
+            "on, or put training.runs on a disk that all share"
+        )
+        return RunOutcome("failed", 0, told, failure="storage_unreachable")
+    return None
 
 
-def _ended(run: RunFolder, attempts: int, abandoned: Callable[[], bool]) -> RunOutcome | None:
+def _leave_result(run: RunFolder, job: TrainJob) -> Failure | None:
+    """Leave adapter and result where who waits for them finds them; what kept us from it."""
+    try:
+        storage = storage_of(job.storage, job.run_id)
+        if storage is not None:
+            storage.push_result(run)
+    except (ObjectStoreError, SettingsError) as error:
+        failure = classify(error)
+        _note(run, "storing the result", failure)
+        return failure
+    return None
+
+
+def _note(run: RunFolder, what: str, failure: Failure) -> None:
+    run.note(f"{what} failed ({failure.state}): {failure.message}"[:500])
+
+
+def _ended(
+    run: RunFolder, job: TrainJob, attempts: int, abandoned: Callable[[], bool]
+) -> RunOutcome | None:
     result = run.result()
     if result is not None:
-        return RunOutcome("done", attempts, result=result)
+        failure = None if result.stopped == "paused" else _leave_result(run, job)
+        if failure is None:
+            return RunOutcome("done", attempts, result=result)
+        return RunOutcome("done", attempts, failure.message, result, failure.state)
     if run.cancel_requested or abandoned():
         return RunOutcome("cancelled", attempts)
     deadline = run.request().deadline

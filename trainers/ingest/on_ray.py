@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from infra.objects.store import ObjectInfo, ObjectStore, ObjectStoreError
+from infra.objects.store import ObjectInfo, ObjectRefused, ObjectStore, ObjectStoreError
 from infra.settings.learning import Ingest
 from infra.settings.serving import Anonymizer
 from infra.settings.sources import load_settings
@@ -145,7 +145,8 @@ def read_object(
     try:
         taken = here.one(ObjectInfo(**json.loads(row["item"])))
     except ObjectStoreError as error:
-        return {"told": json.dumps({"store": str(error)})}
+        refused = isinstance(error, ObjectRefused)
+        return {"told": json.dumps({"store": str(error), "refused": refused})}
     told = {"item": asdict(taken.item), "counts": taken.counts, "problem": taken.problem}
     return {"told": json.dumps(told)}
 
@@ -157,5 +158,5 @@ def _store(place: StoragePlace) -> ObjectStore:
 
 def _taken(told: dict[str, Any]) -> Taken:
     if "store" in told:
-        raise ObjectStoreError(told["store"])
+        raise (ObjectRefused if told["refused"] else ObjectStoreError)(told["store"])
     return Taken(ObjectInfo(**told["item"]), told["counts"], told["problem"])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from infra.database.open import Database
 from infra.objects.directory import DirectoryStore
-from infra.objects.store import ObjectInfo
+from infra.objects.store import ObjectInfo, ObjectRefused
 from infra.settings.learning import Ingest, Training
 from infra.settings.model import Settings
 from infra.settings.serving import Storage
+from tests.contracts.guarded_s3 import READING, GuardedS3
 from tests.trainers.recorded import SETTINGS, START, home, opened, put_log, ticket
 from trainers.executors.on_ray import RayExecutor
 from trainers.ingest import claims, on_ray
@@ -22,6 +25,7 @@ from trainers.ingest.ingest import IngestReport, ingest, totals
 from trainers.ingest.on_ray import OnRay
 from trainers.ingest.taking import Here, Workers, WorkersLost
 from trainers.ingest.workers import on_cluster
+from trainers.run_folder import StoragePlace
 from trainers.run_storage import place_of
 
 Opened = Callable[[Path], Workers]
@@ -177,6 +181,22 @@ def test_a_store_that_the_workers_cannot_reach_is_said(
     with pytest.raises(WorkersLost, match=r"ingest\.executor = local"):
         ingest(store, database, SETTINGS, holder="a", workers=workers)
     assert totals(database).objects == 0
+
+
+def test_a_worker_that_may_not_write_is_told_to_be_refused(
+    guarded_s3: GuardedS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = guarded_s3.new_key()
+    put_log(key.store(), [home(1)])
+    key.allow(*READING)
+    for name, value in key.environment.items():
+        monkeypatch.setenv(name, value)
+    (item,) = key.store().list("logs/")
+    place = StoragePlace.model_validate(key.place)
+    row = {"item": json.dumps(asdict(item))}
+    told = on_ray.read_object(row, place, SETTINGS.ingest, SETTINGS.anonymizer, 1 << 20)
+    with pytest.raises(ObjectRefused):
+        on_ray._taken(json.loads(told["told"]))
 
 
 @pytest.mark.parametrize(
