@@ -107,7 +107,7 @@ def services(settings: Settings, *, base_model: Path | None) -> list[Service]:
                 "prefect",
                 "Prefect server and its UI",
                 (
-                    *(python, "-m", "prefect", "server", "start"),
+                    *(python, "-m", "flows.stack.orchestrator_server", "server", "start"),
                     *("--host", server.host, "--port", str(server.port)),
                 ),
                 server.host,

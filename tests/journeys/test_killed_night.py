@@ -38,6 +38,8 @@ def variables(
         "NIGHTSCHOOL_ENGINE__URL": f"http://127.0.0.1:{free_port()}",
         "NIGHTSCHOOL_ENGINE__BASE_MODEL": str(make_tiny_model(folder / "base")),
         "NIGHTSCHOOL_ENGINE__MAX_ANSWER_TOKENS": "24",
+        # Answers made together differ in their last bits by who is beside them, and so would digests.
+        "NIGHTSCHOOL_ENGINE__BATCH_SIZE": "1",
     }
     settings = load_settings(environ=shared)
     wanted = services(settings, base_model=Path(settings.engine.base_model))
