@@ -239,8 +239,8 @@ def _token_means(context: Context, datasets: Mapping[str, DatasetVersion]) -> di
     """Data set digest to the mean tokens of its training examples, counted on the newest of them."""
     try:
         tokenizer = load_tokenizer(local_base_folder(context.settings.engine))
-    except ArtifactError:
-        return {}  # a base that is not fetched yet: the first estimate has to do
+    except (ArtifactError, TrainingError):
+        return {}  # not fetched yet, or of no use, as its runs will say: the first estimate has to do
     means: dict[str, float] = {}
     for dataset in datasets.values():
         newest = read_split(context.store, dataset, "train")[-COUNTED_EXAMPLES:]

@@ -23,13 +23,17 @@ from infra.artifacts.base_folder import HUB_ID, PACKAGED_SHA256, converted_folde
 from infra.artifacts.manifest import ArtifactError
 from infra.settings.serving import Engine
 from trainers.conversion import convert
+from trainers.failures import TrainingError
 
 _FETCHED = ["config.json", "generation_config.json", "tokenizer*", "chat_template*"]
 _FETCHED += ["*.safetensors", "*.index.json"]
 
 
-class BaseModelError(Exception):
+class BaseModelError(TrainingError):
     """The base model cannot be had; the message says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "base_model_unusable")
 
 
 @dataclass(frozen=True)

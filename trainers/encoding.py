@@ -91,7 +91,10 @@ def turn_tokens(tokenizer: Tokenizer) -> list[int]:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a base model folder, without padding or truncation."""
+    """The tokenizer of a base model folder, without padding or truncation.
+
+    Raises TrainingError where its file cannot be read.
+    """
     return _tokenizer(Path(folder).resolve())
 
 
@@ -99,7 +102,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def _tokenizer(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise TrainingError(f"{path} cannot be read: {error}", "base_model_unusable") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

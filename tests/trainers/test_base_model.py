@@ -14,6 +14,7 @@ from infra.prompting.template import STOP, TURN
 from infra.settings.serving import Engine
 from tests.model_hub import model_hub
 from trainers.base_model import PACKAGED, BaseModelError, PackagedModel, prepare_base
+from trainers.failures import classify
 
 
 def test_a_folder_is_used_as_it_is(tiny_base: Path) -> None:
@@ -24,8 +25,9 @@ def test_a_folder_is_used_as_it_is(tiny_base: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no-such-model", "./no/such/folder"])
 def test_an_unknown_name_says_what_would_do(name: str) -> None:
-    with pytest.raises(BaseModelError, match="smollm2-135m"):
+    with pytest.raises(BaseModelError, match="smollm2-135m") as refused:
         prepare_base(Engine(base_model=name))
+    assert classify(refused.value).state == "base_model_unusable"
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,12 @@ def test_a_base_model_without_turn_tokens(tiny_base: Path, tmp_path: Path) -> No
     ends(tiny_run(tmp_path / "r", base), "chat_template_missing", "lacks <|im_end|>")
 
 
+def test_a_base_model_with_a_broken_tokenizer(tiny_base: Path, tmp_path: Path) -> None:
+    base = copied(tiny_base, tmp_path / "base")
+    (base / "tokenizer.json").write_text("{")
+    ends(tiny_run(tmp_path / "r", base), "base_model_unusable", "tokenizer.json cannot be read")
+
+
 def test_a_base_model_without_the_target_modules(tiny_base: Path, tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "r", tiny_base, lora={"targets": ["q_proj", "w1"], "rank": 2})
     ends(run, "target_modules_missing", "no module w1", "gate_proj")
