@@ -171,6 +171,7 @@ def test_a_cluster_is_tried_again_for_minutes_and_then_a_night_is_without_its_ma
             raise RuntimeError("No node info found matching attributes: '127.0.0.1'")
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the other tests' Ray goes on
     monkeypatch.setattr(on_ray, "_JOIN_AGAIN_SECONDS", 0)
     on_ray._join("head:6379", {})
     assert tries == ["head:6379"] * 3
