@@ -187,12 +187,14 @@ def list_datasets(ctx: click.Context, task: str | None, as_json: bool) -> None:
     """The data sets of a task, or of all, oldest first."""
     with context_of(ctx) as context:
         chosen = [context.registry.task(task)] if task else context.registry.tasks()
+        removed = _removed(context)
         rows = [
             {
                 "digest": version.digest if as_json else version.digest[:16],
                 "task": version.task_id,
                 **version.manifest.get("counts", {}),
                 "created": version.created,
+                "removed": removed.get(version.location),
             }
             for item in chosen
             for version in context.registry.datasets(item.id)
@@ -262,6 +264,14 @@ def _answers(task: Task, routes: Mapping[str, Route]) -> str:
     return routes[task.id].champion if task.id in routes else "teacher"
 
 
+def _removed(context: Context) -> dict[str, str]:
+    """Location of each data set whose files are gone or going, to why."""
+    from infra.database.garbage import read_marks
+
+    with context.database.read() as connection:
+        return {m.location: m.why for m in read_marks(connection) if m.state != "marked"}
+
+
 def _find(context: Context, digest: str) -> DatasetVersion:
     from trainers.data_sets.versions import find_dataset
 
@@ -274,4 +284,6 @@ def _find(context: Context, digest: str) -> DatasetVersion:
     if len(found) != 1:
         what = "no data set begins" if not found else f"{len(found)} data sets begin"
         fail(f"{what} with {digest}: see `nightschool datasets list`", NOT_FOUND)
+    if (why := _removed(context).get(found[0].location)) is not None:
+        fail(f"data set {found[0].digest[:16]} was removed: {why}", NOT_FOUND)
     return find_dataset(context.store, found[0].location)

@@ -129,7 +129,9 @@ def list_entries(ctx: click.Context, limit: int, as_json: bool) -> None:
     shown = ("id", "reader", "object", "row", "position", "reason")
     show([{name: row[name] for name in shown} for row in rows], False, "Nothing is in quarantine.")
     if reasons.total() > len(rows):
-        click.echo(f"and {reasons.total() - len(rows)} more")
+        click.echo(f"and {reasons.total() - len(rows)} more; in all:")
+    for reason, count in reasons.most_common():
+        click.echo(f"  {count:>8}  {reason}")
 
 
 @quarantine.command(

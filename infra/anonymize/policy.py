@@ -7,6 +7,7 @@ import hmac
 from collections.abc import Iterable, Mapping
 
 from infra.settings.serving import Anonymizer as AnonymizerSettings
+from infra.settings.sources import SettingsError
 
 POLICY_VERSION = 1
 DROP_RECORD = "drop_record"
@@ -25,13 +26,13 @@ class RecordDropped(Exception):
 
 
 class Policy:
-    """Raises ValueError: a kind is to be hashed and there is no key."""
+    """Raises SettingsError: a kind is to be hashed and there is no key."""
 
     def __init__(self, settings: AnonymizerSettings) -> None:
         hashed = settings.policy == "hash" or "hash" in settings.kinds.values()
         if settings.enabled and hashed and settings.hash_key is None:
-            raise ValueError(
-                "[anonymizer] policy is hash and hash_key is not set: "
+            raise SettingsError(
+                "by [anonymizer] something is to be hashed, and hash_key is not set: "
                 "set NIGHTSCHOOL_ANONYMIZER__HASH_KEY, or choose the policy replace"
             )
         key = settings.hash_key

@@ -12,6 +12,7 @@ from trainers.ingest.features import Features
 
 LABEL_WORDS = 5
 LABEL_VALUES = 25
+UNDATED_YEAR = 1970
 _VOLUME_SATURATES = 1000
 _BOUND = {"tool_call": 1.0, "structured": 1.0, "label": 1.0, "text": 0.2}
 
@@ -31,12 +32,19 @@ def kind_of_answer(members: Sequence[Features]) -> str:
 
 
 def volume(times: Sequence[datetime], members: Sequence[Features]) -> dict[str, Any]:
-    """Calls and tokens per day, over the span the calls cover (at least one day)."""
-    span = (max(times) - min(times)).total_seconds() / 86400 if times else 0.0
+    """Calls and tokens per day, over the span the calls cover (at least one day).
+
+    Calls of imported examples have no time (``readers.making.undated``): they are no traffic, and
+    count only where there is nothing else.
+    """
+    pairs = list(zip(times, members, strict=True))
+    pairs = [pair for pair in pairs if pair[0].year > UNDATED_YEAR] or pairs
+    seen = [time for time, _ in pairs]
+    span = (max(seen) - min(seen)).total_seconds() / 86400 if seen else 0.0
     days = max(1.0, span)
     return {
-        "calls_per_day": round(len(members) / days, 3),
-        "tokens_per_day": round(sum(member.tokens for member in members) / days, 3),
+        "calls_per_day": round(len(pairs) / days, 3),
+        "tokens_per_day": round(sum(member.tokens for _, member in pairs) / days, 3),
         "by_teacher": sum(member.by_teacher for member in members),
     }
 

@@ -25,7 +25,7 @@ _ADVICE = (
     ("recorded without", "switch on the recording of content where the spans are made"),
     ("without what was said", "the logger was told to leave out messages: switch that off"),
     ("without its messages", "fetch them by the API and put them beside it as `messages`"),
-    ("not valid JSON", f"mend the row in its file and import that; an unchanged file: {RERUN}"),
+    ("not valid JSON", "mend the row in its file, and import that again: nothing counts twice"),
 )
 _ELSE = "if the row is right, and a newer release may read it, `nightschool quarantine rerun` then"
 

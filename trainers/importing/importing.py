@@ -11,11 +11,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
 
 from infra.calls.codec import LOG_PREFIX, Problem
-from infra.calls.record import CallRecord, FeedbackRecord, LogRecord, utc_now
+from infra.calls.record import CallRecord, LogRecord, utc_now
 from infra.database.events import record_event
 from infra.database.open import Database
 from infra.objects.store import ObjectInfo, ObjectMissing, ObjectStore, ObjectStoreError
@@ -26,12 +26,11 @@ from trainers.importing.log_writer import LogWriter
 from trainers.importing.quarantined import IMPORT_PREFIX, ImportQuarantine, entry
 from trainers.importing.sources import UNREADABLE, Source, open_source
 from trainers.ingest.privacy import PrivacyCheck
-from trainers.readers.reader import Item, Skipped
+from trainers.ingest.taking import timely
+from trainers.readers.reader import Skipped
 from trainers.readers.reading import Read, read_source
 
 LIST_PAGE = 500
-MAX_AHEAD = timedelta(hours=1)
-"""How far a foreign clock may be ahead of ours."""
 SAID_EVERY = 2000
 WRITER = "import-"
 MAX_DOWN = 3
@@ -219,7 +218,7 @@ def _read(
                 report.read += 1
                 if report.read % SAID_EVERY == 0:
                     progress(f"{report.read} rows read, now {member.key}")
-                item = judged(read.item, now)
+                item = timely(read.item, now)
                 if isinstance(item, Skipped):
                     report.skipped[item.reason] += 1
                 elif isinstance(item, Problem):
@@ -286,13 +285,6 @@ def read_member(
         raise SourceChanged(str(error)) from error
     if not same:
         raise SourceChanged("it changed while it was read")
-
-
-def judged(item: Item, now: datetime) -> Item:
-    """The item, or a Problem: a call of the future would count as the newest for ever."""
-    if isinstance(item, CallRecord | FeedbackRecord) and item.time > now + MAX_AHEAD:
-        return Problem("a time in the future: is a clock wrong?", "time")
-    return item
 
 
 def _identity(record: LogRecord) -> int:

@@ -12,11 +12,12 @@ from infra.calls.codec import Problem
 from infra.calls.record import utc_now
 from infra.objects.store import ObjectInfo, ObjectMissing, ObjectStore, ObjectStoreError
 from infra.settings.model import Settings
-from trainers.importing.importing import SourceChanged, judged, read_member
+from trainers.importing.importing import SourceChanged, read_member
 from trainers.importing.log_writer import LogWriter
 from trainers.importing.quarantined import Entry, Listed, quarantines, write
 from trainers.importing.sources import open_source
 from trainers.ingest.privacy import PrivacyCheck
+from trainers.ingest.taking import timely
 from trainers.readers.reader import Skipped
 from trainers.readers.reading import Read
 
@@ -118,7 +119,7 @@ def _object(
             ]
             if not meant:
                 continue
-            item = judged(read.item, now)
+            item = timely(read.item, now)
             if isinstance(item, Problem):
                 still.update(dict.fromkeys(meant, item.reason))
                 continue

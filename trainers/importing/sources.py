@@ -85,9 +85,9 @@ class FolderSource:
     """
 
     def __init__(self, location: str, path: Path) -> None:
-        path = path.absolute()
-        # Wherever it is read again from.
-        self.location = str(path)
+        # The same wherever it is read again from, also by ``../exports``.
+        self.location = os.path.abspath(path)  # noqa: PTH100 - a link keeps its own name
+        path = Path(self.location)
         self._file = path if path.is_file() else None
         self._root = path.parent if self._file else path
         self._known: dict[str, tuple[tuple[int, int, int], str]] = {}

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from infra.calls.codec import Problem, RecordError, parse_line, read_lines
-from infra.calls.record import CallRecord, LogRecord
+from infra.calls.record import CallRecord, FeedbackRecord, LogRecord, utc_now
 from infra.objects.store import ObjectInfo, ObjectMissing, ObjectStore, ObjectStoreError
 from infra.settings.learning import Ingest
 from infra.settings.serving import Anonymizer
 from trainers.ingest.privacy import PrivacyCheck
 from trainers.ingest.sinks import ParquetFiles, Quarantine
 
+MAX_AHEAD = timedelta(hours=1)
+"""How far another machine's clock may be ahead of ours."""
+T = TypeVar("T")
 Counts = dict[str, Any]
 StillOurs = Callable[[ObjectInfo], bool]
 
@@ -84,8 +88,10 @@ class Here:
         privacy = PrivacyCheck.of(self._anonymizer)
         ids: set[int] = set()
         lines = repeated = 0
+        now = utc_now()
         for line, size, record in self._records(item):
             lines += 1
+            record = timely(record, now)
             if isinstance(record, Problem):
                 quarantine.add(line, record)
             elif (identity := _identity(record)) in ids:
@@ -139,6 +145,13 @@ class Here:
                     yield number, len(content), parse_line(content)
                 except RecordError as error:
                     yield number, 0, Problem(error.reason, error.position)
+
+
+def timely(item: T, now: datetime) -> T | Problem:
+    """The item, or a Problem: a record of the future would count as the newest for ever."""
+    if isinstance(item, CallRecord | FeedbackRecord) and item.time > now + MAX_AHEAD:
+        return Problem("a time in the future: is a clock wrong?", "time")
+    return item
 
 
 def _identity(record: LogRecord) -> int:

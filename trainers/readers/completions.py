@@ -7,7 +7,7 @@ from typing import Any
 
 from infra.calls.codec import RecordError
 from trainers.readers.fields import embedded, first, mapping, parse, sequence, text
-from trainers.readers.messages import normal
+from trainers.readers.messages import is_part, normal
 
 MAX_CHUNKS = 1_000_000
 MAX_CHOICES = 128
@@ -26,7 +26,8 @@ def completion(value: Any, position: str = "response") -> dict[str, Any]:
 
     Args:
         value: a completion, its chunks (a list, or the text of the event stream), a message, a list
-            of messages that are choices, LangChain's generations, plain text, or JSON text of these.
+            of messages that are choices or of one message's parts, LangChain's generations, plain
+            text, or JSON text of these.
 
     Raises:
         RecordError: none of these, or nobody answered.
@@ -37,6 +38,8 @@ def completion(value: Any, position: str = "response") -> dict[str, Any]:
     if isinstance(value, list):
         if any(isinstance(item, Mapping) and _is_chunk(item) for item in value):
             return _with_messages(assembled(value), position)
+        if value and all(isinstance(item, Mapping) and is_part(item) for item in value):
+            value = [{"role": "assistant", "content": value}]
         return _of_messages(value, position)
     if isinstance(value, str):
         return _of_messages([{"role": "assistant", "content": value}], position)

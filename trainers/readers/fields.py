@@ -107,16 +107,23 @@ def count(value: Any) -> int:
     return int(value) if 0 <= value <= MAX_COUNT else 0
 
 
-def seconds(value: Any) -> float | None:
-    """A duration; a negative one (clocks that were set) is 0, and nonsense is None."""
+def number(value: Any) -> float | None:
+    """A finite number, also one written as text; some loggers write "inf" for no limit."""
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             return None
+        value = int(value) if value.is_integer() else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return max(0.0, float(value))
+    return value
+
+
+def seconds(value: Any) -> float | None:
+    """A duration; a negative one (clocks that were set) is 0, and nonsense is None."""
+    found = number(value)
+    return None if found is None else max(0.0, float(found))
 
 
 def instant(value: Any, name: str) -> datetime:

@@ -13,6 +13,7 @@ from infra.calls.record import FeedbackRecord
 from trainers.readers.completions import completion
 from trainers.readers.fields import embedded, first, instant, mapping, seconds, text
 from trainers.readers.making import Parts, call, failure, own_id, request, tagged, usage
+from trainers.readers.messages import tools
 from trainers.readers.reader import Item, Place, Skipped
 
 _CAPITAL = re.compile(r"(?<=[a-z0-9])([A-Z])")
@@ -57,12 +58,12 @@ class LangfuseExport:
         foreign = text(value.get("id"))
         if foreign is None:
             raise RecordError("a generation without an id", "id")
-        said = embedded(value.get("input"))
+        said, offered = _without_tools(embedded(value.get("input")))
         asked = said if isinstance(said, Mapping) and "messages" in said else {}
         metadata = mapping(value.get("metadata"))
         options = {**mapping(value.get("model_parameters")), **asked}
         model = text(first(value, "provided_model_name", "model")) or text(asked.get("model"))
-        offered = first(value, "tool_definitions") or first(metadata, "tools")
+        offered = first(value, "tool_definitions") or first(metadata, "tools") or offered
         error = None
         if value.get("level") == "ERROR" and not value.get("output"):
             error = failure("provider_error", value.get("status_message"))
@@ -117,6 +118,24 @@ class LangfuseExport:
             )
         except ValidationError as error:
             raise explained(error) from None
+
+
+def _without_tools(said: Any) -> tuple[Any, list[Any]]:
+    """The messages, and the tools that its LangChain handler puts after them as messages of tools."""
+    said = list(said) if isinstance(said, list) else said
+    offered: list[Any] = []
+    while isinstance(said, list) and said and (tool := _tool_of(said[-1])) is not None:
+        offered.insert(0, tool)
+        said.pop()
+    return said, offered
+
+
+def _tool_of(message: Any) -> Mapping[str, Any] | None:
+    if not isinstance(message, Mapping) or message.get("role") != "tool":
+        return None
+    content = message.get("content")
+    is_tool = isinstance(content, Mapping) and "tool_call_id" not in message and tools([content])
+    return content if is_tool else None
 
 
 def _snake(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,18 +14,21 @@ from pydantic import ValidationError
 
 from infra.calls.codec import explained
 from infra.calls.record import AnsweredBy, CallRecord, Usage
-from trainers.readers.fields import count, first, mapping, sequence, text
-from trainers.readers.messages import messages, tools
+from trainers.readers.fields import count, embedded, first, mapping, number, sequence, text
+from trainers.readers.messages import messages, normal, tools
 from trainers.readers.reader import Place
 
 MAX_ERROR_CHARACTERS = 2000
 MAX_NAME_CHARACTERS = 256
 _NAMESPACE = uuid.UUID("6f0c5bd1-6c0a-5b43-9a5a-2f6f2b1f6c77")
 _UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBERS = (
+    *("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "n"),
+    *("presence_penalty", "frequency_penalty"),
+)
 _OPTIONS = (
-    *("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "n"),
-    *("tool_choice", "parallel_tool_calls", "response_format", "presence_penalty"),
-    *("frequency_penalty", "reasoning_effort", "logit_bias", "user", "stream"),
+    *("stop", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort"),
+    *("logit_bias", "user", "stream"),
 )
 
 
@@ -106,16 +109,23 @@ def request(
 
     Args:
         said: the conversation, in any dialect.
-        options: sampling options and the like; those that OpenAI's requests have are taken.
+        options: sampling options and the like; those that OpenAI's requests have are taken, and
+            ``system``, where Anthropic's requests say what OpenAI's say in the first message.
         offered: tool definitions; None: those among the options.
     """
     made: dict[str, Any] = {"model": model} if model else {}
-    made["messages"] = messages(said)
+    spoken = messages(said)
+    if options.get("system") and spoken[0]["role"] not in ("system", "developer"):
+        spoken = (
+            normal({"role": "system", "content": embedded(options["system"])}, "system") + spoken
+        )
+    made["messages"] = spoken
     found = tools(offered) or tools(options.get("tools")) or tools(options.get("functions"))
     if found:
         made["tools"] = found
     made.update({name: options[name] for name in _OPTIONS if options.get(name) is not None})
-    return made
+    numbers = {name: number(options.get(name)) for name in _NUMBERS}
+    return made | {name: value for name, value in numbers.items() if value is not None}
 
 
 def usage(*given: Any) -> Usage:

@@ -84,7 +84,9 @@ def normal(value: Any, position: str) -> list[dict[str, Any]]:
         raise RecordError("a message without a known role", position)
     made = _Made()
     parts = fields.get("parts")
-    made.content(embedded(parts) if parts is not None else fields.get("content"))
+    # Beside OpenAI's stored messages their parts lie under a name of their own.
+    content = fields.get("content_parts") or fields.get("content")
+    made.content(embedded(parts) if parts is not None else content)
     for call in _calls(fields):
         made.call(call)
     message: dict[str, Any] = {"role": role}
@@ -104,6 +106,11 @@ def normal(value: Any, position: str) -> list[dict[str, Any]]:
         if "content" in message:
             message["tool_call_id"] = call_id or ""
     return [*made.results, message] if "content" in message else made.results
+
+
+def is_part(value: Mapping[str, Any]) -> bool:
+    """Whether it is a part of a message's content, and no message."""
+    return "role" not in value and value.get("type") in ("text", "tool_use", *_REASONING)
 
 
 def tools(value: Any) -> list[dict[str, Any]]:

@@ -126,3 +126,14 @@ def test_two_versions_compared_and_one_exported(world: World, tmp_path: Path):
     loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert {name: len(rows) for name, rows in loaded.items()} == second.manifest["counts"]
     assert json.loads(loaded["train"][0]["answer"])["role"] == "assistant"
+
+
+def test_a_data_set_that_was_removed_says_so_and_why(world: World):
+    store, database, task = world
+    version = freeze(store, database, SETTINGS, task.id, START)
+    session = read_split(store, version, "train")[0].session.split("/", 1)[1]
+    run("forget", "--session", session, "--yes")
+    (listed,) = json.loads(run("datasets", "list", "--json").stdout)
+    assert listed["removed"] == "it holds what was to be forgotten"
+    told = run("datasets", "show", version.digest[:10], status=3).output
+    assert f"{version.digest[:16]} was removed: it holds what was to be forgotten" in told

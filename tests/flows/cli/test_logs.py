@@ -63,6 +63,7 @@ def test_quarantine_lists_explains_and_reads_again(
     run("import", "flywheel", "exports")
     said = run("quarantine", "list")
     assert "line 2" in said.stdout and MAIL not in said.stdout
+    assert "1  longer than 4096 bytes" in said.stdout
     listed = json.loads(run("quarantine", "list", "--json").stdout)
     (entry,) = listed["entries"]
     assert listed["reasons"] == {"longer than 4096 bytes": 1}
@@ -119,6 +120,13 @@ def test_explain_shows_the_policy_of_each_kind_and_what_is_not_stored(run: Run, 
     imported = json.loads(run("import", "flywheel", str(card), "--json").stdout)
     assert (imported["read"], imported["stored"], imported["lost"]) == (1, 0, 0)
     assert imported["left_out"] == {"PHONE": 1}
+
+
+def test_to_hash_without_a_key_is_refused_before_anything_is_read(run: Run, tmp_path: Path):
+    (tmp_path / "nightschool.toml").write_text('[anonymizer]\nkinds = { EMAIL = "hash" }\n')
+    file = write(tmp_path / "a.jsonl", [row(f"Dear {MAIL}")])
+    for command in (("anonymize", str(file)), ("import", "flywheel", str(file))):
+        assert "NIGHTSCHOOL_ANONYMIZER__HASH_KEY" in run(*command, status=2).stderr
 
 
 def test_anonymize_writes_the_records(run: Run, tmp_path: Path):

@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from trainers.discover.clusters import Rival, centre, separate_groups
 from trainers.discover.naming import task_id
 from trainers.discover.phrases import ends_of, instruction
 from trainers.discover.purity import purity
-from trainers.discover.scoring import kind_of_answer, score
+from trainers.discover.scoring import kind_of_answer, score, volume
 from trainers.ingest.features import features
 
 
@@ -128,6 +130,16 @@ def test_kinds_of_answer():
     assert kind([call(n, answer=["spam", "no spam"][n % 2]) for n in range(9)]) == "label"
     assert kind([call(n, answer=f"a poem number {n} of many words") for n in range(9)]) == "text"
     assert kind([call(1, response={"error": "x"})]) == "text"
+
+
+def test_examples_without_a_time_are_no_traffic():
+    days = [datetime(2026, 3, day, tzinfo=UTC) for day in (1, 2, 3)]
+    undated = [datetime(1970, 1, 1, 0, 0, second, tzinfo=UTC) for second in range(4)]
+    several = [features(home(n)) for n in range(7)]
+    told = volume([*undated, *days], several)
+    assert told["calls_per_day"] == 1.5  # three calls in two days
+    assert told["tokens_per_day"] == 1.5 * several[0].tokens
+    assert volume(undated, several[:4])["calls_per_day"] == 4.0
 
 
 def test_a_repetitive_bound_task_scores_above_free_text():

@@ -68,6 +68,7 @@ def test_again_takes_in_nothing_and_new_files_alone(world: Any, exports: Path):
     before = keys(world)
     again = run(world, exports)
     assert (again.objects, again.known, again.stored) == (0, 1, 0)
+    assert run(world, exports / ".." / exports.name).known == 1
     assert keys(world) == before
     put(exports / "b.jsonl", [flywheel_row(2)])
     third = run(world, exports)

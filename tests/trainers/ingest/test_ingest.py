@@ -1,9 +1,10 @@
 import json
+from datetime import timedelta
 
 import pytest
 import zstandard
 
-from infra.calls.record import FeedbackRecord
+from infra.calls.record import FeedbackRecord, utc_now
 from infra.settings.learning import Ingest
 from infra.settings.serving import Anonymizer, Storage
 from tests.trainers.recorded import (
@@ -17,6 +18,7 @@ from tests.trainers.recorded import (
     stored,
     ticket,
 )
+from trainers.importing.rerun import rerun
 from trainers.ingest import claims
 from trainers.ingest.ingest import IngestReport, totals
 from trainers.ingest.reading import (
@@ -54,6 +56,20 @@ def test_a_record_that_may_not_be_stored_is_left_out_and_counted(tmp_path):
     files = call_files(database, 100)
     kept = {record.id: record for record, _ in read_calls(store, files, {"call-00003"})}
     assert kept["call-00003"].request["messages"][1]["content"] == "bob@example.com"
+
+
+def test_a_record_of_the_future_waits_in_quarantine(tmp_path):
+    store, database = opened(tmp_path)
+    ahead = utc_now() + timedelta(hours=2)
+    put_log(store, [call(1), call(2, time=ahead), call(3, time=utc_now() + timedelta(minutes=5))])
+    report = run(store, database)
+    assert (report.calls, report.quarantined, report.lost) == (2, 1, 0)
+    (line,) = quarantine(store)
+    assert (line["line"], line["position"]) == (2, "time")
+    assert line["reason"] == "a time in the future: is a clock wrong?"
+    assert rerun(store, SETTINGS).settled == 0
+    done = rerun(store, SETTINGS, now=ahead)
+    assert (done.settled, done.stored) == (1, 1)
 
 
 def test_calls_and_feedback_are_kept_whole(tmp_path):

@@ -15,6 +15,7 @@ from tests.trainers.readers.one_row import one, problem, read
 from tests.trainers.readers.samples import SAMPLES
 from trainers.readers.completions import completion
 from trainers.readers.formats import reader_named, reader_of
+from trainers.readers.making import request
 from trainers.readers.messages import messages, tools
 from trainers.readers.reader import Skipped
 
@@ -122,6 +123,10 @@ class TestMessages:
         assert message["content"][0]["image_url"]["url"] == "data:image/gif;base64,R0"
         assert message["content"][1] == content[1]
 
+    def test_the_parts_beside_openais_stored_messages(self):
+        said = [{"role": "user", "content": None, "id": "m", "content_parts": agent.USER}]
+        assert messages(said) == [{"role": "user", "content": agent.USER}]
+
     def test_a_name_and_json_text_content_stay(self):
         said = [{"role": "tool", "tool_call_id": "a", "content": "[1, 2]", "name": "f"}]
         assert messages(said) == said
@@ -146,6 +151,35 @@ class TestMessages:
         ):
             assert tools(given) == wanted
         assert tools([{"no": "name"}, 3]) == tools("nonsense") == []
+
+    def test_parts_alone_are_an_answer(self):
+        made = completion(
+            [
+                {"type": "text", "text": "I look."},
+                {"type": "tool_use", "id": "t1", "name": "find", "input": {"q": 1}},
+            ]
+        )
+        (choice,) = made["choices"]
+        assert choice["message"]["content"] == "I look."
+        assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"q":1}'
+
+
+class TestOptions:
+    @pytest.mark.parametrize("system", ["Be brief.", [{"type": "text", "text": "Be brief."}]])
+    def test_anthropics_system_prompt_beside_the_messages(self, system: Any):
+        made = request([{"role": "user", "content": "hi"}], "m", {"system": system})
+        assert [message["role"] for message in made["messages"]] == ["system", "user"]
+        assert made["messages"][0]["content"] == system
+
+    def test_a_conversation_that_has_one_keeps_it(self):
+        said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+        assert request(said, "m", {"system": "Be brief."})["messages"] == said
+
+    def test_numbers_are_numbers(self):
+        options = {"temperature": "0.5", "max_tokens": "inf", "seed": "7", "n": True, "top_p": 0.9}
+        made = request("hi", None, options)
+        del made["messages"]
+        assert made == {"temperature": 0.5, "seed": 7, "top_p": 0.9}
 
 
 class TestTrainingFiles:
@@ -245,6 +279,15 @@ class TestLangfuse:
             "langfuse", {**score, "data_type": "NUMERIC", "value": 7, "string_value": None}
         )
         assert isinstance(scale, Skipped)
+
+    def test_tools_among_the_messages_as_its_langchain_handler_writes_them(self):
+        row = dict(SAMPLES["langfuse"].rows[0])
+        for name in ("tool_definitions", "metadata"):
+            row.pop(name, None)
+        said = [*agent.SECOND, *({"role": "tool", "content": tool} for tool in agent.TOOLS)]
+        record = one("langfuse", {**row, "input": json.dumps(said)})
+        assert record.messages == agent.SECOND
+        assert record.request["tools"] == agent.TOOLS
 
     def test_without_a_session_the_trace_is_one(self):
         row = {k: v for k, v in SAMPLES["langfuse"].rows[0].items() if k != "session_id"}
