@@ -18,6 +18,7 @@ from flows.cli.common import (
     failing_clearly,
     settings_of,
     show,
+    shown_time,
 )
 
 
@@ -77,8 +78,12 @@ def _traffic(said: dict[str, Any]) -> str:
 def _night(said: dict[str, Any]) -> str:
     if said["state"] is None:
         return "none yet"
-    state, ended = str(said["state"]).lower(), said["ended"] or "-"
-    return f"{said['name']}, {state}, began {said['started']}, ended {ended}"
+    state, began, ended = (
+        str(said["state"]).lower(),
+        shown_time(said["started"]),
+        shown_time(said["ended"]),
+    )
+    return f"{said['name']}, {state}, began {began}, ended {ended}"
 
 
 def _drift(said: dict[str, Any]) -> str:
@@ -95,7 +100,8 @@ def _backlog(said: dict[str, Any]) -> list[str]:
         return [f"backlog: not known ({said['error']})"]
     kept = ", ".join(f"{count} {hook}" for hook, count in said["webhooks_kept"].items())
     return [
-        f"backlog: {said['log_objects']} log objects to ingest (last ingest {said['last_ingest'] or '-'}), "
+        f"backlog: {said['log_objects']} log objects to ingest "
+        f"(last ingest {shown_time(said['last_ingest'])}), "
         f"{said['messages_waiting']} messages waiting, {said['messages_dead']} given up, "
         f"webhooks kept: {kept or 'none'}"
     ]
@@ -161,7 +167,7 @@ def audit(
                 task=task,
                 actor=actor,
                 what=what,
-                since=_moment(since) if since else None,
+                since=_asked_time(since) if since else None,
                 before=before,
                 limit=limit + 1,
             )
@@ -186,7 +192,7 @@ def audit(
         click.echo(f"more: --before {after}", err=True)
 
 
-def _moment(given: str) -> datetime:
+def _asked_time(given: str) -> datetime:
     from infra.calls.record import utc_now
 
     unit = {"m": "minutes", "h": "hours", "d": "days"}.get(given[-1:])

@@ -6,17 +6,20 @@ import json
 import shutil
 import socket
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
+from flows.cli.watch_over import _night
 from flows.examination import CHECKS, examine
 from flows.hooks.receipts import Receipts
 from flows.overview import traffic_of
 from infra.calls.record import utc_now
 from infra.database.events import record_event
 from infra.database.open import Database
+from infra.database.tables import ingested_objects
 from infra.notify.message import Message
 from infra.notify.outbox import enqueue
 from infra.objects.directory import DirectoryStore
@@ -73,6 +76,31 @@ def test_status_tells_what_waits_and_what_is_not_known(run: Run, registry: Regis
     ):
         assert words in said
     assert len(said.splitlines()) < 25
+
+
+def test_status_tells_times_to_the_second_and_their_zone(run: Run, empty: Database):
+    taken = datetime(2030, 1, 31, 2, 0, 5, 123456, tzinfo=UTC)
+    with empty.begin() as connection:
+        connection.execute(
+            insert(ingested_objects).values(
+                key="logs/v1/a",
+                etag="e",
+                state="done",
+                holder="h",
+                claimed_until=taken,
+                counts={},
+                finished=taken,
+            )
+        )
+    assert "(last ingest 2030-01-31 02:00:05 UTC)" in run("status").stdout
+    night = {
+        "name": "calm-owl",
+        "state": "COMPLETED",
+        "started": "2030-01-31T03:00:00.512345+01:00",
+    }
+    assert _night({**night, "ended": None}) == (
+        "calm-owl, completed, began 2030-01-31 02:00:00 UTC, ended -"
+    )
 
 
 def test_the_share_and_the_money_are_read_off_a_real_gateways_page():
