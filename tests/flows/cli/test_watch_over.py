@@ -148,6 +148,19 @@ class TestDoctor:
             "no answer within 2 seconds",
         )
 
+    def test_a_ray_that_does_not_listen_and_one_that_this_machine_is_part_of(
+        self, settings: Settings
+    ):
+        told = {}
+        for address in (f"ray://127.0.0.1:{free_port()}", "auto"):
+            training = settings.training.model_copy(update={"ray_address": address})
+            changed = settings.model_copy(update={"training": training})
+            (told[address],) = [one for one in examine(changed) if one.name == "Ray"]
+        here, there = told.pop("auto"), told.popitem()[1]
+        assert here.outcome == "ok"
+        assert there.outcome == "broken" and "no Ray at ray://127.0.0.1:" in there.told
+        assert "[training] ray_address" in there.mend
+
     def test_a_port_that_another_took_a_secret_that_cannot_sign_and_a_sender_without_one(
         self, settings: Settings, database: Database
     ):

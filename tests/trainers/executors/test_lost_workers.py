@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +27,13 @@ from tests.tiny_run import (
 from trainers.executors import on_ray
 from trainers.executors.local import LocalExecutor
 from trainers.executors.on_ray import RayExecutor, RayRun
-from trainers.executors.protocol import ExecutorError, ExecutorLost, RunOutcome, TrainJob
+from trainers.executors.protocol import (
+    ExecutorAway,
+    ExecutorError,
+    ExecutorLost,
+    RunOutcome,
+    TrainJob,
+)
 from trainers.executors.supervisor import supervise
 from trainers.failures import TrainingError, classify
 from trainers.run import train_here
@@ -160,10 +167,11 @@ def test_a_head_that_is_not_there_yet_and_then_its_worker_are_waited_for(
     assert done.stdout.split() == ["done"], done.stderr[-3000:]
 
 
-def test_a_cluster_is_tried_again_for_minutes_and_then_a_night_is_without_its_machines(
+def test_a_cluster_is_tried_again_for_minutes_and_then_it_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tries = []
+    tries: list[object] = []
+    said: list[str] = []
 
     def init(**how: object) -> None:
         tries.append(how["address"])
@@ -171,14 +179,32 @@ def test_a_cluster_is_tried_again_for_minutes_and_then_a_night_is_without_its_ma
             raise RuntimeError("No node info found matching attributes: '127.0.0.1'")
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the other tests' Ray stays
     monkeypatch.setattr(on_ray, "_JOIN_AGAIN_SECONDS", 0)
-    on_ray._join("head:6379", {})
-    assert tries == ["head:6379"] * 3
-    tries.clear()
-    monkeypatch.setattr(on_ray, "_JOIN_SECONDS", 0)
-    with pytest.raises(ExecutorLost, match=r"no Ray at head:6379 .* check training\.ray_address"):
-        on_ray._join("head:6379", {})
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        on_ray._join(address, {}, said.append)
+        assert tries == [address] * 3
+        assert len(said) == 1 and f"no Ray at {address} (No node" in said[0]
+        tries.clear()
+        monkeypatch.setattr(on_ray, "_JOIN_SECONDS", 0)
+        with pytest.raises(ExecutorAway, match=r"no Ray at .* check training\.ray_address"):
+            on_ray._join(address, {})
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:{}", "127.0.0.1:{}", "nowhere.invalid:{}"])
+def test_where_nobody_listens_ray_is_not_asked_which_would_try_for_long(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it was asked"))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(on_ray, "_JOIN_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(on_ray, "_JOIN_SECONDS", 0.3)
+    said: list[str] = []
+    with pytest.raises(ExecutorAway, match=r"start it, or check training\.ray_address"):
+        on_ray._join(address.format(free_port()), {}, said.append)
+    assert len(said) == 1, "at once, and once"
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no client"), ray.exceptions.RpcError("away")])
