@@ -118,6 +118,17 @@ class TestSlack:
         assert "<http://127.0.0.1:4200/runs/1|" in shown
         assert "`nightschool rollback lights-1`" in shown
 
+    @pytest.mark.parametrize(
+        ("undo", "shown"),
+        [
+            ("nightschool rollback mail", "*Undo:* `nightschool rollback mail`"),
+            ("it is gone; `nightschool night` trains anew",) * 2,
+        ],
+    )
+    def test_only_a_command_is_shown_as_one(self, undo: str, shown: str) -> None:
+        said = blocks(Message("k", "t", "title", "what", undo=undo))[-1]["text"]["text"]
+        assert said.removeprefix("*Undo:* ") == shown.removeprefix("*Undo:* ")
+
     @given(
         title=st.text(min_size=1, max_size=400),
         what=st.text("a<&>😀\n", max_size=20) | st.just("<" * 5000) | st.just("😀" * 4000),
