@@ -124,6 +124,12 @@ def test_a_rollback_comes_before_the_wait_for_a_person() -> None:
     assert found is not None and found.state == "rolled_back"
 
 
+def test_what_is_paused_is_not_approved_before_somebody_resumes_it() -> None:
+    waiting = replace(CANARY, policy=APPROVED, approval="asked")
+    assert isinstance(order(waiting, "approve", "", NOW), Transition)
+    assert "resume it first" in str(order(replace(waiting, paused=True), "approve", "", NOW))
+
+
 def test_what_waits_for_its_turn_can_only_be_aborted() -> None:
     queued = replace(PENDING, route="taken")
     for what in ("pause", "resume", "approve"):
