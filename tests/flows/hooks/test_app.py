@@ -192,7 +192,8 @@ async def test_a_running_receiver_hears_of_new_secrets_and_of_revoked_ones(
 
 
 async def test_a_sender_is_slowed_down_and_asks_only_for_what_it_may(settings, database):
-    senders = {"ci": {"requests_per_minute": 3, "hooks": ["objects"]}}
+    slow = {"requests_per_minute": 3, "hooks": ["objects"]}
+    senders = {"ci": slow, "shop": slow}
     secrets = {"ci": SECRET, "shop": "whsec_c29tZWJvZHkgZWxzZQ=="}
     with context_with(settings, senders=senders, secrets=secrets) as context:
         async with client_of(context) as client:
