@@ -30,6 +30,7 @@ from infra.calls.record import new_id
 from infra.database.open import DatabaseError, open_database
 from infra.database.patience import answers_within
 from infra.objects.open import open_store
+from infra.settings.bounds import ray_place
 from infra.settings.model import Settings
 from infra.signing_keys import signing_keys
 from trainers.base_model import is_prepared
@@ -220,11 +221,17 @@ def _ray(settings: Settings) -> str:
         return "not used: training.executor is local"
     if training.ray_address is None:
         return "a local Ray is started by each night"
-    parts = urlsplit(
-        training.ray_address if "//" in training.ray_address else f"ray://{training.ray_address}"
-    )
-    with socket.create_connection((parts.hostname or "", parts.port or 10001), timeout=5):
-        return f"{training.ray_address} takes connections"
+    place = ray_place(training.ray_address)
+    if place is None:
+        return "the cluster that this machine is part of"
+    try:
+        with socket.create_connection(place, timeout=5):
+            return f"{training.ray_address} takes connections"
+    except OSError as error:
+        raise Broken(
+            f"no Ray at {training.ray_address} ({error})",
+            "check [training] ray_address, and that the head runs",
+        ) from None
 
 
 def _processes(settings: Settings) -> str:
@@ -344,7 +351,7 @@ CHECKS: dict[str, tuple[Callable[[Settings], str], str]] = {
     "teacher": (_teacher, "check [teacher] url, and that it runs"),
     "judge": (_judge, "check [judge] url, and that it runs"),
     "Prefect": (_prefect, "nightschool up starts it; or check [prefect] api_url and credentials"),
-    "Ray": (_ray, "check [training] ray_address, and that the head runs"),
+    "Ray": (_ray, "check [training] ray_address"),
     "Slack": (
         _slack,
         "check [notify] slack_webhook_url or slack_token, and this machine's way out",

@@ -50,7 +50,7 @@ from infra.objects.store import ObjectStoreError
 from trainers.base_model import prepare_base
 from trainers.discover.discover import TaskSummary
 from trainers.executors.open import open_executor
-from trainers.executors.protocol import Executor, ExecutorLost
+from trainers.executors.protocol import Executor, ExecutorAway, ExecutorLost
 from trainers.failures import classify
 from trainers.ingest.ingest import IngestReport
 from trainers.ingest.taking import WorkersLost
@@ -64,7 +64,18 @@ class NightFailed(Exception):
     """Some task could not be brought to an end; the others were."""
 
 
-@task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE, task_run_name="ingest")
+def machines_there(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether another try is worth its while: machines that are away were waited for already."""
+    return not isinstance(state.data, ExecutorAway)
+
+
+@task(
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=machines_there,
+    cache_policy=NO_CACHE,
+    task_run_name="ingest",
+)
 def ingest_task() -> IngestReport:
     with open_context() as context:
         return ingest_logs(context, get_run_logger().info)
@@ -190,7 +201,11 @@ def night(
 def _learn(
     only: str | None, now: bool, drill: bool, gate_override: str | None, within_hours: float
 ) -> dict[str, Any]:
-    """The steps in order. Raises NightFailed, and ExecutorLost or WorkersLost without its machines."""
+    """The steps in order.
+
+    Raises NightFailed; ExecutorLost or WorkersLost when it loses its machines, ExecutorAway where they
+    are not there at all.
+    """
     logger = get_run_logger()
     logger.info("waiting for its turn, if another night or retraining is under way")
     with (
@@ -215,11 +230,7 @@ def _learn(
         drifts = [drift_task.submit(run) for run in plan.runs]
         # A retraining or a drill is of one task: the others have their own night.
         others = [] if only or drill else [looks_task.submit([run.task_id for run in plan.runs])]
-        if plan.runs:
-            logger.info(
-                "connecting to the machines that train; one that is away is waited for some minutes"
-            )
-        executor = open_executor(context.settings.training) if plan.runs else None
+        executor = open_executor(context.settings.training, logger.warning) if plan.runs else None
         try:
             trained = [_submit_training(run, plan, executor, drill) for run in plan.runs]
             judged = [judge_task.submit(future) for future in trained]

@@ -24,7 +24,7 @@ def ingest_logs(context: Context, say: Say = lambda _: None) -> IngestReport:
     with hold(context.database, INGEST, context.holder, wait_seconds=INGEST_WAIT_SECONDS):
         import_sources(context, say)
         # Whoever has the lease takes over the claims of one that was killed.
-        with open_workers(context.settings) as workers:
+        with open_workers(context.settings, say) as workers:
             return ingest(
                 context.store,
                 context.database,

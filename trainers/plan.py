@@ -132,15 +132,18 @@ class Plan:
 def night_window(night: Night, now: datetime) -> tuple[datetime, datetime]:
     """Start and end (UTC) of the night that ``now`` lies in, else of the next one.
 
-    Times on the clock of ``night.timezone``; an end at or before the start is on the next day. An hour
-    that the clock skips counts as the one after it; a night that lies wholly inside it is left out.
+    Times on the clock of ``night.timezone``; an end at or before the start is on the next day. A start
+    that the clock skips counts as the hour before, when Prefect's schedule begins such a night; of two
+    the first is taken.
     """
     zone = ZoneInfo(night.timezone)
     start, end = time.fromisoformat(night.start), time.fromisoformat(night.end)
     local = now.astimezone(zone)
     for days in (-1, 0, 1, 2, 3):
         day = local.date() + timedelta(days=days)
-        opens = datetime.combine(day, start, zone).astimezone(UTC)
+        opens = min(
+            datetime.combine(day, start.replace(fold=fold), zone).astimezone(UTC) for fold in (0, 1)
+        )
         last = day + timedelta(days=1) if end <= start else day
         closes = datetime.combine(last, end, zone).astimezone(UTC)
         if max(now, opens) < closes:

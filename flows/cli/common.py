@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
@@ -184,3 +184,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     return str(value)
+
+
+def shown_time(value: datetime | str | None) -> str:
+    """A time as a person reads it, to the second; ISO text may come from elsewhere."""
+    if value is None:
+        return "-"
+    found = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flows.cli.common import JSON_OPTION, context_of, failing_clearly, show
+from flows.cli.common import JSON_OPTION, context_of, failing_clearly, show, shown_time
 
 SHOWN_OBJECTS = 5
 
@@ -98,10 +98,11 @@ def _told(found: dict[str, Any]) -> list[str]:
             *_listed("learned from by", [_named(adapter) for adapter in found["adapters"]]),
         ]
     datasets = [f"{data['digest']} of {data['task']}" for data in found["datasets"]]
+    taken = f" {shown_time(found['ingested'])}" if found["ingested"] else ""
     return [
         "Taken for a log object.",
         f"object      {found['object']}",
-        f"taken in    {found['state'] or 'not yet'} {found['ingested'] or ''}".rstrip(),
+        f"taken in    {found['state'] or 'not yet'}{taken}",
         *_listed("data sets", datasets),
         *_listed("learned from by", [_named(adapter) for adapter in found["adapters"]]),
     ]
@@ -113,7 +114,7 @@ def _told_call(found: dict[str, Any]) -> list[str]:
     why = f" (escalated: {call['escalation']})" if call["escalation"] else ""
     lines = [
         "Taken for a call.",
-        f"call        {call['id']} at {call['time']}, tenant {call['tenant']}",
+        f"call        {call['id']} at {shown_time(call['time'])}, tenant {call['tenant']}",
         f"task        {call['task'] or 'none'}",
         f"record in   {call['object']}",
         f"answered by {by}{why}",
@@ -131,7 +132,8 @@ def _told_call(found: dict[str, Any]) -> list[str]:
 
 def _told_adapter(found: dict[str, Any]) -> list[str]:
     cards = [
-        f"{card['verdict'] or 'no verdict'} at {card['created']}" for card in found["scorecards"]
+        f"{card['verdict'] or 'no verdict'} at {shown_time(card['created'])}"
+        for card in found["scorecards"]
     ]
     rollouts = [f"{one['id']} {one['state']}: {one['reason']}" for one in found["rollouts"]]
     return [
@@ -148,7 +150,7 @@ def _told_dataset(found: dict[str, Any]) -> list[str]:
     more = found["source_count"] - len(found["source_objects"])
     keys = found["source_objects"] + ([f"and {more} more (--json lists them)"] if more else [])
     return [
-        f"data set    {data['digest']} of {data['task']}, frozen {data['created']}",
+        f"data set    {data['digest']} of {data['task']}, frozen {shown_time(data['created'])}",
         *_listed(f"made of {found['source_count']} log objects", keys),
     ]
 

@@ -18,6 +18,7 @@ from flows.cli.common import (
     failing_clearly,
     settings_of,
     show,
+    shown_time,
 )
 
 
@@ -77,9 +78,10 @@ def _traffic(said: dict[str, Any]) -> str:
 def _night(said: dict[str, Any]) -> str:
     if said["state"] is None:
         return "none yet"
-    state, ended = str(said["state"]).lower(), said["ended"] or "-"
+    state = str(said["state"]).lower()
+    began, ended = shown_time(said["started"]), shown_time(said["ended"])
     why = f": {said['told'][:500]}" if state in ("failed", "crashed") and said.get("told") else ""
-    return f"{said['name']}, {state}, began {said['started']}, ended {ended}{why}"
+    return f"{said['name']}, {state}, began {began}, ended {ended}{why}"
 
 
 def _drift(said: dict[str, Any]) -> str:
@@ -96,7 +98,8 @@ def _backlog(said: dict[str, Any]) -> list[str]:
         return [f"backlog: not known ({said['error']})"]
     kept = ", ".join(f"{count} {hook}" for hook, count in said["webhooks_kept"].items())
     return [
-        f"backlog: {said['log_objects']} log objects to ingest (last ingest {said['last_ingest'] or '-'}), "
+        f"backlog: {said['log_objects']} log objects to ingest "
+        f"(last ingest {shown_time(said['last_ingest'])}), "
         f"{said['messages_waiting']} messages waiting, {said['messages_dead']} given up, "
         f"webhooks kept: {kept or 'none'}"
     ]
@@ -162,7 +165,7 @@ def audit(
                 task=task,
                 actor=actor,
                 what=what,
-                since=_moment(since) if since else None,
+                since=_asked_time(since) if since else None,
                 before=before,
                 limit=limit + 1,
             )
@@ -187,7 +190,7 @@ def audit(
         click.echo(f"more: --before {after}", err=True)
 
 
-def _moment(given: str) -> datetime:
+def _asked_time(given: str) -> datetime:
     from infra.calls.record import utc_now
 
     unit = {"m": "minutes", "h": "hours", "d": "days"}.get(given[-1:])

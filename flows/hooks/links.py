@@ -158,7 +158,8 @@ class ActionPages:
         try:
             link = self._signer.check(purpose(what), request.match_info["token"])
         except LinkInvalid as error:
-            raise _Refused(403, f"{str(error).capitalize()}.") from None
+            told = str(error)
+            raise _Refused(403, f"{told[0].upper()}{told[1:]}.") from None
         return what, link.subject
 
     def _question(self, what: Doing, rollout_id: str) -> web.Response:

@@ -45,7 +45,10 @@ def blocks(message: Message, links: Links = no_links, steps: Sequence[str] = ())
         address = message.link.replace("|", "%7C").replace(">", "%3E").replace(" ", "%20")
         tail.append(_section(f"<{address}|Open the evidence>"))
     if message.undo:
-        tail.append(_section(_escaped(message.undo, SECTION_CHARACTERS - 20, "*Undo:* `", "`")))
+        # A command to be copied, or words where there is none.
+        tick = "`" if message.undo.startswith("nightschool ") else ""
+        undo = _escaped(message.undo, SECTION_CHARACTERS - 20, f"*Undo:* {tick}", tick)
+        tail.append(_section(undo))
     if len(steps) > 1:
         shown = " → ".join(_escaped(step, 200) for step in steps[-MAX_STEPS:])
         tail.append({"type": "context", "elements": [{"type": "mrkdwn", "text": shown}]})

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator, model_validator
 
-from infra.settings.bounds import MAX_DRAWN, Clock, Seconds, Section, Share, Text
+from infra.settings.bounds import MAX_DRAWN, Clock, RayAddress, Seconds, Section, Share, Text
 from infra.settings.judging import GateMetric, ScorerUse
 
 SLICE = r"^(tool|length|tenant|language)(=.+)?$"
@@ -82,7 +82,11 @@ class Training(Section):
     executor: Literal["ray", "local"] = Field(
         "ray", description="ray: tasks on a Ray cluster; local: processes of this machine"
     )
-    ray_address: Text | None = Field(None, description="None starts a local Ray")
+    ray_address: RayAddress | None = Field(
+        None,
+        description="`ray://host:10001` from outside the cluster, `host:port` or `auto` on a machine "
+        "of it; None starts a local Ray",
+    )
     workers: int = Field(2, ge=1, le=1000, description="Runs at the same time")
     cpus_per_run: float = Field(1, gt=0, le=256, description="CPU cores reserved for a run")
     gpus_per_run: float = Field(

@@ -25,13 +25,21 @@ _TITLES = {
 _WHAT = {
     "shadow": "{adapter} answers beside the champion of task {task}; no caller sees its answers.",
     "raise": "{adapter} is shown to more callers of task {task}.",
-    "pause": "{adapter} was taken off the sessions of task {task}; it stays loaded.",
+    "pause": "{adapter} was taken off the sessions of task {task}; it stays loaded, and is let go of "
+    "unless somebody resumes it by {deadline:%Y-%m-%d %H:%M} UTC.",
     "resume": "{adapter} goes on where it was in task {task}.",
-    "ask": "{adapter} was shown as good as the champion of task {task}; a person must agree.",
+    "ask": "{adapter} was shown as good as the champion of task {task}; a person must agree, with "
+    "nightschool rollouts approve {id} for one, by {deadline:%Y-%m-%d %H:%M} UTC, else the champion "
+    "stays.",
     "approve": "{adapter} may become the champion of task {task} at the next look.",
 }
-_ORDERS = {"pause": "resume", "resume": "pause", "ask": "approve", "approve": "abort"}
-"""The next order that makes sense: what undoes it, or for a question what answers it."""
+_UNDONE_BY = {
+    "shadow": "abort",
+    "pause": "resume",
+    "resume": "pause",
+    "ask": "abort",
+    "approve": "abort",
+}
 _PROGRESS = frozenset({"shadow", "raise"})
 """Nobody need be called for these; who reads along sees them."""
 _ACTIONS: Mapping[str, tuple[Doing, ...]] = {
@@ -115,19 +123,18 @@ def _what(rollout: Rollout, transition: Transition) -> str:
     if transition.kind == "roll_back":
         return f"{rollout.adapter} was taken off task {rollout.task_id} and is rejected."
     if transition.kind in _WHAT:
-        return _WHAT[transition.kind].format(adapter=rollout.adapter, task=rollout.task_id)
+        return _WHAT[transition.kind].format(
+            adapter=rollout.adapter,
+            task=rollout.task_id,
+            id=rollout.id,
+            deadline=rollout.deadline,
+        )
     return f"{rollout.adapter} was taken off task {rollout.task_id} without a verdict."
 
 
 def _undo(rollout: Rollout, transition: Transition) -> str:
-    if transition.kind in _ORDERS:
-        return f"nightschool rollouts {_ORDERS[transition.kind]} {rollout.id}" + (
-            f" by {rollout.deadline:%Y-%m-%d %H:%M} UTC, else the champion stays"
-            if transition.kind in ("pause", "ask")
-            else ""
-        )
-    if transition.kind == "shadow":
-        return f"nightschool rollouts abort {rollout.id}"
+    if transition.kind in _UNDONE_BY:
+        return f"nightschool rollouts {_UNDONE_BY[transition.kind]} {rollout.id}"
     if transition.kind in ("canary", "raise", "promote"):
         return f"nightschool rollback {rollout.task_id}"
     if transition.kind == "roll_back":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.runner import Runner
+from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.orchestrator import Orchestrator, OrchestratorDown
@@ -19,6 +21,7 @@ from flows.serve import STILLBORN, ZOMBIES, register, watch_for_zombies
 from infra.settings.learning import Night
 from infra.settings.model import Settings
 from tests.prefect_server import eventually, start_prefect
+from trainers.plan import night_window
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +171,28 @@ def test_a_run_that_dies_before_its_first_heartbeat_is_noticed(api: Orchestrator
 
     eventually(noticed, "nobody noticed")
     assert api.run(run.id).message == "it never gave a sign of life"
+
+
+@pytest.mark.parametrize(
+    ("zone", "clock", "day"),
+    [
+        ("Europe/Berlin", "22:00", "2026-03-28"),
+        ("Europe/Berlin", "02:30", "2026-03-29"),
+        ("Europe/Berlin", "02:30", "2026-10-25"),
+        ("Africa/Cairo", "00:00", "2026-04-24"),
+        ("America/Santiago", "00:30", "2026-09-06"),
+        ("America/Havana", "00:30", "2026-11-01"),
+        ("Australia/Lord_Howe", "02:15", "2026-10-04"),
+    ],
+)
+async def test_a_night_that_prefect_begins_as_the_clock_changes_is_inside_its_window(
+    zone: str, clock: str, day: str
+) -> None:
+    """Else that night would train nothing."""
+    night = Night(timezone=zone, start=clock, end="06:00")
+    cron = f"{int(clock[3:])} {int(clock[:2])} * * *"
+    first = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone)) - timedelta(days=2)
+    for begins in await CronSchedule(cron=cron, timezone=zone).get_dates(5, start=first):
+        opens, closes = night_window(night, datetime.fromtimestamp(begins.timestamp(), UTC))
+        assert opens <= begins, begins
+        assert closes - begins > timedelta(hours=3)

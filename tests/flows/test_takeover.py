@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +15,7 @@ from flows.takeover import MOST, PREFIX, successor, take_over
 from infra.calls.record import new_id, utc_now
 from infra.database.open import open_database
 from tests.flows.conftest import PrefectWorld
-from tests.prefect_server import eventually, process_of
+from tests.prefect_server import PrefectServer, eventually, process_of
 
 DAY = {"by_hand": True, "within_hours": 0.5}
 
@@ -100,6 +103,39 @@ def test_a_retraining_asked_for_while_a_night_runs_waits_for_it(
         ended = eventually(lambda one=one: _ended(api, one.id), "it never had its turn", 240)
         assert ended.state == "COMPLETED", ended.message
     database.close()
+
+
+AWAY = """
+import flows.night
+from trainers.executors.protocol import ExecutorAway
+
+tries = []
+
+
+def ingest(*_):
+    tries.append(1)
+    raise ExecutorAway("no Ray at ray-head:1: start it, or check training.ray_address")
+
+
+flows.night.ingest_logs = ingest
+ended = flows.night.night(by_hand=True, return_state=True)
+print(ended.type.name, len(tries), ended.message)
+"""
+
+
+def test_a_night_whose_machines_are_not_there_fails_at_once_and_is_nobodys_to_take_over(
+    prefect_server: PrefectServer, prefect_world: PrefectWorld
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AWAY],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, **prefect_world.variables, **prefect_server.variables},
+    )
+    # It has waited already: neither its step nor another run waits as long again.
+    assert done.stdout.startswith("FAILED 1 "), done.stdout + done.stderr[-3000:]
+    assert "check training.ray_address" in done.stdout
 
 
 def _ended(api: Orchestrator, run_id: str) -> Any:

@@ -18,7 +18,7 @@ from serving.registry.registry import Registry
 from trainers.data_sets import freeze
 from trainers.discover import discover
 from trainers.executors.local import LocalExecutor
-from trainers.executors.protocol import ExecutorLost, RunHandle, TrainJob
+from trainers.executors.protocol import ExecutorAway, ExecutorLost, RunHandle, TrainJob
 from trainers.ingest import claims
 
 LEASE_SECONDS = 2.0
@@ -73,7 +73,7 @@ def miss_the_machines() -> None:
     """Whoever trains does not answer at all."""
 
     def connect(self: LocalExecutor, workers: int) -> None:
-        raise ExecutorLost("nobody answers")
+        raise ExecutorAway("nobody answers")
 
     LocalExecutor.__init__ = connect
 

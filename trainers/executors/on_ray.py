@@ -9,13 +9,22 @@ does not see it, in object storage. What a run reports is read from the folder, 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainers.executors.protocol import ExecutorError, ExecutorLost, RunOutcome, TrainJob
+from infra.settings.bounds import ray_place
+from trainers.executors.protocol import (
+    ExecutorAway,
+    ExecutorError,
+    ExecutorLost,
+    RunOutcome,
+    Say,
+    TrainJob,
+)
 from trainers.executors.supervisor import outcome_to_json, supervise
 from trainers.failures import FailureState, classify
 from trainers.run_folder import Progress, RunFolder, StoragePlace, TrainResult
@@ -26,10 +35,12 @@ _FLAG_SECONDS = 10
 """A supervisor that sees the flag to cancel has ended its process by then."""
 _LOOK_SECONDS = 20
 """Between two looks whether the cluster is still the one that has the runs."""
-_JOIN_SECONDS = 600.0
+_JOIN_SECONDS = 900.0
 """So long a cluster that does not answer is waited for: its head, or this machine's raylet, may be
-starting again. A try that has begun lasts as long as Ray wishes (for a head that is away 14 minutes)."""
+starting again, and where containers run its name is not known meanwhile."""
 _JOIN_AGAIN_SECONDS = 5.0
+_PROBE_SECONDS = 5.0
+"""For a connection to the head, before Ray is asked, which tries a head that is away for 14 minutes."""
 _WORKERS_SECONDS = 180.0
 """After joining a cluster, its workers may be joining again too."""
 _GONE = "its Ray cluster was replaced by another, or this machine's raylet died"
@@ -153,8 +164,9 @@ class RayExecutor:
         workers: int = 1,
         cpus_per_run: float = 1,
         gpus_per_run: float = 0,
+        say: Say = lambda _: None,
     ) -> None:
-        self._owner = connect(address, workers, cpus_per_run, gpus_per_run)
+        self._owner = connect(address, workers, cpus_per_run, gpus_per_run, say)
         # One started here has what it will ever have.
         self._complete_at = time.monotonic() + (_WORKERS_SECONDS if address is not None else 0)
         self._cluster = _Cluster()
@@ -267,11 +279,13 @@ def _infeasible(job: TrainJob, resources: Mapping[str, float]) -> str | None:
     return None
 
 
-def connect(address: str | None, workers: int, cpus: float, gpus: float) -> bool:
+def connect(
+    address: str | None, workers: int, cpus: float, gpus: float, say: Say = lambda _: None
+) -> bool:
     """Connect to a cluster or start one; True when it was started here.
 
     Raises:
-        ExecutorLost: nobody answers at the address, for ``_JOIN_SECONDS``.
+        ExecutorAway: nobody answers at the address, for ``_JOIN_SECONDS``.
         ExecutorError: Ray is not installed, or does not start here.
     """
     try:
@@ -285,7 +299,7 @@ def connect(address: str | None, workers: int, cpus: float, gpus: float) -> bool
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
-        _join(address, quiet)
+        _join(address, quiet, say)
         return False
     try:
         # On loopback and for this process only: a token would just leave a file in the home folder.
@@ -326,21 +340,32 @@ def _raylet_lives() -> bool:
     return any(node["NodeID"] == own and node["Alive"] for node in ray.nodes())
 
 
-def _join(address: str, quiet: Mapping[str, Any]) -> None:
+def _join(address: str, quiet: Mapping[str, Any], say: Say = lambda _: None) -> None:
     """Connect to a cluster; through Ray's client (``ray://host:port``) from a machine outside it."""
     import ray
 
-    ends = time.monotonic() + _JOIN_SECONDS
+    ends, told = time.monotonic() + _JOIN_SECONDS, False
     while True:
         try:
+            _probe(address)
             ray.init(address=address, **quiet)
             return
         except (RuntimeError, OSError) as error:
             ray.shutdown()
+            why = f"no Ray at {address} ({error})"
             if time.monotonic() >= ends:
-                told = f"no Ray at {address} ({error}): start it, or check training.ray_address"
-                raise ExecutorLost(told) from error
+                raise ExecutorAway(f"{why}: start it, or check training.ray_address") from error
+            if not told:
+                say(f"{why}: waiting {_JOIN_SECONDS / 60:.0f} minutes for it")
+                told = True
         except ValueError as error:
-            told = f"no Ray at {address} ({error}): check training.ray_address"
-            raise ExecutorError(told) from error
+            refused = f"no Ray at {address} ({error}): check training.ray_address"
+            raise ExecutorError(refused) from error
         time.sleep(_JOIN_AGAIN_SECONDS)
+
+
+def _probe(address: str) -> None:
+    """Raises OSError where nobody listens, ValueError for what is no address."""
+    place = ray_place(address)
+    if place is not None:
+        socket.create_connection(place, timeout=_PROBE_SECONDS).close()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from infra.settings.learning import Training
-from trainers.executors.protocol import Executor
+from trainers.executors.protocol import Executor, Say
 
 
-def open_executor(settings: Training) -> Executor:
+def open_executor(settings: Training, say: Say = lambda _: None) -> Executor:
     """``ray`` connects to ``ray_address`` or starts Ray here; ``local`` starts nothing yet.
 
+    Args:
+        say: hears at once that nobody answers at ``ray_address``, and until when it is waited for.
+
     Raises:
-        ExecutorLost: nobody answers at ``ray_address``, and did not for minutes.
+        ExecutorAway: nobody did.
         ExecutorError: Ray is not installed, or does not start here.
     """
     if settings.executor == "ray":
@@ -21,6 +24,7 @@ def open_executor(settings: Training) -> Executor:
             workers=settings.workers * settings.processes_per_run,
             cpus_per_run=settings.cpus_per_run,
             gpus_per_run=settings.gpus_per_run,
+            say=say,
         )
     from trainers.executors.local import LocalExecutor
 

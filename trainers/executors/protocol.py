@@ -5,6 +5,7 @@ Both executors pass ``tests/contracts/test_executor.py``. Neither torch nor Ray 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -21,6 +22,13 @@ class ExecutorError(Exception):
 
 class ExecutorLost(ExecutorError):
     """The machines are gone with what they carried out; other ones can go on with it."""
+
+
+class ExecutorAway(ExecutorError):
+    """Nobody answered where the machines should be, for as long as one that starts again may take."""
+
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

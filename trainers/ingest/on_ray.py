@@ -21,6 +21,7 @@ from infra.settings.learning import Ingest
 from infra.settings.serving import Anonymizer
 from infra.settings.sources import load_settings
 from trainers.executors.on_ray import connect
+from trainers.executors.protocol import Say
 from trainers.ingest.taking import Here, StillOurs, Taken, WorkersLost
 from trainers.run_folder import StoragePlace
 from trainers.run_storage import open_place
@@ -40,6 +41,7 @@ class OnRay:
         address: of the cluster; None starts a Ray here with room for ``workers``.
         beat_seconds: how often the claims of what is being read are kept.
         read: in place of ``read_object``.
+        say: hears that the cluster is waited for.
         ingest, anonymizer: what holds here holds for the workers too, whatever their own settings say.
     """
 
@@ -54,6 +56,7 @@ class OnRay:
         workers: int = 1,
         beat_seconds: float = 60,
         read: Callable[..., dict[str, Any]] | None = None,
+        say: Say = lambda _: None,
     ) -> None:
         self._how = {
             "place": place,
@@ -62,7 +65,7 @@ class OnRay:
             "max_object_bytes": max_object_bytes,
         }
         self._address, self._workers, self._beat = address, workers, beat_seconds
-        self._read = read or read_object
+        self._read, self._say = read or read_object, say
         self._owner = False
 
     def take(self, items: Iterable[ObjectInfo], still_ours: StillOurs) -> Iterator[Taken]:
@@ -80,7 +83,7 @@ class OnRay:
             ray.shutdown()
 
     def _window(self, window: Sequence[ObjectInfo]) -> Iterator[Taken]:
-        self._owner = connect(self._address, self._workers, 1, 0) or self._owner
+        self._owner = connect(self._address, self._workers, 1, 0, self._say) or self._owner
         import ray
         from ray.exceptions import RayError
 

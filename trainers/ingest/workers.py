@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from infra.settings.model import Settings
+from trainers.executors.protocol import Say
 from trainers.ingest.taking import Workers
 
 
 @contextmanager
-def open_workers(settings: Settings) -> Iterator[Workers | None]:
+def open_workers(settings: Settings, say: Say = lambda _: None) -> Iterator[Workers | None]:
     """A Ray cluster's, by ``ingest.executor``; None: this process reads.
 
     Nothing is connected to before the first object comes. Raises ExecutorError then, when Ray is not
-    installed or not there.
+    installed or not there; ``say`` hears at once that it is waited for.
     """
     if not on_cluster(settings):
         yield None
@@ -30,6 +31,7 @@ def open_workers(settings: Settings) -> Iterator[Workers | None]:
         address=settings.training.ray_address,
         workers=settings.training.workers,
         beat_seconds=settings.ingest.claim_seconds / 4,
+        say=say,
     )
     try:
         yield opened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from infra.calls.codec import encode_lines, log_key
@@ -56,7 +57,7 @@ def test_of_an_adapter_it_says_how_it_was_judged_and_brought_in(run: Run, regist
     said = run("lineage", rollout.adapter).stdout
     assert said.startswith("Taken for an adapter.")
     assert f"{rollout.id} pending" in said
-    assert "pass at" in said
+    assert re.search(r"pass at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\n", said)
 
 
 def test_what_is_unknown_or_unclear_is_one_line_and_status_3(run: Run, registry: Registry):

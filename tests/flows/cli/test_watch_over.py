@@ -6,17 +6,20 @@ import json
 import shutil
 import socket
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
+from flows.cli.watch_over import _night
 from flows.examination import CHECKS, examine
 from flows.hooks.receipts import Receipts
 from flows.overview import traffic_of
 from infra.calls.record import utc_now
 from infra.database.events import record_event
 from infra.database.open import Database
+from infra.database.tables import ingested_objects
 from infra.notify.message import Message
 from infra.notify.outbox import enqueue
 from infra.objects.directory import DirectoryStore
@@ -75,6 +78,31 @@ def test_status_tells_what_waits_and_what_is_not_known(run: Run, registry: Regis
     assert len(said.splitlines()) < 25
 
 
+def test_status_tells_times_to_the_second_and_their_zone(run: Run, empty: Database):
+    taken = datetime(2030, 1, 31, 2, 0, 5, 123456, tzinfo=UTC)
+    with empty.begin() as connection:
+        connection.execute(
+            insert(ingested_objects).values(
+                key="logs/v1/a",
+                etag="e",
+                state="done",
+                holder="h",
+                claimed_until=taken,
+                counts={},
+                finished=taken,
+            )
+        )
+    assert "(last ingest 2030-01-31 02:00:05 UTC)" in run("status").stdout
+    night = {
+        "name": "calm-owl",
+        "state": "COMPLETED",
+        "started": "2030-01-31T03:00:00.512345+01:00",
+    }
+    assert _night({**night, "ended": None}) == (
+        "calm-owl, completed, began 2030-01-31 02:00:00 UTC, ended -"
+    )
+
+
 def test_the_share_and_the_money_are_read_off_a_real_gateways_page():
     metrics = Metrics()
     for answerer, count in (("teacher", 1), ("champion", 2), ("canary", 1)):
@@ -119,6 +147,19 @@ class TestDoctor:
             "broken",
             "no answer within 2 seconds",
         )
+
+    def test_a_ray_that_does_not_listen_and_one_that_this_machine_is_part_of(
+        self, settings: Settings
+    ):
+        told = {}
+        for address in (f"ray://127.0.0.1:{free_port()}", "auto"):
+            training = settings.training.model_copy(update={"ray_address": address})
+            changed = settings.model_copy(update={"training": training})
+            (told[address],) = [one for one in examine(changed) if one.name == "Ray"]
+        here, there = told.pop("auto"), told.popitem()[1]
+        assert here.outcome == "ok"
+        assert there.outcome == "broken" and "no Ray at ray://127.0.0.1:" in there.told
+        assert "[training] ray_address" in there.mend
 
     def test_a_port_that_another_took_a_secret_that_cannot_sign_and_a_sender_without_one(
         self, settings: Settings, database: Database

@@ -19,6 +19,7 @@ from flows.hooks.app import HOOKS, HookServer
 from flows.hooks.messages import wish
 from flows.hooks.openapi import document
 from flows.hooks.receipts import Receipts
+from flows.hooks.secrets import SenderSecrets
 from flows.hooks.senders import Refused
 from flows.reporting import report_url
 from flows.wiring import Context
@@ -28,8 +29,9 @@ from infra.database.open import Database
 from infra.database.tables import webhook_receipts
 from infra.settings.model import Settings
 from infra.settings.operating import HookSender
+from infra.signing_keys import signing_keys
 from serving.registry.keys import create_key
-from tests.flows.hooks.signing import context_with, signed
+from tests.flows.hooks.signing import SECRET, context_with, signed
 from tests.serving.registry.world import add_task
 
 
@@ -110,8 +112,9 @@ async def test_with_prefect_down_a_message_is_kept_once_and_says_so(receiving: C
             assert (answer.status, said["state"], said["duplicate"]) == (202, "kept", repeat)
             assert "Prefect does not answer" in said["detail"]
         other = b'{"task": "invoices", "reason": "something else"}'
-        answer = await client.post("/hooks/retrain", data=other, headers=signed(other, "m1"))
-        assert answer.status == 409
+        for hook, sent in (("retrain", other), ("rollback", body)):
+            answer = await client.post(f"/hooks/{hook}", data=sent, headers=signed(sent, "m1"))
+            assert answer.status == 409, hook
         answer = await client.post(
             "/hooks/retrain", data=b'{"task": "no"}', headers=signed(b'{"task": "no"}', "m2")
         )
@@ -162,9 +165,37 @@ async def test_what_waits_too_long_is_given_up(receiving: Context):
     assert (old.state, new.state) == ("failed", "kept") and "send it anew" in old.detail
 
 
+def test_what_became_of_a_message_stays_and_feedback_is_never_late(database: Database):
+    receipts = Receipts(database)
+    asked, _ = receipts.take("ci", "a", "rollback", {"task": "invoices"})
+    receipts.take("ci", "b", "feedback", {})
+    assert receipts.give_up(datetime.now(UTC) + timedelta(days=2), "too late") == 1
+    # Another receiver was at it meanwhile.
+    receipts.settle([asked], "started", "", "a run")
+    after = receipts.find("ci", "a")
+    assert after is not None and (after.state, after.flow_run_id) == ("failed", None)
+    assert [one.message_id for one in receipts.kept()] == ["b"]
+
+
+async def test_a_running_receiver_hears_of_new_secrets_and_of_revoked_ones(
+    receiving: Context, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("flows.hooks.secrets.LIVE_SECONDS", 0)
+    stored = SenderSecrets(receiving.database, signing_keys(receiving.settings.hooks))
+    async with client_of(receiving) as client:
+        await post(client, "m1")
+        secret = stored.add("shop", standard=True, actor="ann")
+        headers = signed(b"{}", "m2", secret=secret)
+        assert (await client.post("/hooks/retrain", data=b"{}", headers=headers)).status == 202
+        stored.revoke("shop", stored.list()[0].id, actor="ann", why="it leaked")
+        assert (await client.post("/hooks/retrain", data=b"{}", headers=headers)).status == 401
+
+
 async def test_a_sender_is_slowed_down_and_asks_only_for_what_it_may(settings, database):
-    senders = {"ci": {"requests_per_minute": 3, "hooks": ["objects"]}}
-    with context_with(settings, senders=senders) as context:
+    slow = {"requests_per_minute": 3, "hooks": ["objects"]}
+    senders = {"ci": slow, "shop": slow}
+    secrets = {"ci": SECRET, "shop": "whsec_c29tZWJvZHkgZWxzZQ=="}
+    with context_with(settings, senders=senders, secrets=secrets) as context:
         async with client_of(context) as client:
             body = b'{"Event": "s3:TestEvent"}'
             statuses = []
@@ -175,6 +206,9 @@ async def test_a_sender_is_slowed_down_and_asks_only_for_what_it_may(settings, d
                 statuses.append(answer.status)
             assert statuses == [202, 202, 202, 429]
             assert 1 <= int(answer.headers["Retry-After"]) <= 20
+            others = signed(body, "s", secret=secrets["shop"])
+            answer = await client.post("/hooks/objects", data=body, headers=others)
+            assert answer.status == 202, "another sender has its own"
             answer = await client.post("/hooks/retrain", data=b"{}", headers=signed(b"{}", "r"))
             assert answer.status == 403
             # A forger does not use up what the sender may.

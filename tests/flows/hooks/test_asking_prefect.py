@@ -109,21 +109,23 @@ def test_prefect_is_away_and_comes_back_and_each_message_runs_once(
     )
     with context_with(changed) as context:
         server, receipts = HookServer(context), Receipts(context.database)
-        ids = [new_id() for _ in range(3)]
-        for message_id in ids:
-            receipts.take("ci", message_id, "rollback", {"task": "invoices", "reason": "drill"})
+        first, second = new_id(), new_id()
+        # Two senders may use the same id.
+        sent = [("ci", first), ("ci", second), ("shop", first)]
+        for sender, message_id in sent:
+            receipts.take(sender, message_id, "rollback", {"task": "invoices", "reason": "drill"})
         server.carrier.carry_out()
         assert server.carrier.prefect_is_down and len(receipts.kept()) == 3
         with reachable(own, target):
             eventually(lambda: carried(server, receipts), "kept messages were not started", 60, 0.2)
-            found = [receipts.find("ci", message_id) for message_id in ids]
+            found = [receipts.find(*one) for one in sent]
             runs = {one.flow_run_id for one in found if one is not None}
             assert len(runs) == 3 and None not in runs
             # A receiver that was killed before it could note the run asks again: the same run.
             with context.database.begin() as connection:
                 connection.execute(update(webhook_receipts).values(state="kept", flow_run_id=None))
             server.carrier.carry_out()
-        again = [receipts.find("ci", message_id) for message_id in ids]
+        again = [receipts.find(*one) for one in sent]
         assert {one.flow_run_id for one in again if one is not None} == runs
         assert not server.carrier.prefect_is_down
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from datetime import timedelta
 from urllib.parse import urlencode
 
 import pytest
@@ -12,6 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from slack_sdk.signature import SignatureVerifier
 
 from flows.hooks.links import ActionPages
+from infra.calls.record import utc_now
 from infra.database.open import Database
 from infra.signed_links import LinkSigner
 from serving.registry.records import Rollout
@@ -110,6 +113,18 @@ async def test_a_link_is_good_for_its_own_act_only(
     answer = await client.post(link("pause", rollout.id, signed_for))
     assert answer.status == 403
     assert not registry.rollout(rollout.id).paused
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+async def test_a_link_whose_time_is_over_says_so_and_does_nothing(
+    client: TestClient, registry: Registry, rollout: Rollout, method: str
+) -> None:
+    hours_ago = LinkSigner(["k" * 40], now=lambda: utc_now() - timedelta(hours=2))
+    address = f"/act/rollback/{hours_ago.make('act.rollback', rollout.id, 3600)}"
+    answer = await getattr(client, method)(address)
+    assert answer.status == 403
+    assert re.search(r"This link held until .{16} UTC\.", await answer.text())
+    assert registry.rollout(rollout.id) == rollout
 
 
 async def test_what_cannot_be_done_is_said_before_the_press(

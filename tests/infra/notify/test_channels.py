@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -117,6 +117,24 @@ class TestSlack:
         assert "23.46" in shown
         assert "<http://127.0.0.1:4200/runs/1|" in shown
         assert "`nightschool rollback lights-1`" in shown
+
+    def test_one_that_cannot_edit_calls_nobody_for_mere_progress(self) -> None:
+        with receiver() as slack:
+            SlackChannel(slack.url).send(replace(MESSAGE, progress=True))
+            assert slack.requests == []
+            SlackChannel(slack.url).send(MESSAGE)
+        assert len(slack.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("undo", "shown"),
+        [
+            ("nightschool rollback mail", "*Undo:* `nightschool rollback mail`"),
+            ("it is gone; `nightschool night` trains anew",) * 2,
+        ],
+    )
+    def test_only_a_command_is_shown_as_one(self, undo: str, shown: str) -> None:
+        said = blocks(Message("k", "t", "title", "what", undo=undo))[-1]["text"]["text"]
+        assert said.removeprefix("*Undo:* ") == shown.removeprefix("*Undo:* ")
 
     @given(
         title=st.text(min_size=1, max_size=400),

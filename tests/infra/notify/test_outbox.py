@@ -102,6 +102,36 @@ def test_a_dead_channel_blocks_neither_others_nor_itself_for_ever(
     assert states(each_database)["2@dead"] == "dead"
 
 
+def test_one_that_took_too_long_does_not_touch_what_another_has_claimed_since(
+    each_database: Database,
+) -> None:
+    write(each_database, "1")
+
+    def meanwhile(_: Message) -> Exception:
+        other = Recorder(lambda _: DeliveryFailed("the other's", retry_after_seconds=900))
+        assert deliver(each_database, {"a": other}, later(121)).failed == 1
+        return DeliveryFailed("too late")
+
+    deliver(each_database, {"a": Recorder(meanwhile)}, NOW, claim_seconds=120)
+    with each_database.read() as connection:
+        row = connection.execute(select(outbox)).one()
+    assert (row.last_error, row.next_attempt) == ("the other's", later(121 + 900))
+
+
+def test_a_channel_in_trouble_is_asked_once_a_round_whatever_waits(
+    each_database: Database,
+) -> None:
+    for topic in ("one", "two", "three"):
+        write(each_database, topic, topic=topic)
+    asked: list[str] = []
+
+    def silent(message: Message) -> Exception:
+        asked.append(message.key)
+        return DeliveryFailed("no answer in ten seconds")
+
+    assert deliver(each_database, {"a": Recorder(silent)}, NOW).failed == len(asked) == 1
+
+
 def test_a_hanging_channel_does_not_hold_up_the_others(each_database: Database) -> None:
     release, arrived = Event(), Event()
 

@@ -101,6 +101,15 @@ def test_the_numbers_are_found():
         ("anonymizer.default_region", "germany", "pattern"),
         ("anonymizer.keep_kinds", ["EMAIL"] * 101, "at most 100 items"),
         ("training.backend", "jax", "auto"),
+        *(
+            ("training.ray_address", address, "write ray://host:10001")
+            for address in ("ray-head", "ray://ray-head", "http://ray-head:10001", "ray://:10001")
+        ),
+        *(
+            ("training.ray_address", address, "write ray://host:10001")
+            for address in ("ray-head:gcs", "ray-head:0", "ray-head:70000", "[::1:1", "local")
+        ),
+        ("training.ray_address", "ray://ray head:10001", "pattern"),
     ],
 )
 def test_what_makes_no_sense_is_refused(key: str, value: Any, told: str):
@@ -119,6 +128,10 @@ def test_what_makes_no_sense_is_refused(key: str, value: Any, told: str):
         ("engine.url", "https://engine.internal:8443"),
         ("storage.url", "s3://bucket/prefix"),
         ("training.last_layers", None),
+        ("training.ray_address", "ray://ray-head.internal:10001"),
+        ("training.ray_address", "10.0.0.7:6379"),
+        ("training.ray_address", "[fd00::7]:6379"),
+        ("training.ray_address", "auto"),
     ],
 )
 def test_what_makes_sense_is_taken(key: str, value: Any):

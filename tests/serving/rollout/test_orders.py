@@ -124,6 +124,12 @@ def test_a_rollback_comes_before_the_wait_for_a_person() -> None:
     assert found is not None and found.state == "rolled_back"
 
 
+def test_what_is_paused_is_not_approved_before_somebody_resumes_it() -> None:
+    waiting = replace(CANARY, policy=APPROVED, approval="asked")
+    assert isinstance(order(waiting, "approve", "", NOW), Transition)
+    assert "resume it first" in str(order(replace(waiting, paused=True), "approve", "", NOW))
+
+
 def test_what_waits_for_its_turn_can_only_be_aborted() -> None:
     queued = replace(PENDING, route="taken")
     for what in ("pause", "resume", "approve"):
@@ -290,10 +296,14 @@ def test_people_are_told_what_happened_what_is_exposed_and_how_to_undo_it(
     ]
     paused, resumed, asked = told[2], told[3], told[6]
     assert "Now: the teacher answers all sessions." in paused["exposed"]
-    assert paused["undo"].startswith(f"nightschool rollouts resume {rollout.id} by ")
+    # What undoes it is a command to be copied, and no answer to the question.
+    assert paused["undo"] == f"nightschool rollouts resume {rollout.id}"
+    assert "unless somebody resumes it by 20" in paused["what"]
     assert f"{rollout.adapter} answers 10% of the sessions" in resumed["exposed"]
     assert "30 canary sessions (30 with a label)" in asked["why"]
-    assert asked["undo"].startswith(f"nightschool rollouts approve {rollout.id}")
+    assert f"nightschool rollouts approve {rollout.id}" in asked["what"]
+    assert "UTC, else the champion stays" in asked["what"]
+    assert asked["undo"] == f"nightschool rollouts abort {rollout.id}"
     assert "nothing to undo" in told[8]["undo"]
 
 

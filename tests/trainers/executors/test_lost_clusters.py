@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.prefect_server import free_port
 from tests.tiny_run import tiny_run
 from trainers.executors import on_ray
 from trainers.executors.on_ray import RayExecutor, RayRun
-from trainers.executors.protocol import ExecutorLost, TrainJob
+from trainers.executors.protocol import ExecutorAway, ExecutorLost, TrainJob
 
 
 def test_a_cluster_that_was_replaced_takes_no_night_with_it_until_its_deadline(
@@ -49,7 +50,7 @@ from pathlib import Path
 from tests.tiny_run import alive, kill, wait_until
 from tests.trainers.executors.test_lost_workers import parent_of
 from trainers.executors import on_ray
-from trainers.executors.protocol import ExecutorLost, TrainJob
+from trainers.executors.protocol import ExecutorAway, ExecutorLost, TrainJob
 from trainers.run_folder import RunFolder
 
 on_ray._LOOK_SECONDS = 1
@@ -122,11 +123,12 @@ def test_a_head_that_is_not_there_yet_and_then_its_worker_are_waited_for(
     assert done.stdout.split() == ["done"], done.stderr[-3000:]
 
 
-def test_a_cluster_is_tried_again_for_minutes_and_then_a_night_is_without_its_machines(
+def test_a_cluster_is_tried_again_for_minutes_and_then_it_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tries: list[object] = []
     ended: list[int] = []
+    said: list[str] = []
 
     def init(**how: object) -> None:
         tries.append(how["address"])
@@ -137,13 +139,30 @@ def test_a_cluster_is_tried_again_for_minutes_and_then_a_night_is_without_its_ma
     # The real one would end the Ray of the tests beside this one.
     monkeypatch.setattr(ray, "shutdown", lambda: ended.append(len(tries)))
     monkeypatch.setattr(on_ray, "_JOIN_AGAIN_SECONDS", 0)
-    on_ray._join("head:6379", {})
-    assert (tries, ended) == (["head:6379"] * 3, [1, 2])
-    tries.clear()
-    monkeypatch.setattr(on_ray, "_JOIN_SECONDS", 0)
-    with pytest.raises(ExecutorLost, match=r"no Ray at head:6379 .* check training\.ray_address"):
-        on_ray._join("head:6379", {})
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        on_ray._join(address, {}, said.append)
+        assert (tries, ended) == ([address] * 3, [1, 2])
+        assert len(said) == 1 and f"no Ray at {address} (No node" in said[0]
+        tries.clear()
+        monkeypatch.setattr(on_ray, "_JOIN_SECONDS", 0)
+        with pytest.raises(ExecutorAway, match=r"no Ray at .* check training\.ray_address"):
+            on_ray._join(address, {})
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:{}", "127.0.0.1:{}", "nowhere.invalid:{}"])
+def test_where_nobody_listens_ray_is_not_asked_which_would_try_for_long(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it was asked"))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(on_ray, "_JOIN_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(on_ray, "_JOIN_SECONDS", 0.3)
+    said: list[str] = []
+    with pytest.raises(ExecutorAway, match=r"start it, or check training\.ray_address"):
+        on_ray._join(address.format(free_port()), {}, said.append)
+    assert len(said) == 1, "at once, and once"
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no client"), ray.exceptions.RpcError("away")])
@@ -170,7 +189,7 @@ import sys
 from pathlib import Path
 import ray
 from trainers.executors.on_ray import RayExecutor
-from trainers.executors.protocol import ExecutorLost, TrainJob
+from trainers.executors.protocol import ExecutorAway, ExecutorLost, TrainJob
 
 job = TrainJob(Path(sys.argv[1]))
 executor = RayExecutor()
