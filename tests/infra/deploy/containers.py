@@ -30,7 +30,7 @@ STOP_SECONDS = 90
 # Ray drains its node, and then ends with 1 on purpose.
 _ENDS = {"ray-head": {1}, "ray-worker": {1}}
 _STATE = "/var/lib/nightschool"
-_PORTS = ("8300", "8302", "8303", "4200", "8080", "6379", "10001")
+_PORTS = ("8300", "8302", "8303", "8306", "4200", "8080", "6379", "10001")
 
 
 @dataclass
