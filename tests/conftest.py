@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
+# A shell's background job ignores it, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Compiled modules are kept whatever this shell says: a second of every process that a test starts.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

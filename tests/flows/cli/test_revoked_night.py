@@ -84,6 +84,6 @@ def test_revoked_between_plan_and_training(
     assert "not brought to an end: lights (storage_refused: training lights" in told
     assert not list((tmp_path / "runs").glob("*")), "no run was begun"
     # The morning's `nightschool status` says so too.
-    last = {"state": "FAILED", "name": "night", "started": "1", "ended": "2", "told": told}
+    last = {"state": "FAILED", "name": "night", "started": f"{NOW}", "ended": None, "told": told}
     assert told in _night(last)
     assert told not in _night({**last, "state": "COMPLETED"})
