@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from trainers.ingest.features import Features
+from trainers.readers.making import is_dated
 
 LABEL_WORDS = 5
 LABEL_VALUES = 25
-UNDATED_YEAR = 1970
 _VOLUME_SATURATES = 1000
 _BOUND = {"tool_call": 1.0, "structured": 1.0, "label": 1.0, "text": 0.2}
 
@@ -34,11 +34,10 @@ def kind_of_answer(members: Sequence[Features]) -> str:
 def volume(times: Sequence[datetime], members: Sequence[Features]) -> dict[str, Any]:
     """Calls and tokens per day, over the span the calls cover (at least one day).
 
-    Calls of imported examples have no time (``readers.making.undated``): they are no traffic, and
-    count only where there is nothing else.
+    Calls of imported examples without a time are no traffic, and count only where there is nothing else.
     """
     pairs = list(zip(times, members, strict=True))
-    pairs = [pair for pair in pairs if pair[0].year > UNDATED_YEAR] or pairs
+    pairs = [pair for pair in pairs if is_dated(pair[0])] or pairs
     seen = [time for time, _ in pairs]
     span = (max(seen) - min(seen)).total_seconds() / 86400 if seen else 0.0
     days = max(1.0, span)

@@ -22,6 +22,7 @@ MAX_ERROR_CHARACTERS = 2000
 MAX_NAME_CHARACTERS = 256
 _NAMESPACE = uuid.UUID("6f0c5bd1-6c0a-5b43-9a5a-2f6f2b1f6c77")
 _UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
+_UNDATED_STEPS = 10**11
 _NUMBERS = (
     *("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "n"),
     *("presence_penalty", "frequency_penalty"),
@@ -151,7 +152,12 @@ def failure(code: Any, message: Any) -> dict[str, Any]:
 
 def undated(step: int) -> datetime:
     """The time of a call that has none: older than every dated one, in the order of its file."""
-    return _UNDATED + timedelta(milliseconds=min(step, 10**11))
+    return _UNDATED + timedelta(milliseconds=min(step, _UNDATED_STEPS))
+
+
+def is_dated(time: datetime) -> bool:
+    """Whether a call's time is one, and not its place in a file."""
+    return time > undated(_UNDATED_STEPS)
 
 
 def tagged(tags: Any, *named: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
+from prefect.server.database.dependencies import MODELS_DEPENDENCIES
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
 
 from flows.stack.orchestrator_server import WriteLockFirst
+from flows.stack.services import services
+from infra.settings.model import Settings
 
 WRITERS = '''
 import asyncio, gc, sqlite3, sys, threading
@@ -113,3 +118,27 @@ def test_of_two_transactions_that_read_and_write_the_second_waits(tmp_path: Path
     with pytest.raises(sa.exc.OperationalError, match="database is locked"):
         left_by(AioSqliteConfiguration)
     assert left_by(WriteLockFirst) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("sqlite+aiosqlite:///server.db", "WriteLockFirst"),
+        ("postgresql+asyncpg://db/x", "NoneType"),
+    ],
+)
+def test_the_stacks_own_server_is_started_so(
+    url: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+    monkeypatch.setattr("prefect.cli.app", lambda: began.append("server"))
+    monkeypatch.setattr(
+        "flows.stack.garbage.collect_garbage_aside", lambda: began.append("garbage")
+    )
+    monkeypatch.setitem(MODELS_DEPENDENCIES, "database_config", None)
+    server = services(Settings(), base_model=tmp_path)[0]
+    monkeypatch.delitem(sys.modules, server.argv[2])
+    with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: url}):
+        runpy.run_module(server.argv[2], run_name="__main__")
+    assert began == ["garbage", "server"]
+    assert type(MODELS_DEPENDENCIES["database_config"]).__name__ == database

@@ -14,6 +14,7 @@ from trainers.discover.phrases import ends_of, instruction
 from trainers.discover.purity import purity
 from trainers.discover.scoring import kind_of_answer, score, volume
 from trainers.ingest.features import features
+from trainers.readers import making
 
 
 def texts(kind, count=80):
@@ -134,9 +135,9 @@ def test_kinds_of_answer():
 
 def test_examples_without_a_time_are_no_traffic():
     days = [datetime(2026, 3, day, tzinfo=UTC) for day in (1, 2, 3)]
-    undated = [datetime(1970, 1, 1, 0, 0, second, tzinfo=UTC) for second in range(4)]
+    undated = [making.undated(step) for step in range(4)]
     several = [features(home(n)) for n in range(7)]
-    told = volume([*undated, *days], several)
+    told = volume([*undated[:3], making.undated(10**12), *days], several)
     assert told["calls_per_day"] == 1.5  # three calls in two days
     assert told["tokens_per_day"] == 1.5 * several[0].tokens
     assert volume(undated, several[:4])["calls_per_day"] == 4.0
